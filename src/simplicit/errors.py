@@ -1,0 +1,9 @@
+"""The one exception a user sees: a line that names what is wrong and what would be accepted."""
+
+
+class InputError(ValueError):
+    """Bad input from outside: configuration, data, files, networks, arguments.
+
+    The message is one line that names the offending thing and what would be accepted.
+    The command line prints it and exits with code 2.
+    """
