@@ -1,0 +1,353 @@
+"""The convex problem of the rows: objective, gradient, duality gap, optimality residual.
+
+Row k over N features, with the Gram statistics of its target:
+
+    squared   min_w  ½ w'G w − R_k'w + ½ t2_k  +  Σ_j pen(w_j)     s.t.  Σ_j ω_j |w_j| ≤ radius_k
+    root      min_w  √(w'G w − 2 R_k'w + t2_k) +  Σ_j pen(w_j)     (square-root lasso)
+
+The gap is Fenchel's at the residual's own dual point, which needs one product with G and no sample
+(solver notes in the docs; Fercoq, Gramfort & Salmon 2015 for the lasso).
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .errors import InputError
+from .gram import Gram
+from .prox import Separable
+
+Loss = Literal["squared", "root"]
+Coefficient = float | Float[Tensor, " K"]
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    """l0·1[v≠0] + l1·|v| + (l2/2)·v² of each scaled weight v = ρ_j w_j.
+
+    The l0 part is relaxed by its perspective with the ridge (see `prox`), so it needs l2 > 0.
+
+    Args:
+        l0: Price of a non-zero; a number or one per row, (K,).
+        l1: Slope; a number or one per row.
+        l2: Curvature; a number or one per row.
+        scales: ρ ≥ 0, one per feature, (N,); 1 when omitted. A feature of scale 0 outside the
+            ball is unpenalised (such as a column of ones: the bias).
+
+    Raises:
+        InputError: On negative or not finite coefficients, or l0 > 0 where l2 = 0.
+    """
+
+    l0: Coefficient = 0.0
+    l1: Coefficient = 0.0
+    l2: Coefficient = 0.0
+    scales: Float[Tensor, " N"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("l0", "l1", "l2"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
+                raise InputError(f"penalty {name}={value}: must be finite and at least 0")
+            if isinstance(value, Tensor) and bool((value < 0).any()):
+                raise InputError(f"penalty {name} has a negative entry: must be at least 0")
+        l0, l2 = torch.as_tensor(self.l0), torch.as_tensor(self.l2)
+        if bool(((l0 > 0) & (l2 == 0)).any()):
+            raise InputError(
+                "penalty l0 > 0 with l2 = 0: the perspective of a pure l0 is zero; give l2 > 0"
+            )
+        if self.scales is not None and not bool(
+            (torch.isfinite(self.scales) & (self.scales >= 0)).all()
+        ):
+            raise InputError("penalty scales: every entry must be finite and at least 0")
+
+    def __mul__(self, factor: float) -> "Penalty":
+        """Scale the whole penalty.
+
+        Returns:
+            The penalty with l0, l1 and l2 times the factor.
+        """
+        return replace(self, l0=self.l0 * factor, l1=self.l1 * factor, l2=self.l2 * factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """Weighted l1 ball on a part of each row: Σ_{j in features} ω_j |w_j| ≤ radius.
+
+    Args:
+        features: The constrained columns, indices or a slice.
+        radius: A number or one per row, (K,); infinite means no constraint.
+        weights: ω > 0, one per constrained feature; 1 when omitted.
+
+    Raises:
+        InputError: On a negative radius or weights that are not positive and finite.
+    """
+
+    features: slice | Tensor
+    radius: Coefficient
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        radius = torch.as_tensor(self.radius)
+        if bool((radius < 0).any()) or not isinstance(self.radius, Tensor) and radius != radius:
+            raise InputError(f"ball radius {self.radius}: no weight fits; must be at least 0")
+        if self.weights is not None and not bool(
+            (torch.isfinite(self.weights) & (self.weights > 0)).all()
+        ):
+            raise InputError("ball weights: every entry must be positive and finite")
+
+
+@dataclass(frozen=True, eq=False)
+class RowProblem:
+    """K convex problems that share one Gram matrix.
+
+    Args:
+        gram: Sufficient statistics of features and targets.
+        penalty: The penalty of every row.
+        ball: The constraint, if any.
+        loss: `squared` or `root`.
+
+    Raises:
+        InputError: If shapes do not fit, or data shared by all rows are not finite.
+    """
+
+    gram: Gram
+    penalty: Penalty
+    ball: Ball | None = None
+    loss: Loss = "squared"
+
+    def __post_init__(self) -> None:
+        K, N = self.gram.R.shape
+        if self.gram.G.shape != (N, N) or self.gram.t2.shape != (K,):
+            raise InputError(
+                f"gram: G {tuple(self.gram.G.shape)}, R {(K, N)}, t2 {tuple(self.gram.t2.shape)}; "
+                "accepted are (N, N), (K, N), (K,)"
+            )
+        if self.loss not in ("squared", "root"):
+            raise InputError(f"loss {self.loss!r}: accepted are squared, root")
+        if not bool(torch.isfinite(self.gram.G).all()):
+            raise InputError("gram.G is not finite: the features hold NaN, Inf or overflow")
+        if self.penalty.scales is not None and self.penalty.scales.shape != (N,):
+            raise InputError(
+                f"penalty scales {tuple(self.penalty.scales.shape)}: accepted is ({N},)"
+            )
+        for name in ("l0", "l1", "l2"):
+            _check_rows(name, getattr(self.penalty, name), K)
+        if self.ball is not None:
+            _check_rows("radius", self.ball.radius, K)
+
+    @cached_property
+    def terms(self) -> Separable:
+        """Penalty and ball as float64 arrays of every row and feature."""
+        K, N = self.gram.R.shape
+
+        def column(value: Coefficient) -> Tensor:
+            return torch.as_tensor(value).to(self.gram.G).expand(K)[:, None].clone()
+
+        def ones() -> Tensor:
+            return self.gram.G.new_ones(N)
+
+        rho = ones() if self.penalty.scales is None else self.penalty.scales.to(self.gram.G)
+        omega, radius = 0 * ones(), column(float("inf"))
+        if self.ball is not None:
+            weights = self.ball.weights
+            omega[self.ball.features] = 1.0 if weights is None else weights.to(omega)
+            radius = column(self.ball.radius)
+        p = self.penalty
+        return Separable(column(p.l0), column(p.l1), column(p.l2), rho, omega, radius)
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, " K"]:
+        """Rows whose own data are finite, (K,)."""
+        t, finite = self.terms, torch.isfinite
+        rows = finite(self.gram.R).all(1) & finite(self.gram.t2) & ~t.radius[:, 0].isnan()
+        return rows & finite(t.l0 + t.l1 + t.l2)[:, 0]
+
+    @property
+    def free(self) -> Bool[Tensor, " N"]:
+        """Unpenalised features outside the ball; they are projected out, (N,)."""
+        return (self.terms.rho == 0) & (self.terms.omega == 0)
+
+    def penalise_ball_only(self) -> "RowProblem":
+        """Treat every feature outside the ball as free: what rows without a penalty amount to.
+
+        Returns:
+            The same rows with scale 0 outside the ball.
+        """
+        return replace(
+            self, penalty=replace(self.penalty, scales=(self.terms.omega > 0).to(self.gram.G))
+        )
+
+    def select(self, rows: slice | Tensor) -> "RowProblem":
+        """Keep some rows.
+
+        Returns:
+            Their problem, on the same Gram.
+        """
+
+        def pick(value: Coefficient) -> Coefficient:
+            return value[rows] if isinstance(value, Tensor) and value.ndim else value
+
+        p, b = self.penalty, self.ball
+        return replace(
+            self,
+            gram=self.gram.with_targets(self.gram.R[rows], self.gram.t2[rows]),
+            penalty=replace(p, l0=pick(p.l0), l1=pick(p.l1), l2=pick(p.l2)),
+            ball=None if b is None else replace(b, radius=pick(b.radius)),
+        )
+
+    def gradient_moments(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
+        """Correlate features and residuals: c = R − W G = V'(t − V w)/m, minus the loss' gradient.
+
+        Args:
+            W: Weights, (K, N).
+
+        Returns:
+            c, (K, N), float64.
+        """
+        return self.gram.R - W.to(self.gram.G) @ self.gram.G
+
+    def objective(
+        self, W: Float[Tensor, "K N"], moments: Float[Tensor, "K N"] | None = None
+    ) -> Float[Tensor, "K"]:
+        """Evaluate loss and penalty; the ball is not checked.
+
+        Args:
+            W: Weights, (K, N).
+            moments: `gradient_moments(W)` where it is known already.
+
+        Returns:
+            One number per row, (K,), float64.
+        """
+        W = W.to(self.gram.G)
+        moments = self.gradient_moments(W) if moments is None else moments
+        return objective(self.gram, self.terms, self.loss, W, moments)
+
+    def gap(
+        self, W: Float[Tensor, "K N"], moments: Float[Tensor, "K N"] | None = None
+    ) -> Float[Tensor, "K"]:
+        """Certify weights: an upper bound on objective(W) minus the optimum.
+
+        Args:
+            W: Weights, (K, N).
+            moments: `gradient_moments(W)` where it is known already.
+
+        Returns:
+            The duality gap, (K,), float64; infinite outside the ball, NaN where W is.
+        """
+        W = W.to(self.gram.G)
+        moments = self.gradient_moments(W) if moments is None else moments
+        terms, gram = self.terms, self.gram
+        gaps = torch.empty_like(gram.t2)
+        null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
+        for rows, free in ((~null, self.free), (null, terms.omega == 0)):
+            if bool(rows.any()):
+                part = Gram.of(gram.G, gram.R[rows], gram.t2[rows], gram.m)
+                gaps[rows] = gap(part, terms.rows(rows), self.loss, W[rows], moments[rows], free)
+        outside = terms.ball_norm(W) > terms.radius[:, 0] * (1 + 1e-12)
+        return torch.where(outside, torch.inf, gaps)
+
+    def kkt_residual(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K"]:
+        """Measure ‖w − prox(w + c)‖∞ with unit step: zero exactly at the optimum.
+
+        Args:
+            W: Weights, (K, N).
+
+        Returns:
+            One number per row, (K,).
+        """
+        W = W.to(self.gram.G)
+        moments, terms = self.gradient_moments(W), self.terms
+        if self.loss == "root":
+            q = mean_square(self.gram, W, moments)
+            terms = terms.times(torch.sqrt(q.clamp_min(torch.finfo(q.dtype).tiny))[:, None])
+        step = self.gram.G.new_ones(W.shape[1])
+        moved, _ = terms.prox(W + moments, step)
+        return (W - moved).abs().amax(1) if W.shape[1] else W.new_zeros(len(W))
+
+
+def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
+    """Mean squared residual ‖t − V w‖²/m from the moments; (K,).
+
+    Returns:
+        q = t2 − R'w − c'w, never negative.
+    """
+    return (gram.t2 - ((gram.R + moments) * W).sum(1)).clamp_min(0)
+
+
+def objective(gram: Gram, terms: Separable, loss: Loss, W: Tensor, moments: Tensor) -> Tensor:
+    """Loss plus penalty of each row; (K,).
+
+    Returns:
+        The objective.
+    """
+    q = mean_square(gram, W, moments)
+    return (torch.sqrt(q) if loss == "root" else 0.5 * q) + terms.value(W)
+
+
+def gap(
+    gram: Gram,
+    terms: Separable,
+    loss: Loss,
+    W: Tensor,
+    moments: Tensor,
+    free: Tensor,
+    mu: Tensor | None = None,
+) -> Tensor:
+    """Fenchel's gap at a multiple of the residual; (K,).
+
+    Free features must be orthogonal to a dual point, so the residual is first projected: what that
+    costs is added. With θ = s r, s ≤ 1 the largest that keeps the flat part of the penalty dual
+    feasible, P − D(θ) = ½(1 − s)² q + pen(w) + g*(s c) − s c'w.
+
+    Args:
+        gram: Statistics.
+        terms: Penalty and ball.
+        loss: `squared` or `root`.
+        W: Weights, (K, N), inside the ball.
+        moments: c = R − W G, (K, N).
+        free: Features that are unpenalised, (N,).
+        mu: Guess of the ball's multiplier, (K, 1); the best one when omitted.
+
+    Returns:
+        The gap, never negative.
+    """
+    q = mean_square(gram, W, moments)
+    c, lost = moments, torch.zeros_like(q)
+    if bool(free.any()):
+        f = free.nonzero()[:, 0]
+        correction = moments[:, f] @ torch.linalg.pinv(gram.G[f][:, f], hermitian=True)
+        lost = (correction * moments[:, f]).sum(1).clamp_min(0)
+        c = (moments - correction @ gram.G[f]).masked_fill(free, 0.0)
+    reduced = (q - lost).clamp_min(0)
+    if loss == "root":
+        root = torch.sqrt(reduced)
+        # a floor on ‖r‖ keeps θ feasible (‖θ‖ ≤ 1) and finite where the residual vanishes
+        sigma = torch.maximum(root, 1e-9 * torch.sqrt(gram.t2) + torch.finfo(q.dtype).tiny)
+        c, primal = c / sigma[:, None], torch.sqrt(q)
+        inner = reduced / sigma
+    else:
+        primal, inner = 0.5 * q, reduced
+    flat = (terms.l2 * terms.rho**2 == 0) & ((terms.omega == 0) | ~torch.isfinite(terms.radius))
+    limit = (terms.l1 * terms.rho) / c.abs()
+    s = torch.where(flat & (c != 0), limit, 1.0).clamp_max(1.0)
+    s = s.amin(1) if W.shape[1] else torch.ones_like(q)
+    # rounding of s·c may leave it a last bit outside: step just inside
+    s = torch.where(s < 1, s * (1 - 1e-15), s)
+    c = c * s[:, None]
+    # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
+    loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
+    if mu is None:
+        mu = terms.dual_multiplier(c)
+    elif terms.has_ball:
+        mu = torch.maximum(mu, terms.smallest_multiplier(c))
+    conjugate = terms.conjugate(c, mu)
+    return (loss_gap + terms.value(W) + conjugate - (c * W).sum(1)).clamp_min(0)
+
+
+def _check_rows(name: str, value: Coefficient, K: int) -> None:
+    if isinstance(value, Tensor) and value.ndim and value.shape != (K,):
+        raise InputError(f"{name} has shape {tuple(value.shape)}: accepted are a number or ({K},)")

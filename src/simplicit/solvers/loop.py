@@ -1,0 +1,259 @@
+"""The one loop: a few ADMM steps, Newton rounds, a float64 certificate; until every row is done."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..problem import RowProblem
+from ..solution import Solution, Status
+from . import newton
+from .admm import Admm
+from .scaled import Design, Scaled
+
+TILE = 64
+"""Rows per product: fixed and zero-padded, so a row's bits do not depend on its neighbours."""
+
+FIRST_STEPS, MOST_STEPS = 12, 200
+"""ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
+
+NEWTON_ROUNDS = 10
+"""Rounds before a row that does not close its gap goes back to ADMM."""
+
+METHODS = (Admm(), Admm(rho=3.0, dtype=torch.float64))
+"""The second takes over rows that float32 could not bring near their support."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each stage.
+
+    Attributes:
+        rows: Which rows the numbers belong to.
+        iteration: Iterations of those rows so far.
+        seconds: Since `solve` was called.
+        gap: Their relative duality gaps, (k,).
+        solved: Rows finished so far, of `total`.
+        total: All rows.
+    """
+
+    rows: slice
+    iteration: int
+    seconds: float
+    gap: Float[Tensor, " k"]
+    solved: int
+    total: int
+
+
+Callback = Callable[[Progress], bool | None]
+
+
+def solve(
+    problem: RowProblem,
+    tol: float = 1e-4,
+    max_iterations: int = 2000,
+    time_limit: float | None = None,
+    device: torch.device | str | None = None,
+    warm_start: Solution | Float[Tensor, "K N"] | None = None,
+    callback: Callback | None = None,
+    design: Design | None = None,
+) -> Solution:
+    """Solve every row and certify each in float64.
+
+    Args:
+        problem: K rows on one Gram.
+        tol: Accepted duality gap, relative to ½·t2 of the row (rooted loss: to √t2).
+        max_iterations: Cap on first-order steps and Newton rounds per row.
+        time_limit: Seconds after which no further stage is started.
+        device: Where to iterate; the Gram's own by default.
+        warm_start: Weights (K, N), or the solution of a similar problem. Its interrupted rows
+            start anew, so stopping and going on gives the same bits as never stopping.
+        callback: Called after each stage; returning True stops.
+        design: Scaled Gram and factorisation of another problem on the same Gram with the same
+            free features; saves that work on a path.
+
+    Returns:
+        Weights, gaps, objectives, multipliers, statuses and iterations.
+
+    Raises:
+        InputError: If an argument is not usable.
+    """
+    if not 0 <= tol < float("inf"):
+        raise InputError(f"tol={tol}: must be finite and at least 0")
+    if max_iterations < 0:
+        raise InputError(f"max_iterations={max_iterations}: must be at least 0")
+    start = _start(warm_start, problem)
+    watch = _Watch(time_limit, callback, len(start))
+    terms = problem.terms
+    null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
+    if bool(null.any()) and bool((problem.free != (terms.omega == 0)).any()):
+        # rows without a penalty have more free features, hence another design
+        unpenalised = problem.penalise_ball_only()
+        parts = [(~null, problem, design), (null, unpenalised, None)]
+    else:
+        parts = [(torch.ones_like(null), problem, design)]
+    order, solutions = [], []
+    for mask, part, known in parts:
+        rows = mask.nonzero()[:, 0]
+        known = known or Design(part, device)
+        for tile in rows.split(TILE):
+            chosen = part.select(tile)
+            solutions.append(_solve_tile(chosen, known, start[tile], tol, max_iterations, watch))
+            order.append(tile)
+    if not solutions:
+        return _solution(problem, start, start[:, :1].sum(1), start[:, 0].long(), tol, watch)
+    joined = Solution.concatenate(solutions)
+    return joined if len(parts) == 1 else joined.rows(torch.cat(order).argsort())
+
+
+@dataclass
+class _Watch:
+    """Clock and callback of one call."""
+
+    limit: float | None
+    callback: Callback | None
+    total: int
+    begin: float = field(default_factory=time.monotonic)
+    first: int = 0
+    stop: Status | None = None
+
+    def look(self, tile: "_Tile") -> bool:
+        """Tell whether to stop."""
+        seconds = time.monotonic() - self.begin
+        if self.limit is not None and seconds > self.limit:
+            self.stop = self.stop or Status.TIME_LIMIT
+        if self.callback is not None and self.stop is None:
+            gap, K = tile.gap[: tile.K], tile.K
+            done = self.first + K - int(tile.todo.sum())
+            rows, iteration = slice(self.first, self.first + K), int(tile.iterations.max())
+            if self.callback(Progress(rows, iteration, seconds, gap, done, self.total)):
+                self.stop = Status.INTERRUPTED
+        return self.stop is not None
+
+
+class _Tile:
+    """Rows solved together: the best certified iterate of each, and which are not done."""
+
+    def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: float, most: int) -> None:
+        self.scaled, self.K, self.most = scaled, K, most
+        # the certificate on the problem as given differs by rounding: stay a little below
+        self.tol = 0.9 * tol
+        self.V, self.gap = V, torch.full_like(scaled.t2, torch.inf)
+        self.mu, self.sigma = torch.zeros_like(V[:, :1]), torch.ones_like(V[:, :1])
+        self.iterations = torch.zeros(len(V), dtype=torch.long, device=V.device)
+        self.rows = torch.arange(len(V), device=V.device) < K
+
+    @property
+    def todo(self) -> Bool[Tensor, " K"]:
+        return self.rows & ~(self.gap <= self.tol) & (self.iterations < self.most)
+
+    def consider(self, state: newton.NewtonState, rows: Tensor) -> None:
+        """Keep the iterates of the marked rows that are better than the best so far."""
+        gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma)
+        better = (rows & (gap < self.gap))[:, None]
+        self.V = torch.where(better, state.V, self.V)
+        self.mu = torch.where(better, state.mu, self.mu)
+        self.sigma = torch.where(better, state.sigma, self.sigma)
+        self.gap = torch.where(better[:, 0], gap, self.gap)
+
+    def newton(self, V: Tensor, mu: Tensor, sigma: Tensor) -> None:
+        """Do Newton rounds from V on the rows to do until each closes its gap or stands still."""
+        state = newton.init(self.scaled, V, mu, sigma)
+        moving = self.todo
+        self.consider(state, moving)
+        for _ in range(NEWTON_ROUNDS):
+            moving = moving & self.todo
+            if not bool(moving.any()):
+                break
+            old, state = state, newton.step(self.scaled, state, moving)
+            self.iterations += moving
+            self.consider(state, moving)
+            moving = moving & ((state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0])
+
+
+def _solve_tile(
+    problem: RowProblem,
+    design: Design,
+    start: Tensor,
+    tol: float,
+    max_iterations: int,
+    watch: _Watch,
+) -> Solution:
+    K = len(start)
+    scaled = Scaled.of(problem, design).padded(TILE)
+    V = torch.zeros_like(scaled.R)
+    V[:K] = scaled.rows(slice(0, K)).scale(start)
+    tile = _Tile(scaled, V, K, tol, max_iterations)
+    if max_iterations == 0 or watch.stop is not None:
+        tile.consider(newton.init(scaled, V, tile.mu, tile.sigma), tile.rows)
+    elif bool((V != 0).any()):
+        tile.newton(V, tile.mu, scaled.root_mean_square(V))
+    stop = watch.look(tile)
+    for method in METHODS:
+        if stop or not bool(tile.todo.any()):
+            break
+        low = scaled.to(method.dtype)
+        state = method.init(low, tile.V.to(method.dtype))
+        steps = FIRST_STEPS
+        while steps <= MOST_STEPS and bool(tile.todo.any()) and not stop:
+            todo = tile.todo
+            for _ in range(min(steps, max_iterations - int(tile.iterations[todo].min()))):
+                state = method.step(low, state)
+                tile.iterations += todo
+            tile.newton(state.W.double(), state.mu.double(), state.sigma.double())
+            stop = watch.look(tile)
+            steps = 2 * steps if method is not METHODS[-1] else min(2 * steps, MOST_STEPS)
+    watch.first += K
+    W = torch.zeros_like(start)
+    W[:, design.keep] = scaled.unscale(tile.V)[:K].to(start)
+    design.recover_free(problem.gram, W)
+    mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:K, 0].to(start)
+    return _solution(problem, W, mu, tile.iterations[:K].to(start.device), tol, watch)
+
+
+def _solution(
+    problem: RowProblem, W: Tensor, mu: Tensor, iterations: Tensor, tol: float, watch: _Watch
+) -> Solution:
+    """Certify W on the problem as given and name every row's status."""
+    finite = torch.isfinite(W).all(1)
+    W = torch.where(finite[:, None], W, 0.0)
+    moments = problem.gradient_moments(W)
+    gap, objective = problem.gap(W, moments), problem.objective(W, moments)
+    reference = problem.gram.t2.sqrt() if problem.loss == "root" else 0.5 * problem.gram.t2
+    out_of_budget = watch.stop or Status.MAX_ITERATIONS
+    status = []
+    for k in range(len(W)):
+        value, limit = float(gap[k]), tol * float(reference[k])
+        if not bool(problem.valid[k]):
+            status.append(Status.INVALID_INPUT)
+        elif not (value == value and bool(finite[k])):
+            status.append(Status.NUMERICAL_ERROR)
+        elif value <= limit:
+            status.append(Status.SOLVED)
+        elif value <= 100 * limit and watch.stop is None:
+            status.append(Status.SOLVED_INACCURATE)
+        else:
+            status.append(out_of_budget)
+    return Solution(W, gap, objective, mu, tuple(status), iterations)
+
+
+def _start(warm_start: Solution | Tensor | None, problem: RowProblem) -> Float[Tensor, "K N"]:
+    start = torch.zeros_like(problem.gram.R)
+    if isinstance(warm_start, Solution):
+        fresh = [s in (Status.INTERRUPTED, Status.UNSOLVED) for s in warm_start.status]
+        known = warm_start.W.masked_fill(torch.tensor(fresh, device=start.device)[:, None], 0.0)
+    else:
+        known = warm_start
+    if known is None:
+        return start
+    if known.shape != start.shape:
+        raise InputError(
+            f"warm_start {tuple(known.shape)}: accepted are weights {tuple(start.shape)}"
+        )
+    if not bool(torch.isfinite(known).all()):
+        raise InputError("warm_start is not finite: give finite weights or leave it out")
+    return known.to(start)

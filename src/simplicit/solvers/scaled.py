@@ -1,0 +1,245 @@
+"""The problem every solver iterates on: unit features, unit targets, nothing degenerate.
+
+Free features are projected out, zero features dropped, every feature scaled to unit mean square
+(Jacobi) and every target too; penalty scales, ball weights and radius are carried along, so the
+solution is that of the problem as given and no solver ever sees units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..gram import Gram
+from ..problem import Loss, RowProblem, gap, mean_square
+from ..prox import Separable
+
+UNDERFLOW = 1e-300
+"""Mean squares below this cannot be inverted in float64; such features and targets count as zero."""
+
+SMALLEST = 1e-9
+"""Floor of the rooted loss' σ in scaled units: targets matched to this accuracy count as matched."""
+
+ROUNDING = 1e-12
+"""A projected mean square this much smaller than it was is rounding error, and counts as zero."""
+
+
+class Design:
+    """What all rows share: which features are kept, their scales, the factorised Gram.
+
+    Args:
+        problem: Any row problem on that Gram; its free features are projected out.
+        device: Where the solvers iterate.
+    """
+
+    def __init__(self, problem: RowProblem, device: torch.device | str | None = None) -> None:
+        G = problem.gram.G
+        self.device = torch.device(device or G.device)
+        self.free: Int[Tensor, " f"] = problem.free.nonzero()[:, 0]
+        penalised = (~problem.free).nonzero()[:, 0]
+        self.inverse_free = torch.linalg.pinv(G[self.free][:, self.free], hermitian=True)
+        before = G.diagonal()[penalised]
+        if len(penalised) < len(G):
+            cross = G[self.free][:, penalised]
+            G = G[penalised][:, penalised] - cross.T @ (self.inverse_free @ cross)
+        alive = G.diagonal() > (before * ROUNDING).clamp_min(UNDERFLOW)
+        if not bool(alive.all()):
+            G = G[alive][:, alive]
+        self.keep: Int[Tensor, " n"] = penalised[alive]
+        self.scale = torch.sqrt(G.diagonal())
+        self.G = (G / self.scale / self.scale[:, None]).to(self.device)
+        self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
+
+    def recover_free(self, gram: Gram, W: Float[Tensor, "K N"]) -> None:
+        """Set the free features of W, in place, to their optimum given the others.
+
+        Args:
+            gram: Statistics as given.
+            W: Weights whose free features are 0, (K, N).
+        """
+        if len(self.free):
+            moments = gram.R[:, self.free] - W @ gram.G[:, self.free]
+            W[:, self.free] = moments @ self.inverse_free
+
+    def inverse(self, rho: float, dtype: torch.dtype) -> Float[Tensor, "n n"]:
+        """Invert G + ρ I once for all rows and iterations.
+
+        Args:
+            rho: ADMM's penalty, > 0.
+            dtype: Precision of the iterations.
+
+        Returns:
+            (G + ρ I)⁻¹, symmetric.
+        """
+        if (rho, dtype) not in self._inverses:
+            shifted = self.G.to(dtype, copy=True)
+            shifted.diagonal().add_(rho)
+            factor = torch.linalg.cholesky(shifted)
+            self._inverses = {(rho, dtype): torch.cholesky_inverse(factor)}
+        return self._inverses[rho, dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """Some rows in the scaled coordinates v = w · scale / √t2.
+
+    Attributes:
+        design: What all rows share.
+        R: Cross moments, (K, n), of targets with mean square 1.
+        t2: 1, or 0 for a target that vanishes; (K,).
+        terms: Penalty and ball in the scaled coordinates.
+        loss: `squared` or `root`.
+        unit: √t2 of the targets as given, (K,).
+    """
+
+    design: Design
+    R: Float[Tensor, "K n"]
+    t2: Float[Tensor, " K"]
+    terms: Separable
+    loss: Loss
+    unit: Float[Tensor, " K"]
+
+    @classmethod
+    def of(cls, problem: RowProblem, design: Design) -> "Scaled":
+        """Scale a problem; rows that are not valid become zero rows.
+
+        Returns:
+            The scaled problem.
+        """
+        gram, t, valid = problem.gram, problem.terms, problem.valid
+        level = gram.R[:, design.free] @ design.inverse_free
+        R = gram.R[:, design.keep] - level @ gram.G[design.free][:, design.keep]
+        t2 = gram.t2 - (level * gram.R[:, design.free]).sum(1)
+        alive = valid & (t2 > (gram.t2 * ROUNDING).clamp_min(UNDERFLOW))
+        unit = torch.where(alive, torch.sqrt(t2), 1.0)
+        # the squared objective is divided by t2, the rooted one by √t2
+        power = 2 if problem.loss == "squared" else 1
+        u, s = unit[:, None], design.scale
+        clean = {n: torch.where(valid[:, None], getattr(t, n), 0.0) for n in ("l0", "l1", "l2")}
+        terms = Separable(
+            l0=clean["l0"] / u**power,
+            l1=clean["l1"] * u ** (1 - power),
+            l2=clean["l2"] * u ** (2 - power),
+            rho=t.rho[design.keep] / s,
+            omega=t.omega[design.keep] / s,
+            radius=torch.where(valid[:, None], t.radius, torch.inf) / u,
+        )
+        d = design.device
+        R = torch.where(alive[:, None], R / s / u, 0.0)
+        return cls(design, R.to(d), alive.to(R).to(d), terms.to(R.dtype, d), problem.loss, unit.to(d))
+
+    @property
+    def gram(self) -> Gram:
+        """Statistics in the scaled coordinates."""
+        return Gram.of(self.design.G, self.R, self.t2, 1)
+
+    def rows(self, index: slice | Tensor) -> "Scaled":
+        """Keep some rows.
+
+        Returns:
+            Their scaled problem.
+        """
+        return Scaled(
+            self.design,
+            self.R[index],
+            self.t2[index],
+            self.terms.rows(index),
+            self.loss,
+            self.unit[index],
+        )
+
+    def padded(self, K: int) -> "Scaled":
+        """Add zero rows up to K: a product's last bits depend on its number of rows.
+
+        Returns:
+            K rows.
+        """
+        more = K - len(self.R)
+        if more <= 0:
+            return self
+
+        def pad(x: Tensor, value: float) -> Tensor:
+            return torch.cat([x, x.new_full((more, *x.shape[1:]), value)])
+
+        t = self.terms
+        terms = Separable(
+            pad(t.l0, 0), pad(t.l1, 1), pad(t.l2, 0), t.rho, t.omega, pad(t.radius, torch.inf)
+        )
+        return Scaled(
+            self.design, pad(self.R, 0), pad(self.t2, 0), terms, self.loss, pad(self.unit, 1)
+        )
+
+    def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:
+        """Bring weights as given into scaled coordinates, inside the ball.
+
+        Returns:
+            Scaled weights.
+        """
+        design = self.design
+        V = W.to(design.device, self.R.dtype)[:, design.keep.to(design.device)]
+        V = V * design.scale.to(design.device) / self.unit[:, None]
+        return self.terms.into_ball(V)
+
+    def moments(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
+        """Correlate features and residuals, in float64.
+
+        Returns:
+            c = R − V G.
+        """
+        G = self.design.G
+        return self.R.to(G) - V.to(G) @ G
+
+    def root_mean_square(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
+        """Scale of the penalty: the root mean square residual at V (rooted loss), else 1.
+
+        Returns:
+            σ, (K, 1).
+        """
+        if self.loss == "squared":
+            return torch.ones_like(V[:, :1])
+        return torch.sqrt(mean_square(self.gram, V, self.moments(V)))[:, None].clamp_min(SMALLEST)
+
+    def gap(
+        self, V: Float[Tensor, "K n"], moments: Float[Tensor, "K n"], mu: Float[Tensor, "K 1"]
+    ) -> Float[Tensor, " K"]:
+        """Certify V; relative to ½ t2 (squared) or √t2 (rooted).
+
+        Args:
+            V: Weights inside the ball, (K, n).
+            moments: `moments(V)`.
+            mu: A guess of the ball's multiplier; any value gives a valid gap.
+
+        Returns:
+            The relative duality gap, (K,).
+        """
+        free = torch.zeros(V.shape[1], dtype=torch.bool, device=V.device)
+        value = gap(self.gram, self.terms, self.loss, V, moments, free, mu)
+        return value if self.loss == "root" else 2 * value
+
+    def unscale(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
+        """Bring scaled weights into the units as given.
+
+        Returns:
+            Weights of the kept features.
+        """
+        return V / self.design.scale.to(V) * self.unit[:, None]
+
+    def unscale_multiplier(
+        self, mu: Float[Tensor, "K 1"], sigma: Float[Tensor, "K 1"]
+    ) -> Float[Tensor, "K 1"]:
+        """Bring the ball's multiplier into the units as given.
+
+        Returns:
+            The derivative of the optimum by minus the radius.
+        """
+        return mu / sigma if self.loss == "root" else mu * self.unit[:, None]
+
+    def to(self, dtype: torch.dtype) -> "Scaled":
+        """Change precision; the design keeps its own.
+
+        Returns:
+            The same rows.
+        """
+        R, t2, terms = self.R.to(dtype), self.t2.to(dtype), self.terms.to(dtype)
+        return Scaled(self.design, R, t2, terms, self.loss, self.unit)
