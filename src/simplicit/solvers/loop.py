@@ -18,7 +18,7 @@ from .scaled import Design, Scaled
 TILE = 64
 """Rows per product: fixed and zero-padded, so a row's bits do not depend on its neighbours."""
 
-FIRST_STEPS, MOST_STEPS = 12, 200
+FIRST_STEPS, MOST_STEPS = 48, 200
 """ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
 
 NEWTON_ROUNDS = 10

@@ -1,0 +1,74 @@
+"""Least squares on a chosen support, under the constraint; and the trim to an exact budget."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .problem import Ball, Penalty, RowProblem
+from .solvers import solve
+
+RIDGE = 1e-9
+"""Curvature of the refit relative to a feature's mean square: keeps nearly dependent ones finite."""
+
+
+def refit(
+    problem: RowProblem, support: Bool[Tensor, "K N"], tol: float = 1e-6
+) -> Float[Tensor, "K N"]:
+    """Minimise the bare loss of each row over its own support, inside the ball.
+
+    Args:
+        problem: The rows; their penalty is left out, free features stay free.
+        support: Which weights may be non-zero, (K, N).
+        tol: Relative duality gap of the rows that are under the constraint.
+
+    Returns:
+        Weights, (K, N), zero off the support.
+    """
+    W = torch.zeros_like(problem.gram.R)
+    omega, radius = problem.terms.omega, problem.terms.radius[:, 0]
+    for k in range(len(W)):
+        columns = (support[k] | problem.free).nonzero()[:, 0]
+        if len(columns) == 0:
+            continue
+        gram = problem.gram.select(columns, slice(k, k + 1))
+        row = torch.cholesky_solve(gram.R.T, _factor(gram.G)).T
+        constrained = omega[columns] > 0
+        if float(row.abs()[0] @ omega[columns]) > float(radius[k]):
+            ball = Ball(constrained.nonzero()[:, 0], float(radius[k]), omega[columns][constrained])
+            penalty = Penalty(scales=constrained.to(row))
+            row = solve(RowProblem(gram, penalty, ball), tol=tol, warm_start=row).W
+        W[k, columns] = row[0]
+    return W
+
+
+def trim(problem: RowProblem, W: Float[Tensor, "K N"], budget: int) -> Float[Tensor, "K N"]:
+    """Keep the `budget` weights whose removal would cost the loss most, over all rows, and refit.
+
+    The cost of w_j is w_j² / (2 [G_SS⁻¹]_jj) on its row's support S: the optimal-brain-surgeon
+    saliency (Hassibi & Stork 1993) on the shared Gram.
+
+    Args:
+        problem: The rows.
+        W: Refitted weights with at least `budget` non-zeros, (K, N).
+        budget: Non-zeros to keep in all rows together, free features not counted.
+
+    Returns:
+        Refitted weights with exactly that many non-zeros, (K, N).
+    """
+    saliency = torch.full_like(W, -torch.inf)
+    for k in range(len(W)):
+        columns = ((W[k] != 0) | problem.free).nonzero()[:, 0]
+        inverse = torch.cholesky_inverse(_factor(problem.gram.G[columns][:, columns]))
+        saliency[k, columns] = W[k, columns] ** 2 / inverse.diagonal()
+    saliency[:, problem.free] = -torch.inf
+    keep = torch.zeros_like(W, dtype=torch.bool)
+    keep.view(-1)[saliency.view(-1).topk(budget).indices] = True
+    keep &= torch.isfinite(saliency)
+    return refit(problem, keep)
+
+
+def _factor(G: Float[Tensor, "s s"]) -> Float[Tensor, "s s"]:
+    """Cholesky factor of G with a ridge just large enough to have one."""
+    shifted = G.clone()
+    shifted.diagonal().mul_(1 + RIDGE).add_(torch.finfo(G.dtype).tiny)
+    return torch.linalg.cholesky(shifted)
