@@ -175,8 +175,7 @@ class Separable:
             curved = (left - t * self.l1 * self.rho) / curvature
             w = torch.minimum(linear, curved).clamp_min(0)
             excess = (w @ self.omega)[:, None] - self.radius
-            # a row is done when it is feasible to rounding and no further from the sphere
-            if bool((excess.abs() <= 4 * torch.finfo(size.dtype).eps * self.radius)[active].all()):
+            if bool((excess.abs() <= 64 * torch.finfo(size.dtype).eps * self.radius)[active].all()):
                 break
             low = torch.where(excess > 0, mu, low)
             high = torch.where(excess > 0, high, mu)
@@ -245,5 +244,7 @@ class Separable:
         need = self.omega > 0
         need = need & (self.l2 * self.rho**2 == 0) & torch.isfinite(self.radius)
         omega = torch.where(self.omega > 0, self.omega, 1.0)
-        mu = torch.where(need, (c.abs() - self.l1 * self.rho) / omega, 0.0)
+        # a last bit above the exact value, or rounding would leave the conjugate infinite
+        size = c.abs() * (1 + 8 * torch.finfo(c.dtype).eps)
+        mu = torch.where(need, (size - self.l1 * self.rho) / omega, 0.0)
         return mu.clamp_min(0).amax(1, keepdim=True) if c.shape[1] else torch.zeros_like(self.l0)

@@ -44,7 +44,7 @@ class Admm:
         dtype: Precision of the iterations; the certificate is float64 whatever it is.
     """
 
-    rho: float = 1.0
+    rho: float = 3.0
     relaxation: float = 1.6
     dtype: torch.dtype = torch.float32
 

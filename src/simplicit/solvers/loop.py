@@ -18,13 +18,13 @@ from .scaled import Design, Scaled
 TILE = 64
 """Rows per product: fixed and zero-padded, so a row's bits do not depend on its neighbours."""
 
-FIRST_STEPS, MOST_STEPS = 48, 200
+FIRST_STEPS, MOST_STEPS = 24, 200
 """ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
 
-NEWTON_ROUNDS = 10
+NEWTON_ROUNDS = 12
 """Rounds before a row that does not close its gap goes back to ADMM."""
 
-METHODS = (Admm(), Admm(rho=3.0, dtype=torch.float64))
+METHODS = (Admm(), Admm(dtype=torch.float64))
 """The second takes over rows that float32 could not bring near their support."""
 
 
@@ -154,7 +154,7 @@ class _Tile:
     def consider(self, state: newton.NewtonState, rows: Tensor) -> None:
         """Keep the iterates of the marked rows that are better than the best so far."""
         gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma)
-        better = (rows & (gap < self.gap))[:, None]
+        better = (rows & (state.flips == 0) & (gap < self.gap))[:, None]
         self.V = torch.where(better, state.V, self.V)
         self.mu = torch.where(better, state.mu, self.mu)
         self.sigma = torch.where(better, state.sigma, self.sigma)

@@ -14,21 +14,13 @@ gap does not close goes back to the first-order method.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..prox import Separable
 from .scaled import SMALLEST, Scaled
 
 PAD = 32
 """Supports are padded to a multiple of this, so that rows of one size are factorised together."""
-
-
-STEPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01, 0.0)
-"""Trial steps; 0 keeps a row where none of the others lowers its objective."""
-
-ENTER = 32
-"""Most features that enter a row's support in one round, those of largest moment first."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,16 @@ class NewtonState:
         moments: c = R − V G, (K, n).
         mu: The ball's multiplier, (K, 1).
         sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
+        flips: Weights changed after the last solve: set to zero because their sign turned, or
+            pulled into the ball; (K,). The moments belong to the solve before that, so V is
+            certified only where there are none.
     """
 
     V: Float[Tensor, "K n"]
     moments: Float[Tensor, "K n"]
     mu: Float[Tensor, "K 1"]
     sigma: Float[Tensor, "K 1"]
+    flips: Int[Tensor, " K"]
 
 
 def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
@@ -54,7 +50,8 @@ def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     Returns:
         The first state.
     """
-    return NewtonState(V, problem.moments(V), mu, sigma)
+    V = problem.terms.into_ball(V)
+    return NewtonState(V, problem.moments(V), mu, sigma, torch.zeros(len(V), dtype=torch.long, device=V.device))
 
 
 def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> NewtonState:
@@ -70,14 +67,14 @@ def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> Newto
     """
     V, mu, sigma = state.V.clone(), state.mu.clone(), state.sigma.clone()
     terms = problem.terms.times(state.sigma) if problem.loss == "root" else problem.terms
-    excess = state.moments.abs() - mu * terms.omega - terms.slope()
-    excess = torch.where(V == 0, excess, 0.0)
-    least = excess.topk(min(ENTER, excess.shape[1]), dim=1).values[:, -1:]
-    active = ((V != 0) | ((excess > 0) & (excess >= least))) & rows[:, None]
+    threshold = mu * terms.omega + terms.slope()
+    enter = (V == 0) & (state.moments.abs() > threshold * (1 + 1e-9) + 1e-15)
+    active = ((V != 0) | enter) & rows[:, None]
     count = active.sum(1)
     padded = (count + PAD - 1) // PAD * PAD
     V[rows & (count == 0)] = 0.0
     mu[rows & (count == 0)] = 0.0
+    sign = torch.where(V != 0, V.sign(), state.moments.sign())
     for size in padded.unique().tolist():
         if size == 0:
             continue
@@ -85,8 +82,12 @@ def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> Newto
         V[group], mu[group], sigma[group] = _solve(
             problem, state, group, active[group], count[group], size
         )
-    V = problem.terms.into_ball(V)
-    return NewtonState(V, problem.moments(V), mu, sigma)
+    moments = torch.where(rows[:, None], problem.moments(V), state.moments)
+    flip = active & (V * sign <= 0)
+    inside = problem.terms.into_ball(V.masked_fill(flip, 0.0))
+    # beyond rounding, being pulled into the ball is a change the moments do not know of
+    pulled = ~flip & ((inside - V).abs() > 1e-12 * V.abs())
+    return NewtonState(inside, moments, mu, sigma, (flip | pulled).sum(1))
 
 
 def _solve(
@@ -145,42 +146,9 @@ def _solve(
     w = a - sigma * b
     mu = torch.where(tight, (norm - radius + (state.sigma[group] - sigma) * dot(ball, b_free)), 0.0)
     mu = (mu / reach).clamp_min(0)
-    H.diagonal(dim1=1, dim2=2).sub_(curvature)
-    v = _search(problem.terms.rows(group), problem.t2[group], H, rhs, rho, omega, v, w, sign, root)
     moved = torch.zeros_like(V)
-    moved.scatter_add_(1, index, v * mask)
+    moved.scatter_add_(1, index, w * mask)
     return moved, mu, sigma
-
-
-def _search(
-    terms: Separable,
-    t2: Tensor,
-    H: Tensor,
-    rhs: Tensor,
-    rho: Tensor,
-    omega: Tensor,
-    v: Tensor,
-    w: Tensor,
-    sign: Tensor,
-    root: bool,
-) -> Tensor:
-    """Pick the best of a few steps from v towards w, signs kept and inside the ball; or v itself."""
-    t = torch.tensor(STEPS, dtype=v.dtype, device=v.device)[:, None]
-    x = v[:, None] + t * (w - v)[:, None]
-    x = torch.where(x * sign[:, None] > 0, x, 0.0)
-    norm = (x.abs() * omega[:, None]).sum(2, keepdim=True)
-    radius = terms.radius[:, None]
-    shrink = torch.where(norm > radius, radius / norm, 1.0)
-    x = torch.where(omega[:, None] > 0, x * shrink, x)
-    q = t2[:, None] + ((x @ H - 2 * rhs[:, None]) * x).sum(2)
-    scaled = x.abs() * rho[:, None]
-    l0, l1, l2 = (term[:, :, None] for term in (terms.l0, terms.l1, terms.l2))
-    beyond = scaled > terms.knee[:, :, None]
-    linear = (l1 + terms.huber[:, :, None]) * scaled
-    pen = torch.where(beyond, l1 * scaled + l0 + 0.5 * l2 * scaled**2, linear).sum(2)
-    value = (torch.sqrt(q.clamp_min(0)) if root else 0.5 * q) + pen
-    pick = value.argmin(1)
-    return x[torch.arange(len(x), device=x.device), pick]
 
 
 def _residual(
