@@ -1,3 +1,30 @@
-"""simplicit: sparse, robust, certified implicit models from trained PyTorch networks."""
+"""simplicit: sparse, robust, certified implicit models from trained PyTorch networks.
+
+model = simplicit.implicitize(net, calibration_inputs, sparsity=0.9)
+model(u); model.sparsity; model.certificate; model.save("out"); simplicit.load("out")
+"""
 
 __version__ = "0.1.0"
+
+from .archive import load
+from .errors import InputError
+from .fit import implicitize
+from .gram import Gram
+from .model import ImplicitModel
+from .problem import Ball, Penalty, RowProblem
+from .solution import Solution, Status
+from .solvers import solve
+
+__all__ = [
+    "Ball",
+    "Gram",
+    "ImplicitModel",
+    "InputError",
+    "Penalty",
+    "RowProblem",
+    "Solution",
+    "Status",
+    "implicitize",
+    "load",
+    "solve",
+]

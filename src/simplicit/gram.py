@@ -120,9 +120,7 @@ class Gram:
         Returns:
             Their statistics.
         """
-        return Gram.of(
-            self.G[columns][:, columns], self.R[rows][:, columns], self.t2[rows], self.m
-        )
+        return Gram.of(self.G[columns][:, columns], self.R[rows][:, columns], self.t2[rows], self.m)
 
     def with_targets(self, R: Float[Tensor, "K N"], t2: Float[Tensor, "K"]) -> "Gram":
         """Exchange the targets; the features' moments are shared, not copied.

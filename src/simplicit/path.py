@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import InputError
 from .problem import RowProblem
 from .solution import Solution
-from .solvers import solve
+from .solvers import Callback, solve
 from .solvers.scaled import Design
 
 DESCENT = 0.6
@@ -38,7 +38,7 @@ def zero_level(problems: Sequence[RowProblem]) -> float:
         moments, slope = problem.gradient_moments(empty), problem.terms.slope()
         if problem.loss == "root":
             # the rooted loss' gradient is c/‖r‖
-            residual = torch.sqrt((2 * replace(problem, loss="squared").objective(empty)))
+            residual = torch.sqrt(2 * replace(problem, loss="squared").objective(empty))
             moments = moments / residual.clamp_min(torch.finfo(moments.dtype).tiny)[:, None]
         ratio = torch.where(slope > 0, moments.abs() / slope, 0.0)
         largest = max(largest, float(ratio.max()))
@@ -62,6 +62,8 @@ def solve_to_budget(
     tol: float = 1e-4,
     start: float | None = None,
     report: Level | None = None,
+    callback: Callback | None = None,
+    workers: int = 1,
 ) -> tuple[float, list[Solution]]:
     """Lower one level, common to all rows, until they have `budget` non-zeros or slightly more.
 
@@ -75,6 +77,8 @@ def solve_to_budget(
         tol: Relative duality gap of each solve.
         start: A level to begin with; the highest sensible one when omitted.
         report: Called with each level and its non-zeros.
+        callback: Passed to every solve.
+        workers: Parallel blocks of rows in every solve.
 
     Returns:
         The level and one solution per problem, with at least `budget` non-zeros unless even a
@@ -94,7 +98,9 @@ def solve_to_budget(
                 replace(problem, penalty=problem.penalty * level),
                 tol=tol,
                 warm_start=None if near is None else near[i],
+                callback=callback,
                 design=designs[i],
+                workers=workers,
             )
             for i, problem in enumerate(problems)
         ]

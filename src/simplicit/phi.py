@@ -29,7 +29,9 @@ class Phi:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(PhiName):
-            raise InputError(f"activation {self.name!r}: accepted are {', '.join(get_args(PhiName))}")
+            raise InputError(
+                f"activation {self.name!r}: accepted are {', '.join(get_args(PhiName))}"
+            )
         if not (0.0 <= self.slope < math.inf):
             raise InputError(f"leaky_relu slope {self.slope}: must be finite and at least 0")
 

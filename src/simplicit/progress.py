@@ -16,7 +16,7 @@ LOG_EVERY = 5.0
 
 
 @contextmanager
-def task(description: str, total: float, console: Console | None = None) -> Iterator[Step]:
+def task(description: str, total: int | float, console: Console | None = None) -> Iterator[Step]:
     """Show one task while the `with` block runs.
 
     Args:
@@ -34,7 +34,7 @@ def task(description: str, total: float, console: Console | None = None) -> Iter
 
 
 @contextmanager
-def _bar(description: str, total: float, console: Console) -> Iterator[Step]:
+def _bar(description: str, total: int | float, console: Console) -> Iterator[Step]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,14 +45,14 @@ def _bar(description: str, total: float, console: Console) -> Iterator[Step]:
     with Progress(*columns, console=console) as progress:
         identifier = progress.add_task(description, total=total, info="")
 
-        def step(n: float = 1, info: str = "") -> None:
+        def step(n: int | float = 1, info: str = "") -> None:
             progress.update(identifier, advance=n, info=info)
 
         yield step
 
 
 @contextmanager
-def _lines(description: str, total: float, console: Console) -> Iterator[Step]:
+def _lines(description: str, total: int | float, console: Console) -> Iterator[Step]:
     start = last = time.monotonic()
     done, last_info = 0.0, ""
 
@@ -61,9 +61,11 @@ def _lines(description: str, total: float, console: Console) -> Iterator[Step]:
         left = spent * (total - done) / done if 0 < done < total else 0.0
         tail = f", about {left:.0f} s left" if left else ""
         note = f", {info}" if info else ""
-        print(f"{description}: {done:g}/{total:g}{note}, {spent:.1f} s{tail}", file=console.file)
+        print(
+            f"{description}: {done:.10g}/{total:.10g}{note}, {spent:.1f} s{tail}", file=console.file
+        )
 
-    def step(n: float = 1, info: str = "") -> None:
+    def step(n: int | float = 1, info: str = "") -> None:
         nonlocal done, last, last_info
         done, last_info = done + n, info
         if time.monotonic() - last >= LOG_EVERY and done < total:

@@ -19,7 +19,9 @@ class Status(Enum):
         "The iterations ran out: the weights are feasible and the gap is honest; raise "
         "max_iterations or loosen tol."
     )
-    TIME_LIMIT = "The time ran out: the weights are feasible and the gap is honest; raise time_limit."
+    TIME_LIMIT = (
+        "The time ran out: the weights are feasible and the gap is honest; raise time_limit."
+    )
     INTERRUPTED = (
         "The callback asked to stop: pass this solution as warm_start to the same call to go on."
     )
@@ -60,13 +62,14 @@ class Solution:
         """Non-zero weights of each row, (K,)."""
         return torch.count_nonzero(self.W, dim=1)
 
-    def rows(self, index: slice) -> "Solution":
-        """Keep some rows.
+    def rows(self, index: Int[Tensor, " k"]) -> "Solution":
+        """Keep some rows, in a given order.
 
         Returns:
             Their part of the solution.
         """
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "status"}
+        return replace(self, status=tuple(self.status[k] for k in index.tolist()), **tensors)
 
     @staticmethod
     def concatenate(parts: "list[Solution]") -> "Solution":

@@ -3,9 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from joblib import Parallel, delayed
 from torch import Tensor
 
 from ..errors import InputError
@@ -15,7 +18,7 @@ from . import newton
 from .admm import Admm
 from .scaled import Design, Scaled
 
-TILE = 64
+TILE = 32
 """Rows per product: fixed and zero-padded, so a row's bits do not depend on its neighbours."""
 
 FIRST_STEPS, MOST_STEPS = 24, 200
@@ -41,7 +44,7 @@ class Progress:
         total: All rows.
     """
 
-    rows: slice
+    rows: Int[Tensor, " k"]
     iteration: int
     seconds: float
     gap: Float[Tensor, " k"]
@@ -61,6 +64,7 @@ def solve(
     warm_start: Solution | Float[Tensor, "K N"] | None = None,
     callback: Callback | None = None,
     design: Design | None = None,
+    workers: int = 1,
 ) -> Solution:
     """Solve every row and certify each in float64.
 
@@ -75,6 +79,8 @@ def solve(
         callback: Called after each stage; returning True stops.
         design: Scaled Gram and factorisation of another problem on the same Gram with the same
             free features; saves that work on a path.
+        workers: Threads that solve blocks of rows side by side. They share the arrays; the blocks,
+            and with one BLAS thread the bits, do not depend on how many there are.
 
     Returns:
         Weights, gaps, objectives, multipliers, statuses and iterations.
@@ -96,18 +102,17 @@ def solve(
         parts = [(~null, problem, design), (null, unpenalised, None)]
     else:
         parts = [(torch.ones_like(null), problem, design)]
-    order, solutions = [], []
+    tiles = []
     for mask, part, known in parts:
-        rows = mask.nonzero()[:, 0]
         known = known or Design(part, device)
-        for tile in rows.split(TILE):
-            chosen = part.select(tile)
-            solutions.append(_solve_tile(chosen, known, start[tile], tol, max_iterations, watch))
-            order.append(tile)
-    if not solutions:
-        return _solution(problem, start, start[:, :1].sum(1), start[:, 0].long(), tol, watch)
-    joined = Solution.concatenate(solutions)
-    return joined if len(parts) == 1 else joined.rows(torch.cat(order).argsort())
+        tiles += [(part.select(rows), known, rows) for rows in mask.nonzero()[:, 0].split(TILE)]
+    pool = Parallel(n_jobs=max(1, min(workers, len(tiles))), backend="threading")
+    solutions = pool(
+        delayed(_solve_tile)(part, known, start[rows], rows, tol, max_iterations, watch)
+        for part, known, rows in tiles
+    )
+    order = torch.cat([rows for _, _, rows in tiles])
+    return Solution.concatenate(cast(list[Solution], solutions)).rows(order.argsort())
 
 
 @dataclass
@@ -118,21 +123,27 @@ class _Watch:
     callback: Callback | None
     total: int
     begin: float = field(default_factory=time.monotonic)
-    first: int = 0
+    done: int = 0
     stop: Status | None = None
+    lock: Lock = field(default_factory=Lock)
 
-    def look(self, tile: "_Tile") -> bool:
-        """Tell whether to stop."""
-        seconds = time.monotonic() - self.begin
-        if self.limit is not None and seconds > self.limit:
-            self.stop = self.stop or Status.TIME_LIMIT
-        if self.callback is not None and self.stop is None:
-            gap, K = tile.gap[: tile.K], tile.K
-            done = self.first + K - int(tile.todo.sum())
-            rows, iteration = slice(self.first, self.first + K), int(tile.iterations.max())
-            if self.callback(Progress(rows, iteration, seconds, gap, done, self.total)):
-                self.stop = Status.INTERRUPTED
-        return self.stop is not None
+    def look(self, tile: "_Tile", rows: Int[Tensor, " k"]) -> bool:
+        """Report a tile's state and tell whether to stop."""
+        with self.lock:
+            seconds = time.monotonic() - self.begin
+            if self.limit is not None and seconds > self.limit:
+                self.stop = self.stop or Status.TIME_LIMIT
+            if self.callback is not None and self.stop is None:
+                gap, iteration = tile.gap[: len(rows)], int(tile.iterations.max())
+                solved = self.done + len(rows) - int(tile.todo.sum())
+                if self.callback(Progress(rows, iteration, seconds, gap, solved, self.total)):
+                    self.stop = Status.INTERRUPTED
+            return self.stop is not None
+
+    def finish(self, rows: Int[Tensor, " k"]) -> None:
+        """Count a tile as done."""
+        with self.lock:
+            self.done += len(rows)
 
 
 class _Tile:
@@ -179,6 +190,7 @@ def _solve_tile(
     problem: RowProblem,
     design: Design,
     start: Tensor,
+    rows: Tensor,
     tol: float,
     max_iterations: int,
     watch: _Watch,
@@ -192,7 +204,7 @@ def _solve_tile(
         tile.consider(newton.init(scaled, V, tile.mu, tile.sigma), tile.rows)
     elif bool((V != 0).any()):
         tile.newton(V, tile.mu, scaled.root_mean_square(V))
-    stop = watch.look(tile)
+    stop = watch.look(tile, rows)
     for method in METHODS:
         if stop or not bool(tile.todo.any()):
             break
@@ -205,9 +217,9 @@ def _solve_tile(
                 state = method.step(low, state)
                 tile.iterations += todo
             tile.newton(state.W.double(), state.mu.double(), state.sigma.double())
-            stop = watch.look(tile)
+            stop = watch.look(tile, rows)
             steps = 2 * steps if method is not METHODS[-1] else min(2 * steps, MOST_STEPS)
-    watch.first += K
+    watch.finish(rows)
     W = torch.zeros_like(start)
     W[:, design.keep] = scaled.unscale(tile.V)[:K].to(start)
     design.recover_free(problem.gram, W)

@@ -51,7 +51,9 @@ def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
         The first state.
     """
     V = problem.terms.into_ball(V)
-    return NewtonState(V, problem.moments(V), mu, sigma, torch.zeros(len(V), dtype=torch.long, device=V.device))
+    return NewtonState(
+        V, problem.moments(V), mu, sigma, torch.zeros(len(V), dtype=torch.long, device=V.device)
+    )
 
 
 def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> NewtonState:

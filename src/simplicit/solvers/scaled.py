@@ -6,6 +6,7 @@ solution is that of the problem as given and no solver ever sees units.
 """
 
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +51,7 @@ class Design:
         self.scale = torch.sqrt(G.diagonal())
         self.G = (G / self.scale / self.scale[:, None]).to(self.device)
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
+        self._lock = Lock()
 
     def recover_free(self, gram: Gram, W: Float[Tensor, "K N"]) -> None:
         """Set the free features of W, in place, to their optimum given the others.
@@ -72,12 +74,13 @@ class Design:
         Returns:
             (G + ρ I)⁻¹, symmetric.
         """
-        if (rho, dtype) not in self._inverses:
-            shifted = self.G.to(dtype, copy=True)
-            shifted.diagonal().add_(rho)
-            factor = torch.linalg.cholesky(shifted)
-            self._inverses = {(rho, dtype): torch.cholesky_inverse(factor)}
-        return self._inverses[rho, dtype]
+        with self._lock:
+            if (rho, dtype) not in self._inverses:
+                shifted = self.G.to(dtype, copy=True)
+                shifted.diagonal().add_(rho)
+                factor = torch.linalg.cholesky(shifted)
+                self._inverses[rho, dtype] = torch.cholesky_inverse(factor)
+            return self._inverses[rho, dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,9 @@ class Scaled:
         )
         d = design.device
         R = torch.where(alive[:, None], R / s / u, 0.0)
-        return cls(design, R.to(d), alive.to(R).to(d), terms.to(R.dtype, d), problem.loss, unit.to(d))
+        return cls(
+            design, R.to(d), alive.to(R).to(d), terms.to(R.dtype, d), problem.loss, unit.to(d)
+        )
 
     @property
     def gram(self) -> Gram:

@@ -1,0 +1,251 @@
+"""The YAML file, strictly: every key is known, every value possible, every error one line."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml import MarkedYAMLError, YAMLError
+
+from .config_errors import explain, key
+from .data import DATASETS
+from .errors import InputError
+from .explicit import OPTIMIZERS
+
+PAPER = {"structure": "full", "bias": False, "closed_loop": False}
+"""What `preset: paper` sets where the file is silent: the model as in arXiv 2209.09389."""
+
+COUNT = "a whole number, at least 1"
+PART = "a number above 0, at most 1 (0.05 is 5 %)"
+POSITIVE = "a number above 0"
+SWITCH = "true or false"
+
+Count = Annotated[int, Field(ge=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+File = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Explicit(Section):
+    """The explicit network: its shape, and how it is trained."""
+
+    type: str = key(
+        "fnn",
+        "plain feed-forward network with ReLU, or a class of your own",
+        "fnn or an import path package.module:Class",
+        pattern=r"^(fnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+    )
+    architecture: tuple[Count, ...] = key(
+        (784, 64, 32, 16, 10),
+        "layer sizes of an fnn, inputs first, classes last",
+        "a list of at least 2 whole numbers, each at least 1",
+        min_length=2,
+        strict=False,
+    )
+    bias: bool = key(False, "whether the layers of an fnn have biases", SWITCH)
+    arguments: dict[str, Any] = key(
+        {}, "keyword arguments of the class of an import path", "a mapping of argument names"
+    )
+    weights: File | None = key(
+        None, "trained weights to load instead of training", "a .safetensors file, or null"
+    )
+    optimizer: str = key("Adam", "optimiser of torch.optim", OPTIMIZERS)
+    epoch: Count = key(10, "passes over the training set", COUNT)
+    lr: Positive = key(1e-3, "learning rate", POSITIVE)
+    log_interval: Count = key(10_000, "samples between two log lines", COUNT)
+    training_size: Part = key(1.0, "fraction of the training set to train on", PART)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return _one_of(OPTIMIZERS, name)
+
+    @model_validator(mode="after")
+    def _arguments_of_a_class(self) -> "Explicit":
+        if self.arguments and self.type == "fnn":
+            raise ValueError("explicit.arguments: only with an import path as explicit.type")
+        return self
+
+
+class Implicit(Section):
+    """The implicit model: what is minimised, over which structure, and how it is solved."""
+
+    evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
+    workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
+    preset: Literal["paper"] | None = key(
+        None, "the papers' recipe: full structure, no biases, open loop", "paper or null"
+    )
+    structure: Literal["auto", "full", "triangular", "layered"] = key(
+        "auto",
+        "which entries of A may be used",
+        ("auto", "full", "triangular", "layered"),
+    )
+    kappa: Annotated[float, Field(gt=0, lt=1)] = key(
+        0.99, "bound on the norm of A; full structure only", "a number above 0 and below 1"
+    )
+    objective: Literal["sparsity", "robustness"] = key(
+        "sparsity", "which penalty: few weights, or small row norms", ("sparsity", "robustness")
+    )
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = key(
+        None,
+        "fraction of the explicit network's weights to do without; overrides alpha, sparsity_ratio",
+        "a number, at least 0 and below 1, or null",
+    )
+    lambda1: Positive = key(0.1, "weight of the matching loss", POSITIVE)
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = key(
+        1e-2, "weight of the penalty", "a number, at least 0"
+    )
+    sparsity_ratio: Annotated[float, Field(ge=0, lt=100)] = key(
+        0.0,
+        "percentage of the smallest weights pruned after the solve",
+        "a number, at least 0 and below 100 (30 is 30 %)",
+    )
+    training_size: Part = key(0.2, "fraction of the training set whose states are matched", PART)
+    bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
+    closed_loop: bool = key(
+        True, "match layer by layer on the states of the model so far; not with full", SWITCH
+    )
+    tol: Positive = key(1e-4, "relative duality gap at which a row is solved", POSITIVE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") == "paper":
+            return PAPER | values
+        return values
+
+
+class Evaluation(Section):
+    """What is measured, on which data."""
+
+    baselines: tuple[Literal["explicit", "implicit"], ...] = key(
+        ("explicit", "implicit"),
+        "which models are evaluated",
+        "a list of explicit, implicit, each at most once",
+        min_length=1,
+        strict=False,
+    )
+    metric: Literal["sparsity", "robustness"] = key(
+        "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
+    )
+    dataset: str = key("FashionMNIST", "dataset", DATASETS)
+    bs: Count = key(64, "every batch size", COUNT)
+
+    @field_validator("baselines")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once(names)
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        return _one_of(DATASETS, name)
+
+
+class Config(Section):
+    """One run, with every default filled in."""
+
+    explicit: Explicit = key(Explicit(), "the explicit network", "a section of keys")
+    implicit: Implicit = key(Implicit(), "the implicit model", "a section of keys")
+    evaluation: Evaluation = key(Evaluation(), "the evaluation", "a section of keys")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = key(
+        (0,),
+        "one full run each",
+        "a list of whole numbers, at least 0, each once ([0, 1, 2])",
+        min_length=1,
+        strict=False,
+    )
+    data_dir: File = key(Path("data"), "folder of the datasets", "a path")
+    device: str = key(
+        "cpu", "where tensors live", "cpu, cuda, cuda:N or mps", pattern=r"^(cpu|mps|cuda(:\d+)?)$"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return _each_once(seeds)
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load` reads back to an equal one.
+
+        Returns:
+            The text.
+        """
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file; numbers like `1e-2` are numbers.
+        overrides: `key=value` with dots between section and key, e.g. `implicit.kappa=0.9`; the
+            value is YAML. They win over the file.
+
+    Returns:
+        The configuration, frozen.
+
+    Raises:
+        InputError: If the file cannot be read, or a key or value is not accepted: one line that
+            names it.
+    """
+    try:
+        tree: Any = OmegaConf.load(path)
+        if not isinstance(tree, DictConfig) or not tree:
+            raise InputError(f"{path}: no keys; expected are {', '.join(Config.model_fields)}")
+        for override in overrides:
+            tree = _override(tree, override)
+        values = OmegaConf.to_container(tree, resolve=True)
+    except YAMLError as error:
+        raise InputError(f"{path}{_explain_yaml(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or 'not a mapping of sections'}") from error
+    except OmegaConfBaseException as error:
+        where = f" {error.full_key}:" if error.full_key else ""
+        raise InputError(f"{path}:{where} {str(error).splitlines()[0]}") from error
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, Config)) from error
+
+
+def _override(tree: Any, override: str) -> Any:
+    name, equals, _ = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise InputError(f"override {override!r}: expected is key=value, e.g. implicit.kappa=0.9")
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+    except YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML") from error
+    except TypeError as error:
+        parent = name.rpartition(".")[0]
+        raise InputError(f"override {override!r}: {parent} has no keys of its own") from error
+
+
+def _explain_yaml(error: YAMLError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f", line {error.problem_mark.line + 1}: not valid YAML ({error.problem})"
+    return f": not valid YAML ({str(error).splitlines()[0]})"
+
+
+def _one_of(accepted: Sequence[str], name: str) -> str:
+    if name not in accepted:
+        raise ValueError
+    return name
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError
+    return values

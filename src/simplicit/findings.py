@@ -1,0 +1,161 @@
+"""What a run has found, from its tables: sentences and sums that the report shows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .plots import read
+
+Row = dict[str, Any]
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def summary(metrics: Sequence[Row]) -> str:
+    """Say in words what the run has found.
+
+    Args:
+        metrics: Rows of `metrics.json`.
+
+    Returns:
+        A paragraph; its numbers are means over the seeds, its norm the largest of them.
+    """
+    explicit, implicit = (
+        [row for row in metrics if row["model"] == model] for model in ("explicit", "implicit")
+    )
+    if not implicit:
+        return "This run has no implicit model yet."
+    before, after = mean(explicit, "test_accuracy"), mean(implicit, "test_accuracy")
+    sparsity, converged = mean(implicit, "sparsity"), mean(implicit, "converged")
+    said = []
+    if math.isfinite(after):
+        said.append(f"The implicit model classifies {percent(after)} of the test samples correctly")
+        if math.isfinite(before):
+            said[-1] += f", the explicit network {percent(before)}: {_points(after - before)}"
+    if math.isfinite(sparsity):
+        said.append(
+            f"It has {1 - sparsity:.3g} times the explicit network's non-zero weights, "
+            f"a sparsity of {percent(sparsity)}"
+        )
+        said[-1] += "" if sparsity >= 0 else " (negative: it has more)"
+    if norms := [read.number(r["certificate_norm"]) for r in implicit if "certificate_norm" in r]:
+        proven = all(norm < 1 for norm in norms)  # not so for nan
+        method = " and ".join(dict.fromkeys(str(r.get("certificate_method")) for r in implicit))
+        said.append(
+            f"It is provably well-posed, every input has exactly one equilibrium: its state matrix "
+            f"has norm {max(norms):.6g} < 1 ({method})"
+            if proven
+            else "Its well-posedness is not proven: no norm of its state matrix below 1 was found"
+        )
+    if math.isfinite(converged):
+        share = "all" if converged == 1 else f"{percent(converged)} of the"
+        said.append(f"The equilibrium was found for {share} test samples")
+    if (seeds := len({str(row.get("seed")) for row in implicit})) > 1:
+        said.append(f"Numbers are means over {seeds} seeds")
+    return " ".join(f"{sentence}." for sentence in said)
+
+
+def results(metrics: Sequence[Row]) -> list[Row]:
+    """Complete the metrics with `points` and, for several seeds, one mean a model.
+
+    Args:
+        metrics: Rows of `metrics.json`.
+
+    Returns:
+        The rows with `points`, the accuracy gained over the explicit network of the same seed
+        in percentage points, followed by the means, whose `seed` is `mean`.
+    """
+    columns = ("test_accuracy", "points", "sparsity", "nonzeros", "parameters", "bytes", "seconds")
+    explicit = {
+        str(row.get("seed")): read.number(row.get("test_accuracy"))
+        for row in metrics
+        if row["model"] == "explicit"
+    }
+    rows = []
+    for row in metrics:
+        before = explicit.get(str(row.get("seed")), math.nan)
+        points = 100 * (read.number(row.get("test_accuracy")) - before)
+        rows.append(row | {"points": math.nan if row["model"] == "explicit" else points})
+    means = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        same = [row for row in rows if row["model"] == model]
+        if len(same) > 1:
+            average = {column: mean(same, column) for column in columns}
+            means.append({"model": model, "seed": "mean"} | average)
+    return rows + means
+
+
+def layers(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[Row]:
+    """Sum up the row problems of each layer.
+
+    Args:
+        rows: `rows.csv`.
+        names: What to call a layer, where that is not its own name.
+
+    Returns:
+        One row a layer and seed. `worst` is the largest relative gap of the solved rows; `other`
+        counts the rest by status, each with its largest relative distance from the dual bound.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Mapping[str, str]]]] = {}
+    for row in rows:
+        group = groups.setdefault((row.get("seed", ""), row["layer"]), {})
+        group.setdefault(row["status"].lower(), []).append(row)
+    found = []
+    for (seed, layer), by_status in groups.items():
+        everything = [row for rows in by_status.values() for row in rows]
+        solved = by_status.pop("solved", [])
+        other = [
+            f"{len(rows)} × {status} ({_worst(rows):.2g})" for status, rows in by_status.items()
+        ]
+        found.append(
+            {
+                "layer": names.get(layer, layer),
+                "seed": seed,
+                "rows": len(everything),
+                "solved": len(solved),
+                "worst": _worst(solved),
+                "other": ", ".join(other),
+                "nonzeros": read.numbers(everything, "nonzeros").sum(),
+                "iterations": read.numbers(everything, "iterations").max(),
+            }
+        )
+    return found
+
+
+def _worst(rows: Sequence[Mapping[str, str]]) -> float:
+    return float(read.numbers(rows, "relative_gap").max()) if rows else math.nan  # nan if one is
+
+
+def mean(rows: Sequence[Row], column: str) -> float:
+    """Average a column.
+
+    Args:
+        rows: Any number of rows.
+        column: Its name.
+
+    Returns:
+        The mean of the rows' numbers; nan if there is no row or a number is missing.
+    """
+    return float(read.numbers(rows, column).mean()) if rows else math.nan
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction for a reader.
+
+    Args:
+        fraction: Any number.
+
+    Returns:
+        Percent with two digits after the point; 100.00 % means all, it is not rounded up to.
+    """
+    percentage = 100 * fraction
+    if fraction < 1:
+        percentage = min(percentage, 99.99)
+    return f"{percentage:.2f} %".replace("-", MINUS)
+
+
+def _points(change: float) -> str:
+    points = round(100 * change, 2)
+    if points == 0:
+        return "none lost"
+    return f"{abs(points):.2f} points {'gained' if points > 0 else 'lost'}"

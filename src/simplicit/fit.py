@@ -1,0 +1,134 @@
+"""implicitize(): a trained network in, a sparse and certified implicit model out."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import threads
+from .capture import capture
+from .errors import InputError
+from .match import Structure
+from .matching import Matching, Row
+from .model import ImplicitModel
+from .recipe import Recipe
+from .states import batches
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """An implicit model and how it came about.
+
+    Attributes:
+        model: The model, in the teacher's dtype.
+        rows: One record per row problem: layer, row, status, gap, objective, bound, …
+        trace: Relative gaps of the solves against time, one record per stage of a solve.
+        seconds: Time of each phase.
+    """
+
+    model: ImplicitModel
+    rows: list[Row]
+    trace: list[Row]
+    seconds: dict[str, float]
+
+
+def implicitize(
+    net: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    *,
+    objective: Literal["sparsity", "robustness"] = "sparsity",
+    sparsity: float | None = None,
+    structure: Literal["auto", "full", "triangular", "layered"] = "auto",
+    kappa: float = 0.99,
+    preset: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> ImplicitModel:
+    """Turn a trained network into an implicit model by convex state matching (arXiv 2209.09389).
+
+    Args:
+        net: A network of linear maps and elementwise activations that returns logits; it is not
+            changed.
+        inputs: Calibration inputs without labels: a tensor in the network's own input shape, or an
+            iterable of batches.
+        objective: `sparsity` or `robustness`.
+        sparsity: Budget: the fraction of the network's weights to do without, in [0, 1).
+        structure: Which entries of A may be used: `full`, `triangular`, `layered` or `auto`.
+        kappa: Bound on ‖A‖∞,ω for `full`.
+        preset: `paper` for a reconstruction of the paper's recipe.
+        seed: Seed of whatever is random; the convex solve itself is not.
+        **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
+            of `fit`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the network, the inputs or an option cannot be used.
+    """
+    settings = {name: options.pop(name) for name in list(options) if name in Recipe.__annotations__}
+    unknown = set(options) - {"batch_size", "workers", "device", "checkpoint"}
+    if unknown:
+        accepted = (*Recipe.__annotations__, "batch_size", "workers", "device", "checkpoint")
+        raise InputError(f"unknown option {min(unknown)!r}: accepted are {', '.join(accepted)}")
+    recipe = Recipe(
+        objective=objective, sparsity=sparsity, structure=structure, kappa=kappa, **settings
+    ).with_preset(preset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return fit(net, inputs, recipe, **options).model
+
+
+def fit(
+    net: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    recipe: Recipe,
+    *,
+    batch_size: int = 1000,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    checkpoint: Path | None = None,
+) -> Fit:
+    """Do what `implicitize` does, and keep the certificates of the rows.
+
+    Args:
+        net: The teacher.
+        inputs: Calibration inputs.
+        recipe: What to solve.
+        batch_size: Samples a step of the passes over the data.
+        workers: Parallel blocks of rows; all processors when omitted.
+        device: Where the row problems are solved; the network's own by default.
+        checkpoint: Folder that keeps finished blocks, for a run that is stopped and taken up.
+
+    Returns:
+        The model and its records.
+    """
+    clock = _Clock()
+    stream = batches(inputs, batch_size)
+    equations = capture(net, stream.example)
+    structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
+    matching = Matching(equations, stream, recipe, structure, workers, device, checkpoint)
+    clock.lap("capture")
+    gram = matching.gram(None)
+    clock.lap("states")
+    with threads.single_threaded():
+        matching.plan(gram)
+        clock.lap("level")
+        for index in range(len(matching.blocks)):
+            matching.solve_block(index, gram)
+        clock.lap("solve")
+    return Fit(matching.model(), matching.rows, matching.trace, clock.laps)
+
+
+@dataclass
+class _Clock:
+    last: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self.last = now - self.last, now

@@ -1,0 +1,266 @@
+"""One convex problem per row: find the level that meets the budget, solve layer by layer, refit."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import progress, threads
+from .equations import StateEquations
+from .equilibrium import Block
+from .errors import InputError
+from .files import replace_with, write_json
+from .gram import Gram
+from .match import RowBlock, Structure, ball_weights, penalty_scales, row_blocks
+from .model import ImplicitModel
+from .path import count, solve_to_budget
+from .problem import Ball, RowProblem
+from .recipe import Recipe, prune_smallest
+from .refit import refit, trim
+from .solution import Solution, Status
+from .solvers import Progress, solve
+from .states import Batches, collect
+
+Row = dict[str, Any]
+
+
+class Matching:
+    """The model while it is built: weights W of [Z Y] on V = [X U 1], block after block."""
+
+    def __init__(
+        self,
+        equations: StateEquations,
+        stream: Batches,
+        recipe: Recipe,
+        structure: Structure,
+        workers: int | None,
+        device: torch.device | str | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.equations, self.stream, self.recipe = equations, stream, recipe
+        self.structure, self.checkpoint = structure, checkpoint
+        self.workers = min(workers or threads.available(), threads.available())
+        self.device = torch.device(device or equations.output.terms[0].weight.device)
+        self.blocks = row_blocks(equations, structure, recipe.bias)
+        n, p, q = equations.n, equations.p, equations.q
+        kind = {"dtype": torch.float64, "device": self.device}
+        self.W = torch.zeros(n + q, n + p + int(recipe.bias), **kind)
+        A, *_ = equations.dense()
+        self.omega = ball_weights(A, recipe.kappa).to(self.device)
+        self.rho = torch.ones(self.W.shape[1], **kind)
+        self.quotas: list[int | None] = [None] * len(self.blocks)
+        self.level: float | None = None
+        self.rows: list[Row] = []
+        self.trace: list[Row] = []
+        self.start = time.monotonic()
+
+    def gram(self, done: int | None) -> Gram:
+        """Pass over the data: teacher's targets; the model's states for the first `done` blocks."""
+        e = self.equations
+        gram = Gram(self.W.shape[1], e.n + e.q, self.device)
+        for batch in self.stream:
+            U, Z, Y = (t.to(self.device) for t in collect(e, batch))
+            X = e.activate(Z) if done is None else self.states(U, e.activate(Z), done)
+            gram.update(self.features(X, U), torch.cat([Z, Y], dim=1))
+        if not bool(torch.isfinite(gram.G).all() and torch.isfinite(gram.R).all()):
+            raise InputError("the network's states are not finite on the calibration inputs")
+        return gram
+
+    def features(self, X: Tensor, U: Tensor) -> Tensor:
+        ones = [torch.ones_like(U[:, :1])] if self.recipe.bias else []
+        return torch.cat([X, U, *ones], dim=1)
+
+    def states(self, U: Tensor, X: Tensor, done: int) -> Tensor:
+        """States of the model so far; the teacher's for the layers not matched yet."""
+        e = self.equations
+        if self.structure == "full":
+            return self.model(U.dtype).equilibrium(U).states.detach() if done else X
+        V = self.features(X, U)
+        for block, equation in zip(self.blocks[:done], e.hidden, strict=False):
+            V[:, block.rows] = equation.phi(V @ self.W[block.rows].T)
+        return V[:, : e.n]
+
+    def problem(self, block: RowBlock, gram: Gram) -> RowProblem:
+        """Write the row problems of a block at penalty level 1."""
+        n, recipe = self.equations.n, self.recipe
+        small = gram.select(block.columns.to(self.device), block.rows)
+        ones = (torch.arange(len(self.rho)) < n + self.equations.p).to(self.rho)
+        columns = block.columns.to(self.device)
+        ball = None
+        if self.structure == "full" and block.rows.start < n:
+            radius = recipe.kappa * self.omega[block.rows]
+            ball = Ball((columns < n).nonzero()[:, 0], radius, self.omega)
+        penalty = recipe.penalty(gram.m, self.rho[columns], ones[columns])
+        return RowProblem(small, penalty, ball, recipe.loss)
+
+    def plan(self, gram: Gram) -> None:
+        """Set the penalty scales and, under a budget, the level and each block's share."""
+        self.rho = penalty_scales(self.equations, gram)
+        if self.recipe.sparsity is None:
+            return
+        saved = self.checkpoint and self.checkpoint / "plan.json"
+        if saved and saved.exists():
+            plan = json.loads(saved.read_text("utf-8"))
+            self.level, self.quotas = plan["level"], plan["quotas"]
+            return
+        budget = round((1 - self.recipe.sparsity) * self.equations.nonzeros)
+        problems = [self.problem(block, gram) for block in self.blocks]
+        with progress.task("finding the penalty level", total=1) as step:
+
+            def report(level: float, weights: int) -> None:
+                step(0, f"{weights} weights, {budget} wanted")
+
+            self.level, solutions = solve_to_budget(
+                problems, budget, tol=self.recipe.tol, workers=self.workers, report=report
+            )
+            step(1, f"level {self.level:.3g}")
+        counts = [count(s, p.free) for s, p in zip(solutions, problems, strict=True)]
+        self.quotas = list(_shares(counts, budget))
+        if saved:
+            plan = {"level": self.level, "quotas": self.quotas}
+            write_json(saved, plan)
+
+    def solve_block(self, index: int, gram: Gram) -> None:
+        """Solve one block of rows, trim it to its share, refit, keep the records."""
+        block, quota = self.blocks[index], self.quotas[index]
+        if self._restore(index):
+            return
+        # the first layer sees only inputs: its features are the teacher's whatever the loop
+        looped = self.recipe.closed_loop and index > 0
+        problem = self.problem(block, self.gram(index) if looped else gram)
+        events: list[Progress] = []
+        begin = time.monotonic() - self.start
+        with progress.task(f"solving {block.name}", total=len(problem.gram.R)) as step:
+            seen = 0
+
+            def look(event: Progress) -> None:
+                nonlocal seen
+                events.append(event)
+                if quota is None:
+                    step(event.solved - seen, f"gap {float(event.gap.max()):.1e}")
+                    seen = event.solved
+
+            def report(level: float, weights: int) -> None:
+                step(0, f"{weights} weights, {quota} wanted")
+
+            tol = self.recipe.tol
+            if quota is None:
+                solution = solve(problem, tol=tol, callback=look, workers=self.workers)
+                W = solution.W
+            else:
+                level, (solution,) = solve_to_budget(
+                    [problem],
+                    quota,
+                    tol=tol,
+                    start=self.level,
+                    report=report,
+                    callback=look,
+                    workers=self.workers,
+                )
+                problem = replace(problem, penalty=problem.penalty * level)
+                W = trim(problem, refit(problem, solution.W != 0), quota)
+            step(len(problem.gram.R) - seen)
+        if quota is None and self.recipe.sparsity_ratio:
+            kept = W[:, ~problem.free]
+            W[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
+        self.W[block.rows, block.columns.to(self.device)] = W
+        rows = list(self._records(block, problem, solution, W))
+        trace = list(_trace(block.name, begin, events, self.recipe.loss))
+        self.rows += rows
+        self.trace += trace
+        self._keep(index, rows, trace)
+
+    def _records(
+        self, block: RowBlock, problem: RowProblem, solution: Solution, W: Tensor
+    ) -> Iterable[Row]:
+        bound, objective = solution.objective - solution.gap, problem.objective(W)
+        t2 = problem.gram.t2
+        reference = torch.sqrt(t2) if problem.loss == "root" else 0.5 * t2
+        for k in range(len(W)):
+            yield {
+                "layer": block.name,
+                "row": k,
+                "status": solution.status[k].name.lower(),
+                "gap": float(solution.gap[k]),
+                "relative_gap": float(solution.gap[k] / reference[k]) if reference[k] > 0 else 0.0,
+                "objective": float(objective[k]),
+                "bound": float(bound[k]),
+                "nonzeros": int(torch.count_nonzero(W[k, ~problem.free])),
+                "iterations": int(solution.iterations[k]),
+            }
+        bad = {s for s in solution.status if s in (Status.NUMERICAL_ERROR, Status.INVALID_INPUT)}
+        if bad:
+            raise InputError(f"layer {block.name}: {min(s.value for s in bad)}")
+
+    def _file(self, index: int) -> Path | None:
+        return self.checkpoint and self.checkpoint / f"block-{index}.safetensors"
+
+    def _keep(self, index: int, rows: list[Row], trace: list[Row]) -> None:
+        if file := self._file(index):
+            tensors = {"W": self.W[self.blocks[index].rows].cpu().contiguous()}
+            records = {"rows": json.dumps(rows), "trace": json.dumps(trace)}
+            with replace_with(file) as temporary:
+                save_file(tensors, temporary, records)
+
+    def _restore(self, index: int) -> bool:
+        file = self._file(index)
+        if file is None or not file.exists():
+            return False
+        with safe_open(file, "pt") as saved:
+            self.W[self.blocks[index].rows] = saved.get_tensor("W").to(self.W)
+            records = saved.metadata()
+        self.rows += json.loads(records["rows"])
+        self.trace += json.loads(records["trace"])
+        return True
+
+    def model(self, dtype: torch.dtype | None = None) -> ImplicitModel:
+        """Cut W into A, B, C, D, b, d."""
+        e, n, p = self.equations, self.equations.n, self.equations.p
+        states, outputs = self.W[:n], self.W[n:]
+        biased = self.recipe.bias
+        blocks = [Block(eq.name, eq.size, eq.phi) for eq in reversed(e.hidden)]
+        model = ImplicitModel(
+            states[:, :n],
+            states[:, n : n + p],
+            outputs[:, :n],
+            outputs[:, n : n + p],
+            states[:, -1] if biased else None,
+            outputs[:, -1] if biased else None,
+            blocks=blocks,
+            structure=self.structure,
+            input_shape=e.input_shape,
+            reference_nonzeros=e.nonzeros,
+            weights=self.omega if self.structure == "full" else None,
+        )
+        return model.cast(dtype or e.output.terms[0].weight.dtype)
+
+
+def _shares(counts: list[int], budget: int) -> Iterable[int]:
+    """Split a budget in proportion to counts, exactly: what rounding leaves goes to the largest."""
+    total = max(sum(counts), 1)
+    shares = [min(count, budget * count // total) for count in counts]
+    left = min(budget, sum(counts)) - sum(shares)
+    for index in sorted(range(len(counts)), key=lambda i: shares[i] - counts[i])[:left]:
+        shares[index] += 1
+    return shares
+
+
+def _trace(layer: str, begin: float, events: list[Progress], loss: str) -> Iterable[Row]:
+    for event in events:
+        finite = event.gap[torch.isfinite(event.gap)]
+        if len(finite):
+            yield {
+                "layer": layer,
+                "seconds": begin + event.seconds,
+                "iteration": event.iteration,
+                "gap_median": float(finite.median()),
+                "gap_max": float(finite.max()),
+                "solved": event.solved,
+            }

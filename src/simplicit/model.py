@@ -1,0 +1,258 @@
+"""ImplicitModel: x = φ(Ax + Bu + b), y = Cx + Du + d as an `nn.Module`.
+
+El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit Deep Learning", SIAM J. Math. Data Sci. 3, 2021.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ._types import Inputs, Outputs
+from .certificate import Certificate, round_toward_zero, well_posedness
+from .equilibrium import Block, Equilibrium, exact_pass, implicit_solve, require_block_triangular
+from .errors import InputError
+from .feedforward import feedforward
+from .fixed_point import MAX_STEPS, TOLERANCE
+
+Structure = Literal["full", "triangular", "layered"]
+
+
+class ImplicitModel(nn.Module):
+    """A network whose hidden states are an equilibrium.
+
+    Args:
+        A: States to states (n, n).
+        B: Inputs to states (n, p).
+        C: States to outputs (q, n).
+        D: Inputs to outputs (q, p).
+        b: Bias of the states (n,), or None.
+        d: Bias of the outputs (q,), or None.
+        blocks: Hidden layers in the order of x: last hidden layer first.
+        structure: `full` (any A), `triangular` (a layer uses earlier layers and the input) or
+            `layered` (only the connections of the explicit net).
+        input_shape: Shape of one sample, with p entries.
+        reference_nonzeros: N0, the non-zero weights of the explicit net, for `sparsity`.
+        weights: ω (n,) of the ball that A was solved under; `full` only.
+
+    Raises:
+        InputError: On shapes, dtypes or a structure that do not fit, NaN or infinity in a weight.
+
+    Example:
+        x = relu(x / 2 + u), y = x, hence y = 2u for u > 0:
+
+        >>> from simplicit.phi import Phi
+        >>> one = torch.ones(1, 1)
+        >>> model = ImplicitModel(
+        ...     one / 2, one, one, 0 * one, blocks=[Block("fc", 1, Phi("relu"))],
+        ...     structure="full", input_shape=(1,), reference_nonzeros=2,
+        ... )
+        >>> print(model.certificate)
+        well-posed: ‖A‖∞,ω = 0.5, margin 0.5 (weighted norm)
+        >>> model(torch.tensor([[3.0], [-1.0]])).detach().round(decimals=3)
+        tensor([[6.],
+                [0.]])
+    """
+
+    structure: Structure
+    b: nn.Parameter | None
+    d: nn.Parameter | None
+
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        b: Tensor | None = None,
+        d: Tensor | None = None,
+        *,
+        blocks: Sequence[Block],
+        structure: Structure,
+        input_shape: Sequence[int],
+        reference_nonzeros: int,
+        weights: Tensor | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        n, p, q = sum(block.size for block in blocks), prod(input_shape), len(C)
+        if structure not in ("full", "triangular", "layered"):
+            raise InputError(f"structure {structure!r}: accepted are full, triangular, layered")
+        if n < 1 or reference_nonzeros < 1:
+            raise InputError("an implicit model needs a hidden state and reference_nonzeros >= 1")
+        for name, value, shape in (
+            ("A", A, (n, n)),
+            ("B", B, (n, p)),
+            ("C", C, (q, n)),
+            ("D", D, (q, p)),
+            ("b", b, (n,)),
+            ("d", d, (q,)),
+        ):
+            _require(name, value, shape, A.dtype)
+        if structure != "full":
+            require_block_triangular(A, blocks)
+        if weights is not None:
+            weights = weights.detach().cpu().double()
+            _require("weights", weights, (n,), torch.float64)
+            if structure != "full" or not (weights > 0).all():
+                raise InputError("weights: accepted are n positive numbers, for structure 'full'")
+        self.n, self.p, self.q = n, p, q
+        self.blocks, self.structure = tuple(blocks), structure
+        self.input_shape, self.reference_nonzeros = tuple(input_shape), reference_nonzeros
+        # ω keeps float64 whatever dtype the model is cast to, so it is not a buffer.
+        self.weights = weights
+        # Adding 0.0 copies, and turns the −0.0 that masked weights are full of into 0.0.
+        self.A, self.B, self.C, self.D = (nn.Parameter(t.detach() + 0.0) for t in (A, B, C, D))
+        self.b, self.d = (t if t is None else nn.Parameter(t.detach() + 0.0) for t in (b, d))
+
+    def forward(self, u: Tensor) -> Outputs:
+        """Predict, or raise `NotConvergedError` if any sample has no equilibrium.
+
+        Args:
+            u: Inputs (m, *input_shape); moved to the dtype and device of the weights.
+
+        Returns:
+            y (m, q), e.g. logits; differentiable in u and in the weights.
+        """
+        found = self.equilibrium(u)
+        found.require_converged()
+        y = found.states @ self.C.T + self._flat(u) @ self.D.T
+        return y if self.d is None else y + self.d
+
+    def equilibrium(
+        self,
+        u: Tensor,
+        *,
+        method: Literal["exact", "anderson", "picard"] | None = None,
+        tol: float | None = None,
+        max_steps: int = MAX_STEPS,
+        history: bool = False,
+    ) -> Equilibrium:
+        """Solve for the states and report on every sample instead of raising.
+
+        Args:
+            u: Inputs (m, *input_shape); moved to the dtype and device of the weights.
+            method: `exact` (default unless `full`), `anderson` (default for `full`) or `picard`.
+            tol: Largest accepted residual of an iteration; 5e-6 in float32, 1e-10 in float64.
+            max_steps: Largest number of evaluations of φ(Ax + Bu + b).
+            history: Whether an iteration records the residual of every step.
+
+        Returns:
+            States, residual, steps and status per sample.
+
+        Raises:
+            InputError: On a method the structure does not have.
+        """
+        method = method or ("anderson" if self.structure == "full" else "exact")
+        accepted = ("anderson", "picard") if self.structure == "full" else _METHODS
+        if method not in accepted:
+            raise InputError(
+                f"method {method!r}: accepted for structure {self.structure!r} are "
+                + ", ".join(accepted)
+            )
+        c = self._flat(u) @ self.B.T
+        c = c if self.b is None else c + self.b
+        if method == "exact":
+            return exact_pass(self.A, c, self.blocks)
+        return implicit_solve(
+            self.A, c, self.blocks, method=method, tol=tol, max_steps=max_steps, history=history
+        )
+
+    @property
+    def nonzeros(self) -> int:
+        """Non-zero entries of A, B, C and D; biases are not counted."""
+        return sum(int(torch.count_nonzero(t)) for t in (self.A, self.B, self.C, self.D))
+
+    @property
+    def parameters_count(self) -> int:
+        """Stored entries of A, B, C and D, zeros included."""
+        return sum(t.numel() for t in (self.A, self.B, self.C, self.D))
+
+    @property
+    def sparsity(self) -> float:
+        """1 − nonzeros / N0; negative if the model has more weights than the explicit net."""
+        return 1.0 - self.nonzeros / self.reference_nonzeros
+
+    @property
+    def certificate(self) -> Certificate:
+        """Well-posedness of the current weights, computed anew in float64 at every access."""
+        lipschitz = [block.phi.lipschitz for block in self.blocks for _ in range(block.size)]
+        return well_posedness(self.A, torch.tensor(lipschitz, dtype=torch.float64), self.weights)
+
+    def cast(self, dtype: torch.dtype) -> "ImplicitModel":
+        """Copy the model to another dtype without loosening its certificate.
+
+        `.float()` rounds to nearest and may raise ‖A‖∞,ω above κ; here A is rounded toward zero.
+
+        Args:
+            dtype: `torch.float32` or `torch.float64`.
+
+        Returns:
+            A new model.
+        """
+        rest = [t if t is None else t.to(dtype) for t in (self.B, self.C, self.D, self.b, self.d)]
+        return ImplicitModel(
+            round_toward_zero(self.A.detach(), dtype),
+            *rest,  # pyright: ignore[reportArgumentType]
+            blocks=self.blocks,
+            structure=self.structure,
+            input_shape=self.input_shape,
+            reference_nonzeros=self.reference_nonzeros,
+            weights=self.weights,
+        )
+
+    def to_explicit(self) -> nn.Module:
+        """Write a triangular or layered model as plain torch modules, see `feedforward`.
+
+        Returns:
+            A module with the same outputs that does not need simplicit.
+
+        Raises:
+            InputError: For a `full` model, which has no finite number of layers.
+        """
+        if self.structure == "full":
+            raise InputError(
+                "to_explicit: a full A feeds states back, so no finite stack of layers computes "
+                "the equilibrium; accepted are structure 'triangular' and 'layered'"
+            )
+        with torch.no_grad():
+            AB, CD = torch.cat([self.A, self.B], 1), torch.cat([self.C, self.D], 1)
+            return feedforward(AB, CD, self.b, self.d, self.blocks, self.input_shape)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `model.safetensors` and `model.json`, see `archive.save`."""
+        from .archive import save  # archive builds models, so it cannot be imported above
+
+        save(self, directory)
+
+    def extra_repr(self) -> str:
+        """Describe the model in `print`.
+
+        Returns:
+            Structure, sizes and sparsity.
+        """
+        sizes = f"p={self.p}, n={self.n}, q={self.q}"
+        return f"{self.structure}, {sizes}, nonzeros={self.nonzeros}, sparsity={self.sparsity:.3f}"
+
+    def _flat(self, u: Tensor) -> Inputs:
+        if tuple(u.shape[1:]) != self.input_shape:
+            accepted = ", ".join(["m", *map(str, self.input_shape)])
+            raise InputError(f"input of shape {tuple(u.shape)}: accepted is ({accepted})")
+        return u.to(self.A).flatten(1)
+
+
+_METHODS = ("exact", "anderson", "picard")
+
+
+def _require(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if value is None:
+        return
+    if tuple(value.shape) != shape:
+        raise InputError(f"{name} of shape {tuple(value.shape)}: accepted is {shape}")
+    if value.dtype != dtype or dtype not in TOLERANCE:
+        raise InputError(f"{name} of {value.dtype}: accepted is float32 or float64, the same as A")
+    if not value.isfinite().all():
+        bad = int((~value.isfinite()).sum())
+        raise InputError(f"{name} holds {bad} values that are NaN or infinite: solve again")

@@ -1,0 +1,61 @@
+"""Figures of a run folder: one figure a file, read from files alone, drawn without torch.
+
+Every figure module offers `TITLE`, `CAPTION` (what to look at), `draw(data) -> Drawing` and
+`from_run(run_dir) -> Drawing`; a new figure is a new file and one more entry of `FIGURES`.
+"""
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import write_json
+from . import comparison, gap, magnitudes, pattern, pixels, residual
+from .save import Drawing, save
+
+__all__ = ["FIGURES", "SKIPPED", "Drawing", "draw_all"]
+
+FIGURES = {
+    "comparison": comparison,
+    "pattern": pattern,
+    "magnitudes": magnitudes,
+    "pixels": pixels,
+    "gap": gap,
+    "residual": residual,
+}
+"""The figures in the order a reader wants them; each is saved under its name."""
+
+SKIPPED = "skipped.json"
+"""In the folder of plots: the name of every figure that could not be drawn, and why."""
+
+
+def draw_all(run_dir: Path) -> list[Path]:
+    """Draw every figure the run folder has the data for.
+
+    Each goes to `plots/<name>.png` with the numbers behind it in `plots/<name>.csv`; what had
+    to be left out is written with its reason to `plots/skipped.json`.
+
+    Args:
+        run_dir: A run folder, finished or not.
+
+    Returns:
+        The paths of the PNG files.
+
+    Raises:
+        InputError: If `run_dir` is not a folder.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such run folder; accepted is one that `run` has written")
+    plots = run_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    drawn, skipped = [], {}
+    for name, figure in FIGURES.items():
+        path = plots / f"{name}.png"
+        try:
+            save(figure.from_run(run_dir), path)
+        except InputError as reason:
+            skipped[name] = str(reason)
+            path.unlink(missing_ok=True)  # a figure of earlier data would mislead
+            path.with_suffix(".csv").unlink(missing_ok=True)
+        else:
+            drawn.append(path)
+    write_json(plots / SKIPPED, skipped)
+    return drawn

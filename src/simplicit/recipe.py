@@ -1,0 +1,132 @@
+"""What `implicitize` is asked for: objective, budget, structure, and how well to match."""
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import InputError
+from .problem import Loss, Penalty
+
+PRESETS = ("paper",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the convex problems, validated at construction.
+
+    Args:
+        objective: `sparsity`: few weights. `robustness`: small row norms (the induced l∞ norm),
+            with the rooted matching loss of the seed implementation.
+        sparsity: Budget: 1 − non-zero weights / N0 of the explicit network, in [0, 1). The penalty
+            level is then found on a path, and alpha and sparsity_ratio are not used.
+        structure: `full`, `triangular`, `layered`, or `auto`: triangular.
+        kappa: Bound κ in (0, 1) on ‖A‖∞,ω; only `full` needs it.
+        bias: Whether rows have a bias.
+        closed_loop: Match each layer on the states of the model built so far, so that errors do
+            not accumulate; in `full`, the outputs on the model's own equilibrium.
+        alpha: Weight of the penalty, as in the seed: α Σ s + λ1 ‖r‖².
+        lambda1: Weight of the matching loss.
+        sparsity_ratio: Percentage of the smallest weights pruned after the solve, in [0, 100).
+        l0: Share of the perspective penalty under a budget: price of a non-zero, relative to l1 = 1.
+        l2: Its curvature, > 0 where l0 is.
+        tol: Accepted relative duality gap of a row.
+
+    Raises:
+        InputError: On an impossible value.
+    """
+
+    objective: Literal["sparsity", "robustness"] = "sparsity"
+    sparsity: float | None = None
+    structure: Literal["auto", "full", "triangular", "layered"] = "auto"
+    kappa: float = 0.99
+    bias: bool = True
+    closed_loop: bool = True
+    alpha: float = 1e-2
+    lambda1: float = 0.1
+    sparsity_ratio: float = 0.0
+    l0: float = 0.2
+    l2: float = 0.2
+    tol: float = 1e-4
+
+    def __post_init__(self) -> None:
+        def check(good: bool, name: str, accepted: str) -> None:
+            if not good:
+                raise InputError(f"{name}={getattr(self, name)!r}: accepted is {accepted}")
+
+        check(self.objective in ("sparsity", "robustness"), "objective", "sparsity or robustness")
+        check(
+            self.structure in ("auto", "full", "triangular", "layered"),
+            "structure",
+            "auto, full, triangular or layered",
+        )
+        check(self.sparsity is None or 0 <= self.sparsity < 1, "sparsity", "None or [0, 1)")
+        check(0 < self.kappa < 1, "kappa", "a number above 0 and below 1")
+        check(0 <= self.alpha < float("inf"), "alpha", "a finite number, at least 0")
+        check(0 < self.lambda1 < float("inf"), "lambda1", "a finite number above 0")
+        check(0 <= self.sparsity_ratio < 100, "sparsity_ratio", "a percentage in [0, 100)")
+        check(0 < self.tol < 1, "tol", "a number above 0 and below 1")
+
+    def with_preset(self, preset: str | None) -> "Recipe":
+        """Apply a named recipe.
+
+        `paper` is a documented reconstruction of SIM (arXiv 2209.09389), whose own settings are
+        not published in full: a full A under the row constraint ‖A‖∞,ω ≤ κ, with ω that makes the
+        teacher feasible (the papers rescale the teacher instead, which is the same for ReLU); no
+        biases; states matched as they are; the seed's α and λ1.
+
+        Args:
+            preset: `paper` or None.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            InputError: On an unknown name.
+        """
+        if preset is None:
+            return self
+        if preset not in PRESETS:
+            raise InputError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
+        return replace(self, structure="full", bias=False, closed_loop=False)
+
+    @property
+    def loss(self) -> Loss:
+        """The matching loss of the objective."""
+        return "root" if self.objective == "robustness" else "squared"
+
+    def penalty(self, m: int, scales: Float[Tensor, " columns"], ones: Tensor) -> Penalty:
+        """Write the penalty of the rows, at level 1 under a budget.
+
+        The seed minimises α Σ w² + λ1 ‖r‖² (sparsity) and ‖w‖₁ + λ1 ‖r‖ (robustness) over m
+        samples; in this project's units that is l2 = α/(m λ1), and l1 = 1/(λ1 √m).
+
+        Args:
+            m: Number of samples.
+            scales: ρ of each column, for objective `sparsity` under a budget.
+            ones: 1 for each column, 0 for the bias; the seed's penalties see raw weights.
+
+        Returns:
+            The penalty.
+        """
+        if self.objective == "robustness":
+            level = 1.0 if self.sparsity is not None else 1 / (self.lambda1 * sqrt(m))
+            return Penalty(l1=level, scales=ones)
+        if self.sparsity is None:
+            return Penalty(l2=self.alpha / (m * self.lambda1), scales=ones)
+        return Penalty(l0=self.l0, l1=1.0, l2=self.l2, scales=scales)
+
+
+def prune_smallest(W: Float[Tensor, "r c"], percentage: float) -> Float[Tensor, "r c"]:
+    """Zero the given percentage of entries of smallest magnitude, as the seed does after a solve.
+
+    Returns:
+        A copy with zeros.
+    """
+    count = int(W.numel() * percentage / 100)
+    pruned = W.clone()
+    pruned.view(-1)[W.abs().view(-1).argsort(stable=True)[:count]] = 0.0
+    return torch.where(torch.isfinite(pruned), pruned, W)

@@ -1,0 +1,31 @@
+"""One BLAS thread while rows are solved: parallel blocks of rows are faster, and keep their bits."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def available() -> int:
+    """Count the processors this process may use.
+
+    Returns:
+        At least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run torch's own kernels on one thread, so that results do not depend on how many there are.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
