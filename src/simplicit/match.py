@@ -99,21 +99,3 @@ def penalty_scales(equations: StateEquations, gram: Gram) -> Float[Tensor, " col
     # a group that is always zero is dropped by the solver; its scale only has to be positive
     rho[: n + equations.p][rho[: n + equations.p] == 0] = 1.0
     return rho
-
-
-def ball_weights(A: Float[Tensor, "n n"], kappa: float) -> Float[Tensor, " n"]:
-    """Compute weights ω in which the teacher itself is inside the ball of radius κ.
-
-    ω = (I − |A_T|/κ)⁻¹ 1 for the teacher's strictly block triangular A_T, so Σ_j |a_ij| ω_j =
-    κ (ω_i − 1) < κ ω_i. For a positively homogeneous φ this is the papers' rescaling of the
-    teacher, exactly: A' = Ω⁻¹ A Ω.
-
-    Args:
-        A: The teacher's A, strictly block triangular.
-        kappa: κ in (0, 1).
-
-    Returns:
-        ω ≥ 1, (n,).
-    """
-    eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-    return torch.linalg.solve(eye - A.abs() / kappa, eye.sum(1))

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import progress, threads
+from .certificate import nilpotent_weights
 from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
 from .files import replace_with, write_json
 from .gram import Gram
-from .match import RowBlock, Structure, ball_weights, penalty_scales, row_blocks
+from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
 from .path import count, solve_to_budget
 from .problem import Ball, RowProblem
@@ -45,7 +46,8 @@ class Matching:
         checkpoint: Path | None,
     ) -> None:
         self.equations, self.stream, self.recipe = equations, stream, recipe
-        self.structure, self.checkpoint = structure, checkpoint
+        self.structure: Structure = structure
+        self.checkpoint = checkpoint
         self.workers = min(workers or threads.available(), threads.available())
         self.device = torch.device(device or equations.output.terms[0].weight.device)
         self.blocks = row_blocks(equations, structure, recipe.bias)
@@ -53,7 +55,11 @@ class Matching:
         kind = {"dtype": torch.float64, "device": self.device}
         self.W = torch.zeros(n + q, n + p + int(recipe.bias), **kind)
         A, *_ = equations.dense()
-        self.omega = ball_weights(A, recipe.kappa).to(self.device)
+        slopes = [e.phi.lipschitz for e in reversed(equations.hidden) for _ in range(e.size)]
+        self.lipschitz = torch.tensor(slopes, dtype=torch.float64)
+        # weights in which the teacher itself is inside the ball; for a homogeneous φ that is the
+        # papers' rescaling of the teacher, exactly: A' = Ω⁻¹ A Ω
+        self.omega = nilpotent_weights(A.cpu(), self.lipschitz, recipe.kappa).to(self.device)
         self.rho = torch.ones(self.W.shape[1], **kind)
         self.quotas: list[int | None] = [None] * len(self.blocks)
         self.level: float | None = None
@@ -81,7 +87,11 @@ class Matching:
         """States of the model so far; the teacher's for the layers not matched yet."""
         e = self.equations
         if self.structure == "full":
-            return self.model(U.dtype).equilibrium(U).states.detach() if done else X
+            if not done:
+                return X
+            found = self.model(U.dtype).equilibrium(U.unflatten(1, e.input_shape))
+            found.require_converged()
+            return found.states.detach()
         V = self.features(X, U)
         for block, equation in zip(self.blocks[:done], e.hidden, strict=False):
             V[:, block.rows] = equation.phi(V @ self.W[block.rows].T)
@@ -95,8 +105,8 @@ class Matching:
         columns = block.columns.to(self.device)
         ball = None
         if self.structure == "full" and block.rows.start < n:
-            radius = recipe.kappa * self.omega[block.rows]
-            ball = Ball((columns < n).nonzero()[:, 0], radius, self.omega)
+            radius = recipe.kappa * self.omega / self.lipschitz.to(self.omega)
+            ball = Ball((columns < n).nonzero()[:, 0], radius[block.rows], self.omega)
         penalty = recipe.penalty(gram.m, self.rho[columns], ones[columns])
         return RowProblem(small, penalty, ball, recipe.loss)
 

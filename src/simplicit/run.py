@@ -347,12 +347,13 @@ def advise(settings: Config, given: Config, say: Advice) -> None:
         say: Where to.
     """
     implicit, available = settings.implicit, threads.available()
+    structure = "triangular" if implicit.structure == "auto" else implicit.structure
     if implicit.workers > available:
         say(f"note: workers: {implicit.workers} reduced to {available}, the processors there are")
-    if "kappa" in given.implicit.model_fields_set and implicit.structure != "full":
+    if "kappa" in given.implicit.model_fields_set and structure != "full":
         say(
-            f"note: kappa: {implicit.kappa} does nothing for structure {implicit.structure}, which "
-            "is well-posed for any weights; it bounds structure full"
+            f"note: kappa: {implicit.kappa} does nothing for structure {structure}, which is "
+            "well-posed whatever the weights; it bounds structure full"
         )
     unused = {"alpha", "sparsity_ratio"} & given.implicit.model_fields_set
     if implicit.sparsity is not None and unused:
