@@ -108,6 +108,8 @@ class _Row:
 
         need = np.zeros_like(c)
         np.divide(c - self.l1 * self.rho, self.omega, out=need, where=self.omega > 0)
+        if not need.any():
+            return float(at(np.zeros(1))[0])
         low = (need * (curvature == 0)).max(initial=0) * (1 + 1e-15)
         grid = np.linspace(low, need.max(initial=low), 33, dtype=np.longdouble)
         values = at(grid)
@@ -134,17 +136,25 @@ def _judge(row: _Row, V: Array, t: Array, w: Array) -> tuple[float, ...]:
 def _dual_points(row: _Row, V: Array, t: Array, r: Array) -> list[Array]:
     """Multiples of the residual made orthogonal to the free features."""
     F = V[:, row.free]
-    size = np.sqrt((F * F).sum(0))
-    F = F[:, size > 0] / size[size > 0]
+    length = np.sqrt((F * F).sum(0))
+    F = F[:, length > 0] / length[length > 0]
     for _ in range(3 if F.shape[1] else 0):  # repeated for the digits least squares leaves
         r = r - F @ np.linalg.lstsq(F.astype(float), r.astype(float))[0].astype(np.longdouble)
-    square, m = r @ r, max(len(t), 1)
-    if square == 0:
+    square, unit = r @ r, np.sqrt(t @ t)
+    # what is left may be rounding, which is orthogonal to nothing
+    if square == 0 or (F.shape[1] and abs(F.T @ r).max() > 1e-9 * np.sqrt(square)):
         return []
-    if row.root:
-        size, floor = np.sqrt(square / m), 1e-9 * np.sqrt((t @ t) / m)
-        return [r / max(size, floor), r / size]
-    return [r, r * (r @ t) / square]
+    if not row.root:
+        return [r, r * (r @ t) / square]
+    point = r * np.sqrt(len(t) / square)
+    if square >= 1e-12 * unit * unit:
+        return [point]
+    # a vanishing residual has a direction, but its length is rounding: find the best one
+    shares = np.linspace(0, 1, 9)
+    for _ in range(12):
+        i = int(np.argmax([_bound(row, V, t, point * share) for share in shares]))
+        shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
+    return [point * share for share in shares]
 
 
 def _bound(row: _Row, V: Array, t: Array, theta: Array) -> float:

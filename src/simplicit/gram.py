@@ -133,3 +133,16 @@ class Gram:
             Statistics of the same features with other targets.
         """
         return Gram.of(self.G, R, t2, self.m)
+
+
+def pseudo_inverse(G: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
+    """Invert a Gram on its range, whatever the units of its features.
+
+    Args:
+        G: Symmetric positive semidefinite.
+
+    Returns:
+        A generalised inverse; features of zero mean square stay zero.
+    """
+    unit = torch.where(G.diagonal() > 0, G.diagonal().sqrt(), 1.0)
+    return torch.linalg.pinv(G / unit / unit[:, None], hermitian=True) / unit / unit[:, None]

@@ -68,7 +68,14 @@ class Matching:
         self.start = time.monotonic()
 
     def gram(self, done: int | None) -> Gram:
-        """Pass over the data: teacher's targets; the model's states for the first `done` blocks."""
+        """Pass over the data: teacher's targets; the model's states for the first `done` blocks.
+
+        Returns:
+            Statistics of features V = [X U 1] and targets [Z Y].
+
+        Raises:
+            InputError: If the states are not finite.
+        """
         e = self.equations
         gram = Gram(self.W.shape[1], e.n + e.q, self.device)
         for batch in self.stream:
@@ -80,11 +87,20 @@ class Matching:
         return gram
 
     def features(self, X: Tensor, U: Tensor) -> Tensor:
+        """Write the design V = [X U 1], without the ones where rows have no bias.
+
+        Returns:
+            V, a row per sample.
+        """
         ones = [torch.ones_like(U[:, :1])] if self.recipe.bias else []
         return torch.cat([X, U, *ones], dim=1)
 
     def states(self, U: Tensor, X: Tensor, done: int) -> Tensor:
-        """States of the model so far; the teacher's for the layers not matched yet."""
+        """Compute the states of the model so far; the teacher's for layers not matched yet.
+
+        Returns:
+            X, a row per sample.
+        """
         e = self.equations
         if self.structure == "full":
             if not done:
@@ -98,7 +114,11 @@ class Matching:
         return V[:, : e.n]
 
     def problem(self, block: RowBlock, gram: Gram) -> RowProblem:
-        """Write the row problems of a block at penalty level 1."""
+        """Write the row problems of a block.
+
+        Returns:
+            The rows, under a budget at penalty level 1.
+        """
         n, recipe = self.equations.n, self.recipe
         small = gram.select(block.columns.to(self.device), block.rows)
         ones = (torch.arange(len(self.rho)) < n + self.equations.p).to(self.rho)
@@ -231,7 +251,11 @@ class Matching:
         return True
 
     def model(self, dtype: torch.dtype | None = None) -> ImplicitModel:
-        """Cut W into A, B, C, D, b, d."""
+        """Cut W into A, B, C, D, b, d.
+
+        Returns:
+            The model, in the teacher's dtype unless another is given.
+        """
         e, n, p = self.equations, self.equations.n, self.equations.p
         states, outputs = self.W[:n], self.W[n:]
         biased = self.recipe.bias
@@ -252,8 +276,8 @@ class Matching:
         return model.cast(dtype or e.output.terms[0].weight.dtype)
 
 
-def _shares(counts: list[int], budget: int) -> Iterable[int]:
-    """Split a budget in proportion to counts, exactly: what rounding leaves goes to the largest."""
+# Splits a budget in proportion to counts, exactly: what rounding leaves goes where most room is.
+def _shares(counts: list[int], budget: int) -> list[int]:
     total = max(sum(counts), 1)
     shares = [min(count, budget * count // total) for count in counts]
     left = min(budget, sum(counts)) - sum(shares)

@@ -16,7 +16,7 @@ DESCENT = 0.6
 """Factor between two levels on the way down to the budget."""
 
 BISECTIONS = 30
-"""Most halvings of the bracket; rows whose supports jump may keep a budget from being met closely."""
+"""Most halvings of the bracket; supports that jump may keep a budget from being met closely."""
 
 Level = Callable[[float, int], None]
 """Called with each level tried and the non-zeros it gave."""

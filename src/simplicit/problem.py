@@ -11,18 +11,18 @@ The gap is Fenchel's at the residual's own dual point, which needs one product w
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import InputError
-from .gram import Gram
+from .gram import Gram, pseudo_inverse
 from .prox import Separable
 
 Loss = Literal["squared", "root"]
-Coefficient = float | Float[Tensor, " K"]
+Coefficient = int | float | Float[Tensor, " K"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Penalty:
                 raise InputError(f"penalty {name}={value}: must be finite and at least 0")
             if isinstance(value, Tensor) and bool((value < 0).any()):
                 raise InputError(f"penalty {name} has a negative entry: must be at least 0")
-        l0, l2 = torch.as_tensor(self.l0), torch.as_tensor(self.l2)
+        l0, l2 = (torch.as_tensor(value, dtype=torch.float64) for value in (self.l0, self.l2))
         if bool(((l0 > 0) & (l2 == 0)).any()):
             raise InputError(
                 "penalty l0 > 0 with l2 = 0: the perspective of a pure l0 is zero; give l2 > 0"
@@ -138,6 +138,7 @@ class RowProblem:
             _check_rows(name, getattr(self.penalty, name), K)
         if self.ball is not None:
             _check_rows("radius", self.ball.radius, K)
+            _check_ball(self.ball, N)
 
     @cached_property
     def terms(self) -> Separable:
@@ -145,7 +146,7 @@ class RowProblem:
         K, N = self.gram.R.shape
 
         def column(value: Coefficient) -> Tensor:
-            return torch.as_tensor(value).to(self.gram.G).expand(K)[:, None].clone()
+            return torch.as_tensor(value, dtype=torch.float64).to(self.gram.G).expand(K)[:, None].clone()
 
         def ones() -> Tensor:
             return self.gram.G.new_ones(N)
@@ -188,7 +189,7 @@ class RowProblem:
             Their problem, on the same Gram.
         """
 
-        def pick(value: Coefficient) -> Coefficient:
+        def pick(value: Any) -> Any:
             return value[rows] if isinstance(value, Tensor) and value.ndim else value
 
         p, b = self.penalty, self.ball
@@ -319,7 +320,7 @@ def gap(
     c, lost = moments, torch.zeros_like(q)
     if bool(free.any()):
         f = free.nonzero()[:, 0]
-        correction = moments[:, f] @ torch.linalg.pinv(gram.G[f][:, f], hermitian=True)
+        correction = moments[:, f] @ pseudo_inverse(gram.G[f][:, f])
         lost = (correction * moments[:, f]).sum(1).clamp_min(0)
         c = (moments - correction @ gram.G[f]).masked_fill(free, 0.0)
     reduced = (q - lost).clamp_min(0)
@@ -345,9 +346,29 @@ def gap(
     elif terms.has_ball:
         mu = torch.maximum(mu, terms.smallest_multiplier(c))
     conjugate = terms.conjugate(c, mu)
-    return (loss_gap + terms.value(W) + conjugate - (c * W).sum(1)).clamp_min(0)
+    found = loss_gap + terms.value(W) + conjugate - (c * W).sum(1)
+    # the dual point 0 always proves that the objective is not negative
+    return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
 
 
 def _check_rows(name: str, value: Coefficient, K: int) -> None:
     if isinstance(value, Tensor) and value.ndim and value.shape != (K,):
         raise InputError(f"{name} has shape {tuple(value.shape)}: accepted are a number or ({K},)")
+
+
+def _check_ball(ball: Ball, N: int) -> None:
+    columns = torch.arange(N)
+    if isinstance(ball.features, Tensor):
+        features = ball.features.cpu()
+        if len(features) and not bool(((features >= 0) & (features < N)).all()):
+            raise InputError(f"ball features: accepted are columns from 0 to {N - 1}")
+        if len(features.unique()) < len(features):
+            raise InputError("ball features: each column may be named once")
+        columns = features
+    else:
+        columns = columns[ball.features]
+    if ball.weights is not None and ball.weights.shape != columns.shape:
+        raise InputError(
+            f"ball weights {tuple(ball.weights.shape)}: accepted is one per feature in the ball, "
+            f"({len(columns)},)"
+        )

@@ -1,4 +1,4 @@
-"""The penalty of one weight, its prox and its conjugate, and the weighted l1 ball; batched over rows.
+"""The penalty of one weight, its prox and its conjugate, the weighted l1 ball; batched over rows.
 
 For a weight w with scale ρ, and v = ρ|w|, the penalty is
 
@@ -156,18 +156,16 @@ class Separable:
         curved = (size - t * self.l1 * self.rho) / (1 + t * self.l2 * self.rho**2)
         return torch.minimum(linear, curved).clamp_min(0)
 
+    # Root of Σ ω shrink(size − t μ ω) = radius by Newton kept inside a bracket. The left side falls
+    # with μ and is piecewise linear, so Newton ends after a few steps; the bracket is needed
+    # because the reverse Huber part makes it neither convex nor concave.
     def _ball_multiplier(self, size: Tensor, t: Tensor, mu: Tensor | None) -> Tensor:
-        """Root of Σ ω shrink(size − t μ ω) = radius by Newton kept inside a bracket.
-
-        The left side falls with μ and is piecewise linear, so Newton ends after a few steps; the
-        bracket is needed because the reverse Huber part makes it neither convex nor concave.
-        """
         low = torch.zeros_like(self.l0)
         reach = torch.where(self.omega > 0, size / (t * self.omega), 0.0)
         high = reach.amax(1, keepdim=True) if size.shape[1] else low.clone()
         active = (self._shrink(size, t) @ self.omega)[:, None] > self.radius
         mu = torch.minimum(mu, high) if mu is not None else low.clone()
-        step = t * self.omega**2
+        step, moving = t * self.omega**2, active
         for _ in range(NEWTON_STEPS):
             left = size - t * mu * self.omega
             linear = left - t * self.slope()
@@ -175,7 +173,8 @@ class Separable:
             curved = (left - t * self.l1 * self.rho) / curvature
             w = torch.minimum(linear, curved).clamp_min(0)
             excess = (w @ self.omega)[:, None] - self.radius
-            if bool((excess.abs() <= 64 * torch.finfo(size.dtype).eps * self.radius)[active].all()):
+            moving = moving & (excess.abs() > 64 * torch.finfo(size.dtype).eps * self.radius)
+            if not bool(moving.any()):
                 break
             low = torch.where(excess > 0, mu, low)
             high = torch.where(excess > 0, high, mu)
@@ -184,13 +183,13 @@ class Separable:
             trial = mu + excess / fall
             inside = (trial > low) & (trial < high)
             trial = torch.where(inside, trial, 0.5 * (low + high))
-            if bool((trial == mu)[active].all()):
-                break
-            mu = trial
+            # a row that is done stands still, so its bits do not depend on its neighbours
+            moving = moving & (trial != mu)
+            mu = torch.where(moving, trial, mu)
         return torch.where(active, mu, 0.0)
 
     def conjugate(self, c: Float[Tensor, "K N"], mu: PerRow1) -> Float[Tensor, "K"]:
-        """Bound the conjugate of penalty and ball from above: radius μ + Σ_j pen*((|c_j| − μ ω_j)₊).
+        """Bound the conjugate of penalty and ball from above: radius μ + Σ pen*((|c_j| − μ ω_j)₊).
 
         Any μ ≥ 0 is valid; `dual_multiplier` gives the best.
 
@@ -221,8 +220,6 @@ class Separable:
         omega = torch.where(inside, self.omega, 1.0)
         curvature = self.l2 * self.rho**2
         floor = self.smallest_multiplier(c)
-        if bool((self.l2 == 0).all()):
-            return floor
         high = torch.where(inside, (c.abs() - self.slope()) / omega, 0.0)
         high = torch.maximum(high.clamp_min(0).amax(1, keepdim=True), floor)
         low = floor.clone()
@@ -233,6 +230,7 @@ class Separable:
             rising = self.radius > (pull @ self.omega)[:, None]
             high = torch.where(rising, mu, high)
             low = torch.where(rising, low, mu)
+        high = torch.where(self.l2 > 0, high, floor)
         return torch.where(torch.isfinite(self.radius), high, 0.0)
 
     def smallest_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:

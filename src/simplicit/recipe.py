@@ -31,7 +31,7 @@ class Recipe:
         alpha: Weight of the penalty, as in the seed: α Σ s + λ1 ‖r‖².
         lambda1: Weight of the matching loss.
         sparsity_ratio: Percentage of the smallest weights pruned after the solve, in [0, 100).
-        l0: Share of the perspective penalty under a budget: price of a non-zero, relative to l1 = 1.
+        l0: Share of the perspective penalty under a budget: price of a non-zero relative to l1 = 1.
         l2: Its curvature, > 0 where l0 is.
         tol: Accepted relative duality gap of a row.
 

@@ -8,7 +8,7 @@ from .problem import Ball, Penalty, RowProblem
 from .solvers import solve
 
 RIDGE = 1e-9
-"""Curvature of the refit relative to a feature's mean square: keeps nearly dependent ones finite."""
+"""Curvature of the refit relative to a feature's mean square: keeps dependent ones finite."""
 
 
 def refit(
@@ -67,8 +67,8 @@ def trim(problem: RowProblem, W: Float[Tensor, "K N"], budget: int) -> Float[Ten
     return refit(problem, keep)
 
 
+# Cholesky factor of G with a ridge just large enough to have one.
 def _factor(G: Float[Tensor, "s s"]) -> Float[Tensor, "s s"]:
-    """Cholesky factor of G with a ridge just large enough to have one."""
     shifted = G.clone()
     shifted.diagonal().mul_(1 + RIDGE).add_(torch.finfo(G.dtype).tiny)
     return torch.linalg.cholesky(shifted)

@@ -1,4 +1,4 @@
-"""One BLAS thread while rows are solved: parallel blocks of rows are faster, and keep their bits."""
+"""One BLAS thread while rows are solved: parallel blocks of rows are faster and keep their bits."""
 
 import os
 from collections.abc import Iterator

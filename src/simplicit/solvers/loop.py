@@ -27,6 +27,9 @@ FIRST_STEPS, MOST_STEPS = 24, 200
 NEWTON_ROUNDS = 12
 """Rounds before a row that does not close its gap goes back to ADMM."""
 
+NEAR = 1e-2
+"""Relative gap below which a warm start goes to Newton at once."""
+
 METHODS = (Admm(), Admm(dtype=torch.float64))
 """The second takes over rows that float32 could not bring near their support."""
 
@@ -127,8 +130,8 @@ class _Watch:
     stop: Status | None = None
     lock: Lock = field(default_factory=Lock)
 
+    # report a tile's state and tell whether to stop
     def look(self, tile: "_Tile", rows: Int[Tensor, " k"]) -> bool:
-        """Report a tile's state and tell whether to stop."""
         with self.lock:
             seconds = time.monotonic() - self.begin
             if self.limit is not None and seconds > self.limit:
@@ -200,17 +203,17 @@ def _solve_tile(
     V = torch.zeros_like(scaled.R)
     V[:K] = scaled.rows(slice(0, K)).scale(start)
     tile = _Tile(scaled, V, K, tol, max_iterations)
-    if max_iterations == 0 or watch.stop is not None:
-        tile.consider(newton.init(scaled, V, tile.mu, tile.sigma), tile.rows)
-    elif bool((V != 0).any()):
-        tile.newton(V, tile.mu, scaled.root_mean_square(V))
+    warm = bool((V != 0).any())
+    tile.consider(newton.init(scaled, V, tile.mu, scaled.root_mean_square(V)), tile.rows)
+    if warm and max_iterations > 0 and bool((tile.gap[tile.rows] <= NEAR).all()):
+        tile.newton(V, tile.mu, tile.sigma)
     stop = watch.look(tile, rows)
     for method in METHODS:
         if stop or not bool(tile.todo.any()):
             break
         low = scaled.to(method.dtype)
         state = method.init(low, tile.V.to(method.dtype))
-        steps = FIRST_STEPS
+        steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
         while steps <= MOST_STEPS and bool(tile.todo.any()) and not stop:
             todo = tile.todo
             for _ in range(min(steps, max_iterations - int(tile.iterations[todo].min()))):
@@ -227,10 +230,10 @@ def _solve_tile(
     return _solution(problem, W, mu, tile.iterations[:K].to(start.device), tol, watch)
 
 
+# Certifies W on the problem as given and names every row's status.
 def _solution(
     problem: RowProblem, W: Tensor, mu: Tensor, iterations: Tensor, tol: float, watch: _Watch
 ) -> Solution:
-    """Certify W on the problem as given and name every row's status."""
     finite = torch.isfinite(W).all(1)
     W = torch.where(finite[:, None], W, 0.0)
     moments = problem.gradient_moments(W)

@@ -1,8 +1,9 @@
 """Active-set (semismooth) Newton on each row's support, in float64.
 
-On a fixed support A with signs σ_A, curved part Q and an active ball, the optimality system of a row
+On a fixed support A with signs σ_A, curved part Q and an active ball, a row's optimality system
 
-    (G_AA + l2 diag(ρ² 1_Q)) w_A = R_A − s (l1 + √(2 l0 l2) 1_{not Q}) ρ σ_A − μ ω σ_A,   Σ ω σ_A w_A = radius
+    (G_AA + l2 diag(ρ² 1_Q)) w_A = R_A − s (l1 + √(2 l0 l2) 1_{not Q}) ρ σ_A − μ ω σ_A,
+    Σ ω σ_A w_A = radius
 
 is linear in w and in the ball's multiplier μ; s is 1 for the squared loss and the root mean square
 residual for the rooted one, where s² = q(w(s)) is a scalar quadratic. A round solves it and then
@@ -95,7 +96,7 @@ def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> Newto
 def _solve(
     problem: Scaled, state: NewtonState, group: Tensor, active: Tensor, count: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve the linear optimality systems of rows whose padded supports have one size."""
+    # solves the linear optimality systems of rows whose padded supports have one size
     terms = problem.terms.rows(group)
     root = problem.loss == "root"
     V, R, sigma = state.V[group], problem.R[group], state.sigma[group]
@@ -156,7 +157,7 @@ def _solve(
 def _residual(
     t2: Tensor, rhs: Tensor, H: Tensor, curvature: Tensor, a: Tensor, b: Tensor, old: Tensor
 ) -> Tensor:
-    """Positive root of s² = ‖t − V (a − s b)‖²/m, a quadratic in s."""
+    # positive root of s² = ‖t − V (a − s b)‖²/m, a quadratic in s
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
         return (x * y).sum(1, keepdim=True)

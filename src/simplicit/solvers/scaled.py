@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..gram import Gram
+from ..gram import Gram, pseudo_inverse
 from ..problem import Loss, RowProblem, gap, mean_square
 from ..prox import Separable
 
 UNDERFLOW = 1e-300
-"""Mean squares below this cannot be inverted in float64; such features and targets count as zero."""
+"""Mean squares below this cannot be inverted in float64; such features, targets count as zero."""
 
 SMALLEST = 1e-9
-"""Floor of the rooted loss' σ in scaled units: targets matched to this accuracy count as matched."""
+"""Floor of the rooted loss' σ in scaled units: targets this close to their match are matched."""
 
 ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
@@ -39,7 +39,7 @@ class Design:
         self.device = torch.device(device or G.device)
         self.free: Int[Tensor, " f"] = problem.free.nonzero()[:, 0]
         penalised = (~problem.free).nonzero()[:, 0]
-        self.inverse_free = torch.linalg.pinv(G[self.free][:, self.free], hermitian=True)
+        self.inverse_free = pseudo_inverse(G[self.free][:, self.free])
         before = G.diagonal()[penalised]
         if len(penalised) < len(G):
             cross = G[self.free][:, penalised]
@@ -169,10 +169,10 @@ class Scaled:
 
         t = self.terms
         terms = Separable(
-            pad(t.l0, 0), pad(t.l1, 1), pad(t.l2, 0), t.rho, t.omega, pad(t.radius, torch.inf)
+            pad(t.l0, 0.0), pad(t.l1, 1.0), pad(t.l2, 0.0), t.rho, t.omega, pad(t.radius, torch.inf)
         )
         return Scaled(
-            self.design, pad(self.R, 0), pad(self.t2, 0), terms, self.loss, pad(self.unit, 1)
+            self.design, pad(self.R, 0.0), pad(self.t2, 0.0), terms, self.loss, pad(self.unit, 1.0)
         )
 
     def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:

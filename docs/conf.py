@@ -1,0 +1,61 @@
+"""Sphinx settings. Pages are Markdown; formulas become MathML, so no page needs a script or network.
+
+.venv/bin/sphinx-build -W docs docs/_build
+"""
+
+import re
+from typing import Any
+
+import simplicit
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+
+project = "simplicit"
+author = "the simplicit authors"
+copyright = author
+release = version = simplicit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+# links to files of the repository outside the documentation stay what they are
+suppress_warnings = ["myst.xref_missing"]
+
+html_theme = "furo"
+html_title = f"simplicit {version}"
+html_math_renderer = "mathml"
+html_copy_source = False
+html_static_path = ["_static"]
+
+# shapes are in the docstrings, in words; jaxtyping's in the signature would drown the names
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+default_role = "code"
+napoleon_use_rtype = False
+
+
+def inline_math(self: Any, node: nodes.math) -> None:
+    """Write a formula in a line."""
+    self.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(self: Any, node: nodes.math_block) -> None:
+    """Write a displayed formula, which scrolls where the page is too narrow."""
+    self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+def plain_marks(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep reStructuredText from reading |A| in a docstring as a substitution."""
+    lines[:] = [re.sub(r"\|", r"\|", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is above."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.add_css_file("formulas.css")
+    app.connect("autodoc-process-docstring", plain_marks)
