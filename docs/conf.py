@@ -1,4 +1,4 @@
-"""Sphinx settings. Pages are Markdown; formulas become MathML, so no page needs a script or network.
+"""Sphinx settings. Pages are Markdown; formulas become MathML: no page needs a network.
 
 .venv/bin/sphinx-build -W docs docs/_build
 """
@@ -6,10 +6,11 @@
 import re
 from typing import Any
 
-import simplicit
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+
+import simplicit
 
 project = "simplicit"
 author = "the simplicit authors"
@@ -37,21 +38,41 @@ default_role = "code"
 napoleon_use_rtype = False
 
 
+def mathml(tex: str, block: bool) -> str:
+    """Convert a formula. Bars keep the size of a letter, or browsers pair up the wrong ones.
+
+    Returns:
+        The element.
+    """
+    bars = r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>'
+    return re.sub("<mo[^>]*>([|‖])</mo>", bars, tex2mathml(tex, as_block=block))
+
+
 def inline_math(self: Any, node: nodes.math) -> None:
-    """Write a formula in a line."""
-    self.body.append(tex2mathml(node.astext()))
+    """Write a formula in a line.
+
+    Raises:
+        SkipNode: Always: nothing inside is visited.
+    """
+    self.body.append(mathml(node.astext(), block=False))
     raise nodes.SkipNode
 
 
 def block_math(self: Any, node: nodes.math_block) -> None:
-    """Write a displayed formula, which scrolls where the page is too narrow."""
-    self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    """Write a displayed formula, which scrolls where the page is too narrow.
+
+    Raises:
+        SkipNode: Always: nothing inside is visited.
+    """
+    self.body.append(f'<div class="formula">{mathml(node.astext(), block=True)}</div>\n')
     raise nodes.SkipNode
 
 
-def plain_marks(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep reStructuredText from reading |A| in a docstring as a substitution."""
-    lines[:] = [re.sub(r"\|", r"\|", line) for line in lines]
+def plain_marks(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Keep reStructuredText from reading |A| and (m, *shape) in a docstring as markup."""
+    lines[:] = [re.sub(r"\||(?<=[ (])\*(?=\w+[,)])", r"\\\g<0>", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:

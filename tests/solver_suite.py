@@ -88,7 +88,7 @@ class SolverSuite:
     """What `solvers.loop` is patched with."""
 
     tol = 1e-9
-    max_iterations = 2000
+    max_iterations = 400
     hardest = 2.0
     """Decay of the Gram's spectrum up to which every row must be solved."""
 

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,10 +17,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Turn trained networks into sparse, certified implicit models.",
+    help="Turn trained networks into sparse, certified implicit models.\n\n"
+    "Example: simplicit run configs/digits.yaml",
 )
 
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a stopped run is taken up.")]
+STOPPED = 130
+"""Exit code after Ctrl-C; recent versions of typer return it, older ones raise `Abort`."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -43,23 +47,24 @@ def _main(
 def run(
     config: Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Keys to change.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")
     ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Train, match, evaluate, plot and report, as a YAML file says.
 
-    Example: simplicit run configs/sparsity.yaml implicit.sparsity=0.9 --out runs/s90
+    Example: simplicit run configs/sparsity.yaml implicit.sparsity=0.9 --out s90
     """
     from . import config as configuration
-    from .run import advise
+    from .run import advise, default_folder
     from .run import run as execute
 
     settings = configuration.load(config, overrides or [])
-    advise(settings, settings, lambda line: print(line, file=sys.stderr))
-    folder = execute(settings, config.stem, out)
-    rows = json.loads((folder / "metrics.json").read_text("utf-8"))
+    folder = out or default_folder(config.stem)
+    advise(settings, lambda line: print(line, file=sys.stderr))
+    print(f"run folder: {folder}", file=sys.stderr)
+    rows = execute(settings, folder)
     if as_json:
         print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
         return
@@ -85,9 +90,11 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run fol
 
     Example: simplicit report runs/s90
     """
-    from .plots import draw_all
+    from .plots import draw_all, read
     from .report import write_report
 
+    if folder.is_dir():
+        read.metrics(folder)  # a folder of something else is refused before it gets plots
     draw_all(folder)
     print(write_report(folder))
 
@@ -103,7 +110,7 @@ def verify(
 
     Example: simplicit verify runs/s90
     """
-    from .run import verify as check
+    from .verify import verify as check
 
     rows = check(folder)
     if as_json:
@@ -114,11 +121,15 @@ def verify(
             table.add_column(heading)
         for row in rows:
             verdict = "same" if row["same"] else "DIFFERS"
-            numbers = (f"{row['recorded']:.10g}", f"{row['recomputed']:.10g}")
+            numbers = (_written(row["recorded"]), _written(row["recomputed"]))
             table.add_row(str(row["seed"]), row["quantity"], *numbers, verdict)
         Console().print(table)
     if not all(row["same"] for row in rows):
-        raise typer.Exit(1)
+        sys.exit(1)
+
+
+def _written(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -135,30 +146,41 @@ def data(
     print(load(name, folder).describe())
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
 def main() -> None:
-    """Run the command line; every foreseeable failure is one line on standard error."""
+    """Run the command line; every foreseeable failure is one line on standard error.
+
+    Raises:
+        OSError: If it is none of the user's making; a bug, hence with its traceback.
+    """
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno in FULL:
+            _fail(f"{where}; what is finished is kept, the same command with --out goes on")
+        if error.errno not in REFUSED:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}; results are complete up to the last finished block")
+        _fail(f"{where}; give a folder that can be written")
     except (KeyboardInterrupt, typer.Abort):
-        print(
-            "stopped; the same command with --out and its folder takes the run up", file=sys.stderr
-        )
-        sys.exit(130)
+        code = STOPPED
     except Exception as error:
         # what click itself says of a wrong command line: its message has no traceback
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        _fail(message())
+        # help was asked for by giving no command; it is printed already
+        _fail(message() or "a command is needed: run, report, verify or data")
+    if code == STOPPED:
+        print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)
+    sys.exit(code)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -28,6 +28,17 @@ def replace_with(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file.
+
+    Args:
+        path: The file.
+        content: Its content.
+    """
+    with replace_with(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file.
 
@@ -35,8 +46,7 @@ def write_text(path: Path, text: str) -> None:
         path: The file.
         text: Its content.
     """
-    with replace_with(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,7 +27,7 @@ class Fit:
         model: The model, in the teacher's dtype.
         rows: One record per row problem: layer, row, status, gap, objective, bound, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
-        seconds: Time of each phase.
+        seconds: Time of each phase, with that before a stop if a stopped run was taken up.
     """
 
     model: ImplicitModel
@@ -121,7 +121,8 @@ def fit(
         for index in range(len(matching.blocks)):
             matching.solve_block(index, gram)
         clock.lap("solve")
-    return Fit(matching.model(), matching.rows, matching.trace, clock.laps)
+    seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
+    return Fit(matching.model(), matching.rows, matching.trace, seconds)
 
 
 @dataclass

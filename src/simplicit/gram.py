@@ -144,5 +144,7 @@ def pseudo_inverse(G: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
     Returns:
         A generalised inverse; features of zero mean square stay zero.
     """
-    unit = torch.where(G.diagonal() > 0, G.diagonal().sqrt(), 1.0)
-    return torch.linalg.pinv(G / unit / unit[:, None], hermitian=True) / unit / unit[:, None]
+    alive = G.diagonal() > 0
+    unit = torch.where(alive, G.diagonal().sqrt(), 1.0)
+    inverse = torch.linalg.pinv(G / unit / unit[:, None], hermitian=True) / unit / unit[:, None]
+    return torch.where(alive & alive[:, None], inverse, 0.0)

@@ -1,6 +1,5 @@
 """One convex problem per row: find the level that meets the budget, solve layer by layer, refit."""
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import progress, threads
 from .certificate import nilpotent_weights
+from .checkpoint import Checkpoint
 from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
-from .files import replace_with, write_json
 from .gram import Gram
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
@@ -47,7 +44,7 @@ class Matching:
     ) -> None:
         self.equations, self.stream, self.recipe = equations, stream, recipe
         self.structure: Structure = structure
-        self.checkpoint = checkpoint
+        self.folder, self.checkpoint = checkpoint, Checkpoint(None)
         self.workers = min(workers or threads.available(), threads.available())
         self.device = torch.device(device or equations.output.terms[0].weight.device)
         self.blocks = row_blocks(equations, structure, recipe.bias)
@@ -66,6 +63,7 @@ class Matching:
         self.rows: list[Row] = []
         self.trace: list[Row] = []
         self.start = time.monotonic()
+        self.earlier = {"level": 0.0, "solve": 0.0}
 
     def gram(self, done: int | None) -> Gram:
         """Pass over the data: teacher's targets; the model's states for the first `done` blocks.
@@ -133,13 +131,15 @@ class Matching:
     def plan(self, gram: Gram) -> None:
         """Set the penalty scales and, under a budget, the level and each block's share."""
         self.rho = penalty_scales(self.equations, gram)
+        # few enough digits not to depend on how many threads have summed them
+        moments = f"{float(gram.G.trace()):.6e} {float(gram.t2.sum()):.6e}"
+        self.checkpoint = Checkpoint(self.folder, self.recipe, self.structure, gram.m, moments)
         if self.recipe.sparsity is None:
             return
-        saved = self.checkpoint and self.checkpoint / "plan.json"
-        if saved and saved.exists():
-            plan = json.loads(saved.read_text("utf-8"))
-            self.level, self.quotas = plan["level"], plan["quotas"]
+        if saved := self._restore("plan", "level"):
+            self.level, self.quotas = saved[1]["level"], saved[1]["quotas"]
             return
+        begin = time.monotonic()
         budget = round((1 - self.recipe.sparsity) * self.equations.nonzeros)
         problems = [self.problem(block, gram) for block in self.blocks]
         with progress.task("finding the penalty level", total=1) as step:
@@ -153,26 +153,28 @@ class Matching:
             step(1, f"level {self.level:.3g}")
         counts = [count(s, p.free) for s, p in zip(solutions, problems, strict=True)]
         self.quotas = list(_shares(counts, budget))
-        if saved:
-            plan = {"level": self.level, "quotas": self.quotas}
-            write_json(saved, plan)
+        plan = {"level": self.level, "quotas": self.quotas, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep("plan", self.W[:0], plan)
 
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, trim it to its share, refit, keep the records."""
         block, quota = self.blocks[index], self.quotas[index]
-        if self._restore(index):
+        if saved := self._restore(f"block-{index}", "solve"):
+            self.W[block.rows] = saved[0].to(self.W)
+            self.rows += saved[1]["rows"]
+            self.trace += saved[1]["trace"]
             return
+        begin = time.monotonic()
         # the first layer sees only inputs: its features are the teacher's whatever the loop
         looped = self.recipe.closed_loop and index > 0
         problem = self.problem(block, self.gram(index) if looped else gram)
-        events: list[Progress] = []
-        begin = time.monotonic() - self.start
-        with progress.task(f"solving {block.name}", total=len(problem.gram.R)) as step:
+        events: list[tuple[float, Progress]] = []
+        with progress.task(f"solving rows of {block.name}", total=len(problem.gram.R)) as step:
             seen = 0
 
             def look(event: Progress) -> None:
                 nonlocal seen
-                events.append(event)
+                events.append((time.monotonic() - self.start, event))
                 if quota is None:
                     step(event.solved - seen, f"gap {float(event.gap.max()):.1e}")
                     seen = event.solved
@@ -202,10 +204,11 @@ class Matching:
             W[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
         self.W[block.rows, block.columns.to(self.device)] = W
         rows = list(self._records(block, problem, solution, W))
-        trace = list(_trace(block.name, begin, events, self.recipe.loss))
+        trace = list(_trace(block.name, events))
         self.rows += rows
         self.trace += trace
-        self._keep(index, rows, trace)
+        records = {"rows": rows, "trace": trace, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep(f"block-{index}", self.W[block.rows], records)
 
     def _records(
         self, block: RowBlock, problem: RowProblem, solution: Solution, W: Tensor
@@ -229,26 +232,13 @@ class Matching:
         if bad:
             raise InputError(f"layer {block.name}: {min(s.value for s in bad)}")
 
-    def _file(self, index: int) -> Path | None:
-        return self.checkpoint and self.checkpoint / f"block-{index}.safetensors"
-
-    def _keep(self, index: int, rows: list[Row], trace: list[Row]) -> None:
-        if file := self._file(index):
-            tensors = {"W": self.W[self.blocks[index].rows].cpu().contiguous()}
-            records = {"rows": json.dumps(rows), "trace": json.dumps(trace)}
-            with replace_with(file) as temporary:
-                save_file(tensors, temporary, records)
-
-    def _restore(self, index: int) -> bool:
-        file = self._file(index)
-        if file is None or not file.exists():
-            return False
-        with safe_open(file, "pt") as saved:
-            self.W[self.blocks[index].rows] = saved.get_tensor("W").to(self.W)
-            records = saved.metadata()
-        self.rows += json.loads(records["rows"])
-        self.trace += json.loads(records["trace"])
-        return True
+    def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
+        saved = self.checkpoint.restore(name)
+        if saved:
+            # time spent before the stop counts
+            self.earlier[phase] += saved[1]["seconds"]
+            self.start -= saved[1]["seconds"]
+        return saved
 
     def model(self, dtype: torch.dtype | None = None) -> ImplicitModel:
         """Cut W into A, B, C, D, b, d.
@@ -286,13 +276,13 @@ def _shares(counts: list[int], budget: int) -> list[int]:
     return shares
 
 
-def _trace(layer: str, begin: float, events: list[Progress], loss: str) -> Iterable[Row]:
-    for event in events:
+def _trace(layer: str, events: list[tuple[float, Progress]]) -> Iterable[Row]:
+    for seconds, event in events:
         finite = event.gap[torch.isfinite(event.gap)]
         if len(finite):
             yield {
                 "layer": layer,
-                "seconds": begin + event.seconds,
+                "seconds": seconds,
                 "iteration": event.iteration,
                 "gap_median": float(finite.median()),
                 "gap_max": float(finite.max()),

@@ -25,6 +25,10 @@ Loss = Literal["squared", "root"]
 Coefficient = int | float | Float[Tensor, " K"]
 
 
+MATCHED = 1e-6
+"""Mean square residual, relative to the target's, below which the rooted gap looks for its dual."""
+
+
 @dataclass(frozen=True, eq=False)
 class Penalty:
     """l0·1[v≠0] + l1·|v| + (l2/2)·v² of each scaled weight v = ρ_j w_j.
@@ -338,6 +342,11 @@ def gap(
     s = s.amin(1) if W.shape[1] else torch.ones_like(q)
     # rounding of s·c may leave it a last bit outside: step just inside
     s = torch.where(s < 1, s * (1 - 1e-15), s)
+    if loss == "root":
+        small = (reduced <= MATCHED * gram.t2).nonzero()[:, 0]
+        if len(small):
+            earned = inner[small] + (c[small] * W[small]).sum(1)
+            s[small] = _best_multiple(terms.rows(small), c[small], s[small], earned)
     c = c * s[:, None]
     # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
     loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
@@ -349,6 +358,26 @@ def gap(
     found = loss_gap + terms.value(W) + conjugate - (c * W).sum(1)
     # the dual point 0 always proves that the objective is not negative
     return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
+
+
+def _best_multiple(terms: Separable, c: Tensor, most: Tensor, earned: Tensor) -> Tensor:
+    # A residual near rounding points nowhere: along it the dual value s·earned − g*(s c) is concave
+    # in s, so the best multiple up to `most` is found by golden section on log s.
+    golden = (5**0.5 - 1) / 2
+    low, high = torch.log(most) - 30.0, torch.log(most)
+
+    def value(logarithm: Tensor) -> Tensor:
+        s = torch.exp(logarithm)
+        moments = c * s[:, None]
+        return s * earned - terms.conjugate(moments, terms.dual_multiplier(moments))
+
+    for _ in range(45):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        better = value(left) > value(right)
+        high, low = torch.where(better, right, high), torch.where(better, low, left)
+    inside = 0.5 * (low + high)
+    best = torch.where(value(inside) > value(torch.log(most)), inside, torch.log(most))
+    return torch.exp(best)
 
 
 def _check_rows(name: str, value: Coefficient, K: int) -> None:

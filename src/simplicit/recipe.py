@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -129,4 +128,4 @@ def prune_smallest(W: Float[Tensor, "r c"], percentage: float) -> Float[Tensor, 
     count = int(W.numel() * percentage / 100)
     pruned = W.clone()
     pruned.view(-1)[W.abs().view(-1).argsort(stable=True)[:count]] = 0.0
-    return torch.where(torch.isfinite(pruned), pruned, W)
+    return pruned

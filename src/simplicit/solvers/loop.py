@@ -157,7 +157,8 @@ class _Tile:
         # the certificate on the problem as given differs by rounding: stay a little below
         self.tol = 0.9 * tol
         self.V, self.gap = V, torch.full_like(scaled.t2, torch.inf)
-        self.mu, self.sigma = torch.zeros_like(V[:, :1]), torch.ones_like(V[:, :1])
+        self.mu = torch.zeros_like(scaled.t2)[:, None]
+        self.sigma = torch.ones_like(self.mu)
         self.iterations = torch.zeros(len(V), dtype=torch.long, device=V.device)
         self.rows = torch.arange(len(V), device=V.device) < K
 

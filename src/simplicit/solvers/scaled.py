@@ -19,7 +19,7 @@ from ..prox import Separable
 UNDERFLOW = 1e-300
 """Mean squares below this cannot be inverted in float64; such features, targets count as zero."""
 
-SMALLEST = 1e-9
+SMALLEST = 1e-6
 """Floor of the rooted loss' σ in scaled units: targets this close to their match are matched."""
 
 ROUNDING = 1e-12
@@ -202,7 +202,7 @@ class Scaled:
             σ, (K, 1).
         """
         if self.loss == "squared":
-            return torch.ones_like(V[:, :1])
+            return torch.ones_like(self.t2)[:, None]
         return torch.sqrt(mean_square(self.gram, V, self.moments(V)))[:, None].clamp_min(SMALLEST)
 
     def gap(

@@ -1,0 +1,245 @@
+"""The two models of one seed: trained, matched or loaded, then measured and kept."""
+
+import math
+import resource
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from . import archive, data, explicit, files
+from .capture import capture
+from .config import Config
+from .fit import fit
+from .model import ImplicitModel
+from .plots import read
+from .recipe import Recipe
+
+Row = dict[str, Any]
+
+CURVE_STEPS = 60
+"""Most steps of the equilibrium's residual curve."""
+
+MADE = ("seconds", "rows", "max_relative_gap")
+"""How the columns begin that say how a model was made; `evaluate` keeps them."""
+
+
+class SeedRun:
+    """The models of one seed and where they are kept.
+
+    Args:
+        settings: The run's configuration.
+        dataset: Its data.
+        seed: Seed of the initial weights, of the order of training and of the samples chosen.
+        folder: Where the models are.
+    """
+
+    def __init__(self, settings: Config, dataset: data.Dataset, seed: int, folder: Path) -> None:
+        self.settings, self.dataset, self.seed, self.folder = settings, dataset, seed, folder
+        self.checkpoint = folder / "checkpoint"
+        self._weights = folder / "explicit.safetensors"
+        self._tables: dict[str, list[Row]] = {}
+        self._net: tuple[nn.Module, float] | None = None
+
+    def build(self) -> nn.Module:
+        """Build the explicit network, with the weights saved or configured, if any.
+
+        Returns:
+            A network that takes the dataset's samples.
+        """
+        wanted = self.settings.explicit
+        net = explicit.build(
+            wanted.type,
+            wanted.architecture,
+            bias=wanted.bias,
+            arguments=wanted.arguments,
+            seed=self.seed,
+        )
+        explicit.check(net, self.dataset.train_inputs, len(self.dataset.classes))
+        source = self._weights if self._weights.exists() else wanted.weights
+        if source is not None:
+            explicit.load_weights(net, source)
+        return net
+
+    def explicit_row(self) -> Row:
+        """Train or load the explicit network, and measure it.
+
+        Returns:
+            Its row of the metrics.
+        """
+        net, seconds = self._explicit()
+        equations = capture(net, self.dataset.train_inputs[:2])
+        return self._row("explicit", net) | {
+            "seconds": seconds,
+            "nonzeros": equations.nonzeros,
+            "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
+            "sparsity": 0.0,
+            "bytes": self._weights.stat().st_size,
+        }
+
+    def implicit_row(self, old: Row) -> Row:
+        """Match the implicit model, or load it, and measure it.
+
+        Args:
+            old: Its earlier row; `evaluate` keeps what that says of the making.
+
+        Returns:
+            Its row of the metrics.
+        """
+        if self.settings.implicit.evaluate:
+            model = archive.load(self.folder)
+            made = {"seconds": math.nan} | {k: v for k, v in old.items() if k.startswith(MADE)}
+        else:
+            model, made = self._fit()
+        with torch.no_grad():
+            found = [model.equilibrium(u) for u in self._test_batches()]
+        certificate = model.certificate
+        self._tables["convergence"] = self._curve(model)
+        return self._row("implicit", model) | {
+            "seconds": made.pop("seconds"),
+            "nonzeros": model.nonzeros,
+            "parameters": model.parameters_count,
+            "sparsity": model.sparsity,
+            "bytes": (self.folder / archive.NUMBERS).stat().st_size,
+            "structure": model.structure,
+            "objective": self.settings.implicit.objective,
+            "kappa": self.settings.implicit.kappa,
+            "well_posed": certificate.well_posed,
+            "certificate_norm": certificate.norm,
+            "certificate_method": certificate.method,
+            "converged": float(torch.cat([e.converged for e in found]).double().mean()),
+            "max_residual": max(float(e.residual.max()) for e in found),
+            "max_steps": max(int(e.steps.max()) for e in found),
+            "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            **made,
+        }
+
+    def write_tables(self, folder: Path) -> None:
+        """Write this seed's records into the run's tables, the other seeds' kept.
+
+        Args:
+            folder: The run folder.
+        """
+        for name, rows in self._tables.items():
+            path = folder / f"{name}.csv"
+            others = read.table(path, ["seed"]) if path.exists() else []
+            kept = [row for row in others if row["seed"] != str(self.seed)]
+            files.write_csv(path, [*kept, *({"seed": self.seed, **row} for row in rows)])
+        self._tables.clear()
+
+    # the explicit network and the seconds its training took
+    def _explicit(self) -> tuple[nn.Module, float]:
+        self._net = self._net or self._load_or_train()
+        return self._net
+
+    def _load_or_train(self) -> tuple[nn.Module, float]:
+        wanted, dataset, device = self.settings.explicit, self.dataset, self.settings.device
+        net = self.build().to(device)
+        if self._weights.exists():
+            with safe_open(self._weights, "pt") as file:
+                return net, float((file.metadata() or {}).get("seconds", "nan"))
+        begin = time.monotonic()
+        if wanted.weights is None:
+            chosen = data.sample(len(dataset.train_labels), wanted.training_size, self.seed)
+            explicit.train(
+                net,
+                dataset.train_inputs[chosen],
+                dataset.train_labels[chosen],
+                optimizer=wanted.optimizer,
+                lr=wanted.lr,
+                epochs=wanted.epoch,
+                batch_size=self.settings.evaluation.bs,
+                seed=self.seed,
+                device=device,
+                log_interval=wanted.log_interval,
+            )
+        seconds = time.monotonic() - begin
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+        metadata = {"seconds": str(seconds)}
+        files.write_bytes(self._weights, safetensors.torch.save(weights, metadata))
+        return net, seconds
+
+    def _fit(self) -> tuple[ImplicitModel, Row]:
+        wanted = self.settings.implicit
+        net, _ = self._explicit()
+        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
+        recipe = Recipe(
+            **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
+        )
+        result = fit(
+            net,
+            self.dataset.train_inputs[chosen],
+            recipe,
+            batch_size=self.settings.evaluation.bs,
+            workers=wanted.workers,
+            device=self.settings.device,
+            checkpoint=self.checkpoint,
+        )
+        result.model.save(self.folder)
+        self._tables |= {"rows": result.rows, "trace": result.trace}
+        return result.model, {
+            "seconds": sum(result.seconds.values()),
+            "rows": len(result.rows),
+            "rows_solved": sum(row["status"] == "solved" for row in result.rows),
+            "max_relative_gap": max(row["relative_gap"] for row in result.rows),
+            **{f"seconds_{name}": value for name, value in result.seconds.items()},
+        }
+
+    def _row(self, name: str, net: nn.Module) -> Row:
+        begin = time.monotonic()
+        found = accuracy(net, self.dataset, self.settings.evaluation.bs)
+        return {
+            "model": name,
+            "dataset": self.dataset.name,
+            "seed": self.seed,
+            "test_accuracy": found,
+            "inference_seconds": time.monotonic() - begin,
+        }
+
+    def _test_batches(self) -> tuple[Tensor, ...]:
+        return self.dataset.test_inputs.to(self.settings.device).split(2000)
+
+    # residual against step of Picard's iteration on the first test images
+    def _curve(self, model: ImplicitModel) -> list[Row]:
+        u = self._test_batches()[0]
+        with torch.no_grad():
+            found = model.equilibrium(u, method="picard", max_steps=CURVE_STEPS, history=True)
+        assert found.history is not None
+        history = _carried_forward(found.history.cpu().double())
+        return [
+            {
+                "model": "implicit",
+                "step": step + 1,
+                "residual_median": float(residuals.median()),
+                "residual_max": float(residuals.max()),
+            }
+            for step, residuals in enumerate(history)
+        ]
+
+
+def accuracy(net: nn.Module, dataset: data.Dataset, batch_size: int) -> float:
+    """Measure a network on the test set.
+
+    Args:
+        net: Any network that returns logits.
+        dataset: The data.
+        batch_size: Samples at a time.
+
+    Returns:
+        The fraction classified correctly.
+    """
+    return explicit.accuracy(net, dataset.test_inputs, dataset.test_labels, batch_size)
+
+
+# gives samples that have converged their last residual at the later steps
+def _carried_forward(history: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+    filled = [history[0]]
+    for residuals in history[1:]:
+        filled.append(torch.where(residuals.isnan(), filled[-1], residuals))
+    return torch.stack(filled)
