@@ -67,8 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "implicit.training_size=0.2",
         "implicit.sparsity=0.5",
     ]
-    config = load(ROOT / "configs" / "digits.yaml", settings)
-    return run(config, "small", tmp_path_factory.mktemp("run") / "out")
+    out = tmp_path_factory.mktemp("run") / "out"
+    run(load(ROOT / "configs" / "digits.yaml", settings), out)
+    return out
 
 
 def test_every_file_of_a_run_is_documented(folder: Path) -> None:

@@ -301,6 +301,7 @@ def gap(
     moments: Tensor,
     free: Tensor,
     mu: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Fenchel's gap at a multiple of the residual; (K,).
 
@@ -316,6 +317,8 @@ def gap(
         moments: c = R − W G, (K, N).
         free: Features that are unpenalised, (N,).
         mu: Guess of the ball's multiplier, (K, 1); the best one when omitted.
+        residual: The solver's own σ, (K, 1), for the rooted loss: where it exceeds ‖r‖/√m it is a
+            better divisor than a norm near rounding. The best one is looked for when omitted.
 
     Returns:
         The gap, never negative.
@@ -332,6 +335,8 @@ def gap(
         root = torch.sqrt(reduced)
         # a floor on ‖r‖ keeps θ feasible (‖θ‖ ≤ 1) and finite where the residual vanishes
         sigma = torch.maximum(root, 1e-9 * torch.sqrt(gram.t2) + torch.finfo(q.dtype).tiny)
+        if residual is not None:
+            sigma = torch.maximum(sigma, residual[:, 0])
         c, primal = c / sigma[:, None], torch.sqrt(q)
         inner = reduced / sigma
     else:
@@ -342,7 +347,7 @@ def gap(
     s = s.amin(1) if W.shape[1] else torch.ones_like(q)
     # rounding of s·c may leave it a last bit outside: step just inside
     s = torch.where(s < 1, s * (1 - 1e-15), s)
-    if loss == "root":
+    if loss == "root" and residual is None:
         small = (reduced <= MATCHED * gram.t2).nonzero()[:, 0]
         if len(small):
             earned = inner[small] + (c[small] * W[small]).sum(1)

@@ -168,7 +168,7 @@ class _Tile:
 
     def consider(self, state: newton.NewtonState, rows: Tensor) -> None:
         """Keep the iterates of the marked rows that are better than the best so far."""
-        gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma)
+        gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma, state.sigma)
         better = (rows & (state.flips == 0) & (gap < self.gap))[:, None]
         self.V = torch.where(better, state.V, self.V)
         self.mu = torch.where(better, state.mu, self.mu)

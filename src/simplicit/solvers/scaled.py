@@ -206,7 +206,11 @@ class Scaled:
         return torch.sqrt(mean_square(self.gram, V, self.moments(V)))[:, None].clamp_min(SMALLEST)
 
     def gap(
-        self, V: Float[Tensor, "K n"], moments: Float[Tensor, "K n"], mu: Float[Tensor, "K 1"]
+        self,
+        V: Float[Tensor, "K n"],
+        moments: Float[Tensor, "K n"],
+        mu: Float[Tensor, "K 1"],
+        sigma: Float[Tensor, "K 1"],
     ) -> Float[Tensor, " K"]:
         """Certify V; relative to ½ t2 (squared) or √t2 (rooted).
 
@@ -214,12 +218,13 @@ class Scaled:
             V: Weights inside the ball, (K, n).
             moments: `moments(V)`.
             mu: A guess of the ball's multiplier; any value gives a valid gap.
+            sigma: The solver's σ; it serves as a guess of the rooted loss' dual scale.
 
         Returns:
             The relative duality gap, (K,).
         """
         free = torch.zeros(V.shape[1], dtype=torch.bool, device=V.device)
-        value = gap(self.gram, self.terms, self.loss, V, moments, free, mu)
+        value = gap(self.gram, self.terms, self.loss, V, moments, free, mu, sigma)
         return value if self.loss == "root" else 2 * value
 
     def unscale(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
