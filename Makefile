@@ -10,7 +10,7 @@ run: .venv/run
 	$(BIN)/simplicit run $(CONFIG)
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

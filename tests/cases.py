@@ -8,9 +8,10 @@ construction, whatever the conditioning of V.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from simplicit.gram import Gram
 from simplicit.problem import Ball, Loss, Penalty, RowProblem
-from torch import Tensor
 
 PENALTIES = {
     "l1": dict(l1=0.3),

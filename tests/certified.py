@@ -1,15 +1,16 @@
 """An independent judge: primal, dual and feasibility from the data and the answer alone.
 
 It shares no code with the package: extended precision where numpy has it, no Gram, the dual value
-evaluated as a value and not as a sum of Fenchel-Young gaps, the ball's multiplier by a closing grid.
+evaluated as a value and not as a sum of Fenchel-Young gaps, the ball's multiplier by closing grids.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from simplicit.problem import RowProblem
 from torch import Tensor
+
+from simplicit.problem import RowProblem
 
 Array = NDArray[np.longdouble]
 
@@ -44,7 +45,9 @@ def judge(problem: RowProblem, V: Tensor, T: Tensor, W: Tensor) -> Verdict:
         One verdict on all rows.
     """
     assert W.shape == (T.shape[1], V.shape[1])
-    rows = [_judge(_Row.of(problem, k), _array(V), _array(T[:, k]), _array(W[k])) for k in range(len(W))]
+    rows = [
+        _judge(_Row.of(problem, k), _array(V), _array(T[:, k]), _array(W[k])) for k in range(len(W))
+    ]
     return Verdict(*np.array(rows, dtype=np.float64).reshape(len(W), 5).T)
 
 
@@ -111,11 +114,11 @@ class _Row:
         if not need.any():
             return float(at(np.zeros(1))[0])
         low = (need * (curvature == 0)).max(initial=0) * (1 + 1e-15)
-        grid = np.linspace(low, need.max(initial=low), 33, dtype=np.longdouble)
+        grid = np.linspace(low, need.max(initial=low), 129, dtype=np.longdouble)
         values = at(grid)
-        for _ in range(14):  # convex: the least lies beside the best point of the grid
+        for _ in range(6):  # convex: the least lies beside the best point of the grid
             i = int(values.argmin())
-            grid = np.linspace(grid[max(i - 1, 0)], grid[min(i + 1, 32)], 33, dtype=np.longdouble)
+            grid = np.linspace(grid[max(i - 1, 0)], grid[min(i + 1, 128)], 129, dtype=np.longdouble)
             values = at(grid)
         return float(values.min())
 
@@ -129,38 +132,57 @@ def _judge(row: _Row, V: Array, t: Array, w: Array) -> tuple[float, ...]:
     unit = np.sqrt(t2) if row.root else t2 / 2
     excess = max(norm - row.radius, 0.0)
     excess = excess / row.radius if excess > 0 and row.radius > 0 else excess
-    dual = max([0.0, *(_bound(row, V, t, theta) for theta in _dual_points(row, V, t, r))])
+    dual = 0.0  # θ = 0: the objective is never negative
+    for theta in _directions(row, V, t, r):
+        if primal - dual > 1e-12 * unit:
+            dual = max(dual, _best_on_ray(row, V, t, theta))
     return tuple(map(float, (primal, dual, norm, excess, unit)))
 
 
-def _dual_points(row: _Row, V: Array, t: Array, r: Array) -> list[Array]:
-    """Multiples of the residual made orthogonal to the free features."""
-    F = V[:, row.free]
-    length = np.sqrt((F * F).sum(0))
-    F = F[:, length > 0] / length[length > 0]
-    for _ in range(3 if F.shape[1] else 0):  # repeated for the digits least squares leaves
-        r = r - F @ np.linalg.lstsq(F.astype(float), r.astype(float))[0].astype(np.longdouble)
-    square, unit = r @ r, np.sqrt(t @ t)
-    # what is left may be rounding, which is orthogonal to nothing
-    if square == 0 or (F.shape[1] and abs(F.T @ r).max() > 1e-9 * np.sqrt(square)):
+def _directions(row: _Row, V: Array, t: Array, r: Array) -> list[Array]:
+    """The residual, and its parts orthogonal to features that are free or cost next to nothing."""
+    if not len(t):
         return []
+    length = np.sqrt((V * V).sum(0))
+    tiny = row.l1 * row.rho <= 1e-10 * length * np.sqrt(t @ t) / len(t)
+    cheap = row.free | (tiny & (row.curvature == 0))
+    found = []
+    for dropped in (row.free, cheap & (row.omega == 0), cheap):
+        F = V[:, dropped & (length > 0)] / length[dropped & (length > 0)]
+        rest = r
+        for _ in range(3 if F.shape[1] else 0):  # repeated for the digits least squares leaves
+            step = np.linalg.lstsq(F.astype(float), rest.astype(float))[0]
+            rest = rest - F @ step.astype(np.longdouble)
+        square = rest @ rest
+        # what is left may be rounding, which is orthogonal to nothing
+        if square > 0 and not (F.size and abs(F.T @ rest).max() > 1e-9 * np.sqrt(square)):
+            found.append(rest)
+    return found
+
+
+def _best_on_ray(row: _Row, V: Array, t: Array, r: Array) -> float:
+    """The best dual value at a multiple of r that is feasible for the loss."""
+    square, unit, m = r @ r, t @ t, len(t)
     if not row.root:
-        return [r, r * (r @ t) / square]
-    point = r * np.sqrt(len(t) / square)
-    if square >= 1e-12 * unit * unit:
-        return [point]
-    # a vanishing residual has a direction, but its length is rounding: find the best one
-    shares = np.linspace(0, 1, 9)
-    for _ in range(12):
-        i = int(np.argmax([_bound(row, V, t, point * share) for share in shares]))
-        shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
-    return [point * share for share in shares]
+        return max(_bound(row, V, t, r), _bound(row, V, t, r * (r @ t) / square))
+    point = r * np.sqrt(m / square)
+    best = _bound(row, V, t, point)
+    if square < 1e-4 * unit:
+        # a vanishing residual has a direction, but its length means little: find the best one
+        shares = np.linspace(0, 1, 9)
+        for _ in range(5):
+            values = [_bound(row, V, t, point * share) for share in shares]
+            i = int(np.argmax(values))
+            shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
+            best = max(best, max(values))
+    return best
 
 
 def _bound(row: _Row, V: Array, t: Array, theta: Array) -> float:
     """The best dual value on the way from 0 to θ that stays feasible, of two guesses."""
-    c, m = abs(V.T @ theta) / len(t), len(t)
-    best = 0.0
+    m, best = len(t), 0.0
+    noise = 1e-16 * np.sqrt((V * V).sum(0) * (theta @ theta)) / m
+    c = np.maximum(abs(V.T @ theta) / m - noise, 0)
     for curved in (row.curvature > 0, np.zeros(len(c), bool)):
         flat = (row.omega == 0) & ~row.free & ~curved & (c > 0)
         s = min([1.0, *((row.l1 * row.rho)[flat] / c[flat])]) * (1 - 1e-16)

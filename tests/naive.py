@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def penalty(v: float, l0: float, l1: float, l2: float) -> float:
-    """The perspective by its definition: the least l0 z + l2 v²/(2 z) over a grid of z in (0, 1]."""
+    """The perspective by definition: the least l0 z + l2 v²/(2 z) over a grid of z in (0, 1]."""
     z = torch.logspace(-12, 0, 100_001, dtype=torch.float64)
     relaxed = (l0 * z + l2 * v * v / (2 * z)).min().item() if v and l0 else l2 * v * v / 2
     return l1 * abs(v) + relaxed

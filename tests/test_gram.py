@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from cases import normal
 from simplicit.errors import InputError
 from simplicit.gram import Gram
@@ -91,9 +92,7 @@ def test_rotating_the_samples_changes_nothing():
     torch.testing.assert_close(rotated.G, Gram.from_data(V, T).G, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("v", "t"), [(V[:, :6], T), (V, T[:, :2])], ids=["features", "targets"]
-)
+@pytest.mark.parametrize(("v", "t"), [(V[:, :6], T), (V, T[:, :2])], ids=["features", "targets"])
 def test_shapes_that_do_not_fit_are_named(v, t):
     with pytest.raises(InputError, match=r"features .* targets .* accepted are \(m, 7\)"):
         Gram(7, 3).update(v, t)

@@ -8,6 +8,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import simplicit
 
 ROOT = Path(simplicit.__file__).parent
@@ -115,12 +116,18 @@ def test_mathematics_reads_no_file_and_prints_nothing(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     used = set()
     for node in top(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        names = (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        )
         used |= {name.split(".")[0] for name in names if getattr(node, "level", 0) == 0}
     # a model's own convenience may name a path in a signature; the loop runs tiles side by side
     allowed = {"model": {"pathlib"}, "solvers.loop": {"joblib"}}.get(module, set())
     assert not used & (OUTSIDE - allowed)
-    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    calls = {
+        n.func.id
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
     assert not calls & {"print", "open", "input"}
 
 

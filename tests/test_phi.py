@@ -29,7 +29,7 @@ def test_it_is_the_module_of_that_name(phi):
 def test_the_lipschitz_constant_is_the_steepest_slope(phi):
     slopes = phi(z).diff() / z.diff()
     assert slopes.min() >= 0
-    assert phi.lipschitz * (1 - 1e-6) <= slopes.max() <= phi.lipschitz * (1 + 1e-9)
+    assert phi.lipschitz * (1 - 1e-5) <= slopes.max() <= phi.lipschitz * (1 + 1e-9)
 
 
 @PHIS
@@ -38,15 +38,7 @@ def test_homogeneous_means_that_positive_factors_pass_through(phi):
     assert phi.homogeneous == passes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("gelu",), "activation 'gelu': accepted are relu, leaky_relu, tanh, sigmoid, identity"),
-        (("leaky_relu", -0.1), "leaky_relu slope -0.1: must be finite and at least 0"),
-        (("leaky_relu", float("nan")), "leaky_relu slope nan"),
-        (("leaky_relu", float("inf")), "leaky_relu slope inf"),
-    ],
-)
-def test_what_is_refused(arguments, says):
-    with pytest.raises(InputError, match=says):
-        Phi(*arguments)
+@pytest.mark.parametrize("slope", [-0.1, float("nan"), float("inf")])
+def test_slopes_that_are_refused(slope):
+    with pytest.raises(InputError, match=f"slope {slope}: must be finite and at least 0"):
+        Phi("leaky_relu", slope)

@@ -1,13 +1,14 @@
 import math
 
-import naive
 import pytest
 import torch
-from cases import normal, uniform
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from simplicit.prox import Separable
 from torch import Tensor
+
+import naive
+from cases import normal, uniform
+from simplicit.prox import Separable
 
 PENALTIES = {
     "zero": (0.0, 0.0, 0.0),
@@ -87,7 +88,9 @@ def test_prox_beats_a_grid(price):
     for j in range(N):
         only = torch.arange(N) == j
         value = (w - v)[0, j] ** 2 / (2 * STEP[j]) + terms.value(w * only)
-        assert (value <= (grid[:, 0] - v[0, j]) ** 2 / (2 * STEP[j]) + many.value(grid * only)).all()
+        assert (
+            value <= (grid[:, 0] - v[0, j]) ** 2 / (2 * STEP[j]) + many.value(grid * only)
+        ).all()
 
 
 def each_penalty(terms: Separable, w: Tensor) -> Tensor:
@@ -210,7 +213,9 @@ def test_penalty_and_slope_are_scaled_by_rho(price):
 def test_slope_is_the_derivative_beside_zero(price):
     terms = separable(price, RHO, rows=1)
     tiny = torch.full((1, N), 1e-9, dtype=torch.float64)
-    torch.testing.assert_close(each_penalty(terms, tiny) / 1e-9, terms.slope(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        each_penalty(terms, tiny) / 1e-9, terms.slope(), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_times_scales_every_row_by_its_own_factor(price):

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from cases import LOSSES, PENALTIES
 from sklearn.linear_model import Lasso
 
+from cases import LOSSES, PENALTIES
 from simplicit.gram import Gram
 from simplicit.problem import Ball, Penalty, RowProblem
 from simplicit.solution import Status
@@ -37,7 +37,9 @@ def test_l1_is_the_lasso_of_scikit_learn():
     V, T, _ = problem()
     rows = RowProblem(Gram.from_data(V, T), Penalty(l1=0.1))
     theirs = Lasso(alpha=0.1, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(V, T)
-    torch.testing.assert_close(solve(rows, tol=1e-12).W, torch.tensor(theirs.coef_), atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(
+        solve(rows, tol=1e-12).W, torch.tensor(theirs.coef_), atol=1e-6, rtol=0.0
+    )
 
 
 def test_a_bad_row_leaves_the_others_bit_identical():

@@ -28,10 +28,11 @@ STOPPED = 130
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"simplicit {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

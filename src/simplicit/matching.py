@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from .model import ImplicitModel
 from .path import count, solve_to_budget
 from .problem import Ball, RowProblem
 from .recipe import Recipe, prune_smallest
-from .refit import refit, trim
+from .refit import fit_to_budget
 from .solution import Solution, Status
 from .solvers import Progress, solve
 from .states import Batches, collect
@@ -187,17 +186,15 @@ class Matching:
                 solution = solve(problem, tol=tol, callback=look, workers=self.workers)
                 W = solution.W
             else:
-                level, (solution,) = solve_to_budget(
-                    [problem],
+                problem, solution, W = fit_to_budget(
+                    problem,
                     quota,
-                    tol=tol,
                     start=self.level,
+                    tol=tol,
                     report=report,
                     callback=look,
                     workers=self.workers,
                 )
-                problem = replace(problem, penalty=problem.penalty * level)
-                W = trim(problem, refit(problem, solution.W != 0), quota)
             step(len(problem.gram.R) - seen)
         if quota is None and self.recipe.sparsity_ratio:
             kept = W[:, ~problem.free]

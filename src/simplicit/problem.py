@@ -150,7 +150,8 @@ class RowProblem:
         K, N = self.gram.R.shape
 
         def column(value: Coefficient) -> Tensor:
-            return torch.as_tensor(value, dtype=torch.float64).to(self.gram.G).expand(K)[:, None].clone()
+            entries = torch.as_tensor(value, dtype=torch.float64).to(self.gram.G)
+            return entries.expand(K)[:, None].clone()
 
         def ones() -> Tensor:
             return self.gram.G.new_ones(N)

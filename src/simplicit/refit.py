@@ -1,14 +1,68 @@
-"""Least squares on a chosen support, under the constraint; and the trim to an exact budget."""
+"""Least squares on a chosen support, under the constraint; and the fit to an exact budget."""
+
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .path import Level, solve_to_budget
 from .problem import Ball, Penalty, RowProblem
-from .solvers import solve
+from .solution import Solution
+from .solvers import Callback, solve
 
 RIDGE = 1e-9
 """Curvature of the refit relative to a feature's mean square: keeps dependent ones finite."""
+
+REFILLS = 6
+"""Most times more non-zeros are asked of the path, where the ball sets weights to zero."""
+
+
+def fit_to_budget(
+    problem: RowProblem,
+    budget: int,
+    *,
+    start: float | None = None,
+    tol: float = 1e-4,
+    report: Level | None = None,
+    callback: Callback | None = None,
+    workers: int = 1,
+) -> tuple[RowProblem, Solution, Float[Tensor, "K N"]]:
+    """Solve at the level that gives the budget, trim to it exactly, and refit.
+
+    Where the ball is tight, least squares over a support leaves some of its weights at zero; then
+    the path is asked for more.
+
+    Args:
+        problem: The rows, their penalty at level 1.
+        budget: Non-zeros wanted in all rows together, free features not counted.
+        start: A level to begin with.
+        tol: Relative duality gap of each solve.
+        report: Called with each level and its non-zeros.
+        callback: Passed to every solve.
+        workers: Parallel blocks of rows.
+
+    Returns:
+        The rows at the level found, their solution, and the refitted weights. These have `budget`
+        non-zeros, fewer only where data and ball have no use for more.
+    """
+    wanted = budget
+    for _ in range(REFILLS):
+        level, (solution,) = solve_to_budget(
+            [problem],
+            wanted,
+            start=start,
+            tol=tol,
+            report=report,
+            callback=callback,
+            workers=workers,
+        )
+        W = trim(problem, refit(problem, solution.W != 0), budget)
+        short = budget - int(torch.count_nonzero(W[:, ~problem.free]))
+        if short <= 0 or int(torch.count_nonzero(solution.W[:, ~problem.free])) < wanted:
+            break
+        wanted, start = wanted + 2 * short, level
+    return replace(problem, penalty=problem.penalty * level), solution, W
 
 
 def refit(
@@ -49,11 +103,11 @@ def trim(problem: RowProblem, W: Float[Tensor, "K N"], budget: int) -> Float[Ten
 
     Args:
         problem: The rows.
-        W: Refitted weights with at least `budget` non-zeros, (K, N).
+        W: Refitted weights, (K, N); with fewer non-zeros than the budget all of them are kept.
         budget: Non-zeros to keep in all rows together, free features not counted.
 
     Returns:
-        Refitted weights with exactly that many non-zeros, (K, N).
+        Refitted weights with that many non-zeros, (K, N).
     """
     saliency = torch.full_like(W, -torch.inf)
     for k in range(len(W)):
@@ -61,10 +115,16 @@ def trim(problem: RowProblem, W: Float[Tensor, "K N"], budget: int) -> Float[Ten
         inverse = torch.cholesky_inverse(_factor(problem.gram.G[columns][:, columns]))
         saliency[k, columns] = W[k, columns] ** 2 / inverse.diagonal()
     saliency[:, problem.free] = -torch.inf
-    keep = torch.zeros_like(W, dtype=torch.bool)
-    keep.view(-1)[saliency.view(-1).topk(budget).indices] = True
-    keep &= torch.isfinite(saliency)
-    return refit(problem, keep)
+    while True:
+        keep = torch.zeros_like(W, dtype=torch.bool)
+        keep.view(-1)[saliency.view(-1).topk(budget).indices] = True
+        keep &= torch.isfinite(saliency)
+        refitted = refit(problem, keep)
+        lost = keep & (refitted == 0)
+        if not bool(lost.any()):
+            return refitted
+        # the ball has no room for these: the next best take their place
+        saliency[lost] = -torch.inf
 
 
 # Cholesky factor of G with a ridge just large enough to have one.

@@ -1,0 +1,23 @@
+"""One finished run on the digits, shared by the tests of run, verify and command line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+# before their first import, so that a failing assertion of theirs says its values, too
+pytest.register_assert_rewrite("solver_suite", "degenerate_suite", "loop_suite", "small_run")
+
+from small_run import small_run  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two seeds, to be read only."""
+    return small_run(tmp_path_factory.mktemp("session") / "finished", "seeds=[0,1]")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "copied")

@@ -1,0 +1,212 @@
+"""implicitize(): budgets to the unit, every structure's promise, and the same bits again."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import simplicit
+from simplicit.errors import InputError
+from simplicit.fit import Fit
+from simplicit.model import ImplicitModel
+from simplicit.recipe import Recipe
+from simplicit.solvers import loop
+from teachers import N0, PHIS, quick_fit, samples, teacher
+
+STRUCTURES = ("triangular", "layered", "full")
+
+
+def weights(model: ImplicitModel) -> list[Tensor]:
+    return [t for t in (model.A, model.B, model.C, model.D, model.b, model.d) if t is not None]
+
+
+def same(one: ImplicitModel, two: ImplicitModel) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(two), strict=True))
+
+
+def solved(result: Fit) -> bool:
+    return {row["status"] for row in result.rows} == {"solved"}
+
+
+def unexplained(model: nn.Module, net: nn.Module) -> float:
+    """Part of the variance of the teacher's outputs, on other samples, that the model misses."""
+    u = samples(300, seed=5)
+    y = net(u).detach()
+    with torch.no_grad():
+        return float((model(u) - y).square().sum() / (y - y.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize(
+    ("phi", "structure"),
+    [
+        ("relu", "triangular"),
+        ("leaky relu", "layered"),
+        ("tanh", "full"),
+        ("sigmoid", "triangular"),
+    ],
+)
+def test_a_budget_is_met_to_the_unit(phi, structure):
+    result = quick_fit(Recipe(sparsity=0.4, structure=structure), phi)
+    model, N = result.model, round(0.6 * N0)
+    assert model.nonzeros == N and model.sparsity == 1 - N / N0
+    assert model.structure == structure and solved(result)
+    assert model.certificate.norm <= 0.99 * (1 + 1e-9)
+    assert model.equilibrium(samples()).converged.all()
+    assert unexplained(model, teacher(phi)) < 0.6
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.999])
+def test_any_budget(sparsity):
+    model = quick_fit(Recipe(sparsity=sparsity)).model
+    assert model.nonzeros == round((1 - sparsity) * N0)
+    assert torch.isfinite(model(samples())).all()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_hardly_penalised_it_is_nearly_the_teacher(structure, bias):
+    result = quick_fit(Recipe(alpha=1e-6, structure=structure, bias=bias), bias=bias)
+    assert solved(result) and result.rows[0]["relative_gap"] <= 1e-4
+    assert unexplained(result.model, teacher(bias=bias)) < 1e-3
+    assert (result.model.b is None) == (not bias)
+    # more weights than the teacher where the structure has room for them
+    assert (result.model.sparsity < 0) == (structure != "layered")
+
+
+@pytest.mark.parametrize("structure", ["triangular", "layered"])
+def test_to_explicit_computes_the_same(structure):
+    model = quick_fit(Recipe(structure=structure, sparsity_ratio=40.0), "leaky relu").model
+    torch.testing.assert_close(model.to_explicit()(samples()), model(samples()))
+
+
+@pytest.mark.parametrize("kappa", [0.3, 0.99])
+@pytest.mark.parametrize("phi", PHIS)
+def test_a_full_model_keeps_its_ball(phi, kappa):
+    model = quick_fit(Recipe(structure="full", kappa=kappa), phi).model
+    certificate = model.certificate
+    assert model.weights is not None
+    assert certificate.well_posed and certificate.method == "weighted norm"
+    assert certificate.norm <= kappa * (1 + 1e-9)
+    assert model.equilibrium(samples(300, seed=7)).converged.all()
+
+
+def test_robustness_has_smaller_norms_the_less_the_match_weighs():
+    norms = []
+    for lambda1 in (3.0, 30.0):
+        recipe = Recipe(objective="robustness", structure="full", lambda1=lambda1)
+        result = quick_fit(recipe, "tanh")
+        assert solved(result)
+        model = result.model
+        rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
+        norms.append(float(rows.detach().abs().sum(1).sum()))
+        assert model.equilibrium(samples()).converged.all()
+    assert 0 < norms[0] < norms[1]
+    assert unexplained(model, teacher("tanh")) < 0.1
+
+
+def test_robustness_to_a_budget():
+    result = quick_fit(Recipe(objective="robustness", sparsity=0.6), "tanh")
+    assert result.model.nonzeros == round(0.4 * N0)
+
+
+def test_the_papers_preset_through_implicitize():
+    net = teacher(bias=False)
+    model = simplicit.implicitize(net, samples(), preset="paper", kappa=0.9, alpha=1e-6)
+    assert model.structure == "full" and model.b is None and model.d is None
+    assert model.certificate.norm <= 0.9 * (1 + 1e-9)
+    assert model.equilibrium(samples()).converged.all()
+    assert unexplained(model, net) < 1e-2
+
+
+def test_auto_is_triangular_and_inputs_keep_their_shape():
+    net = nn.Sequential(nn.Flatten(), *teacher()).double()
+    u = samples().double().reshape(-1, 2, 3)
+    model = simplicit.implicitize(net, u, sparsity=0.5)
+    assert model.structure == "triangular" and model.input_shape == (2, 3)
+    assert model.A.dtype == torch.float64 and model(u).shape == (200, 3)
+    assert (model.nonzeros, model.reference_nonzeros) == (N0 // 2, N0)
+
+
+def test_the_teacher_stays_as_it_was():
+    net = nn.Sequential(*teacher(), nn.Dropout(0.5)).train()
+    net[0].requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    state = torch.random.get_rng_state()
+    simplicit.implicitize(net, samples(), sparsity=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training and all(module.training for module in net.modules())
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True, True, True]
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("structure", ["triangular", "full"])
+def test_the_same_bits_again_whatever_the_number_of_workers(structure, monkeypatch):
+    monkeypatch.setattr(loop, "TILE", 3)  # several blocks of rows in every layer
+    monkeypatch.setattr("simplicit.threads.available", lambda: 2)
+    recipe = Recipe(structure=structure, alpha=5.0)
+    one, again, two = (quick_fit(recipe, workers=workers) for workers in (1, 1, 2))
+    assert same(one.model, again.model) and same(one.model, two.model)
+    assert one.rows == again.rows == two.rows
+
+
+def test_any_source_of_batches_will_do():
+    u = samples()
+    recipe = Recipe()
+    whole = quick_fit(recipe, inputs=u, batch_size=64).model
+    for source in (
+        [u[:64], u[64:128], u[128:192], u[192:]],
+        DataLoader(TensorDataset(u, torch.zeros(len(u))), batch_size=64),
+    ):
+        assert same(whole, quick_fit(recipe, inputs=source).model)
+
+
+def test_a_generator_serves_where_one_pass_is_enough():
+    recipe = Recipe(closed_loop=False)
+    halves = (half for half in samples().split(100))
+    assert same(quick_fit(recipe, inputs=halves).model, quick_fit(recipe, batch_size=100).model)
+    halves = (half for half in samples().split(100))
+    with pytest.raises(InputError, match="generator that is used up, and several passes"):
+        quick_fit(Recipe(), inputs=halves)
+
+
+def spoilt(value: float) -> Tensor:
+    u = samples()
+    u[17, 2] = value
+    return u
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "says"),
+    [
+        (spoilt(float("nan")), {}, "calibration batch 0, sample 17, has NaN or Inf entries"),
+        (spoilt(float("inf")), {}, "calibration batch 0, sample 17, has NaN or Inf entries"),
+        (samples(0), {}, "calibration inputs are empty: accepted is at least one sample"),
+        ([], {}, "calibration inputs are empty: accepted is at least one sample"),
+        (samples().int(), {}, "dtype torch.int32: accepted is floating point"),
+        (samples()[:, :4], {}, r"does not run on inputs of shape \(200, 4\)"),
+        (samples(), {"sparsty": 0.5}, "unknown option 'sparsty': accepted are objective, sparsity"),
+        (samples(), {"sparsity": 1.0}, "sparsity=1.0: accepted is"),
+        (samples(), {"preset": "best"}, "preset 'best': accepted are paper"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(inputs, options, says):
+    with pytest.raises(InputError, match=says) as error:
+        simplicit.implicitize(teacher(), inputs, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_with_nan_is_named():
+    net = teacher()
+    with torch.no_grad():
+        next(net.parameters())[0, 0] = float("nan")
+    with pytest.raises(InputError, match="parameter '0.weight' has NaN or Inf entries"):
+        simplicit.implicitize(net, samples())
+
+
+def test_one_sample_is_enough():
+    model = quick_fit(Recipe(alpha=1e-6), inputs=samples(1)).model
+    torch.testing.assert_close(model(samples(1)), teacher()(samples(1)), rtol=1e-4, atol=1e-4)
