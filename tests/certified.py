@@ -112,7 +112,7 @@ class _Row:
         need = np.zeros_like(c)
         np.divide(c - self.l1 * self.rho, self.omega, out=need, where=self.omega > 0)
         if not need.any():
-            return float(at(np.zeros(1))[0])
+            return float(at(np.zeros(1, np.longdouble))[0])
         low = (need * (curvature == 0)).max(initial=0) * (1 + 1e-15)
         grid = np.linspace(low, need.max(initial=low), 129, dtype=np.longdouble)
         values = at(grid)
@@ -164,17 +164,17 @@ def _best_on_ray(row: _Row, V: Array, t: Array, r: Array) -> float:
     """The best dual value at a multiple of r that is feasible for the loss."""
     square, unit, m = r @ r, t @ t, len(t)
     if not row.root:
-        return max(_bound(row, V, t, r), _bound(row, V, t, r * (r @ t) / square))
-    point = r * np.sqrt(m / square)
+        return max(_bound(row, V, t, r), _bound(row, V, t, (r @ t) / square * r))
+    point: Array = r * np.sqrt(m / square)
     best = _bound(row, V, t, point)
     if square < 1e-4 * unit:
         # a vanishing residual has a direction, but its length means little: find the best one
-        shares = np.linspace(0, 1, 9)
+        shares = np.linspace(0, 1, 9, dtype=np.longdouble)
         for _ in range(5):
-            values = [_bound(row, V, t, point * share) for share in shares]
+            values = [_bound(row, V, t, share * point) for share in shares]
             i = int(np.argmax(values))
             shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
-            best = max(best, max(values))
+            best = max(best, *values)
     return best
 
 

@@ -85,11 +85,12 @@ class DegenerateSuite(SolverSuite):
     @pytest.mark.parametrize("decay", [2, 4, 6, 8])
     def test_bad_conditioning_is_solved_or_admitted(self, decay):
         """9: condition numbers 1e2 to 1e11."""
-        for name, ball, loss in (
+        hard: list[tuple[str, bool, Loss]] = [
             ("l1", False, "squared"),
             ("l0+l2", True, "squared"),
             ("l1", True, "root"),
-        ):
+        ]
+        for name, ball, loss in hard:
             case = known(PENALTIES[name], ball=ball, loss=loss, decay=decay)
             solution = self.check(case.problem, case.V, case.T, max_iterations=100)
             optimum = judge(case.problem, case.V, case.T, case.W).primal

@@ -13,6 +13,7 @@ In none of them, and why:
 
 import itertools
 import math
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -52,7 +53,7 @@ def rounding(problem: RowProblem, W: Tensor) -> np.ndarray:
 class SolverSuite:
     """Inherit, and override what the solver is."""
 
-    patched: dict[str, object] = {"METHODS": loop.METHODS}
+    patched: dict[str, Any] = {"METHODS": loop.METHODS}
     """What `solvers.loop` is patched with."""
 
     tol = 1e-9

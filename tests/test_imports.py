@@ -19,7 +19,10 @@ MATHEMATICS += ["feedforward", "certificate", "model"]
 PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
 PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
-"""Top to bottom; `config` lies below the datasets and networks whose names it accepts. A file that is not listed must only keep the graph acyclic."""
+"""Top to bottom; `config` lies below the datasets and networks whose names it accepts.
+
+A file that is not listed must only keep the graph acyclic.
+"""
 
 OUTSIDE = {"json", "pathlib", "os", "shutil", "safetensors", "omegaconf", "yaml", "pydantic"}
 OUTSIDE |= {"matplotlib", "rich", "typer", "pooch", "requests", "sklearn", "joblib", "logging"}
@@ -116,10 +119,9 @@ def test_mathematics_reads_no_file_and_prints_nothing(module):
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     used = set()
     for node in top(tree):
-        names = (
-            [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        )
-        used |= {name.split(".")[0] for name in names if getattr(node, "level", 0) == 0}
+        imported = node.names if isinstance(node, ast.Import) else []
+        names = [a.name for a in imported] or [getattr(node, "module", "") or ""]
+        used |= {name.split(".")[0] for name in names if not getattr(node, "level", 0)}
     # a model's own convenience may name a path in a signature; the loop runs tiles side by side
     allowed = {"model": {"pathlib"}, "solvers.loop": {"joblib"}}.get(module, set())
     assert not used & (OUTSIDE - allowed)

@@ -37,7 +37,7 @@ def digits() -> tuple[Tensor, Tensor]:
     Returns:
         (m, 28) and (m, 20).
     """
-    images = torch.as_tensor(load_digits().data[:300] / 16)
+    images = torch.as_tensor(load_digits(return_X_y=True)[0][:300] / 16)
     draw = generator(0)
     alive = images.std(0).argsort(descending=True)[:PIXELS]
     weights = [

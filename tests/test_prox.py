@@ -21,6 +21,7 @@ PENALTIES = {
     "large knee": (5.0, 0.1, 0.01),
 }
 K, N = 4, 9
+Price = tuple[float, float, float]
 
 
 def column(*values: float) -> Tensor:
@@ -28,7 +29,7 @@ def column(*values: float) -> Tensor:
 
 
 def separable(
-    price: tuple[float, float, float],
+    price: Price,
     rho: Tensor | None = None,
     omega: Tensor | None = None,
     radius: Tensor | None = None,
@@ -120,7 +121,7 @@ def test_prox_stays_in_the_ball_and_its_multiplier_is_complementary(price):
 
 
 @pytest.mark.parametrize("radius", [1e-9, 0.05, 3.0])
-def test_ball_multiplier_is_that_of_bisection(price, radius):
+def test_ball_multiplier_is_that_of_bisection(price: Price, radius):
     terms = separable(price, RHO, OMEGA, column(radius), rows=1)
     v = 4 * normal(1, N, seed=5)
 
@@ -168,7 +169,8 @@ def test_float32_prox_is_the_float64_one_rounded(terms):
 
 def test_no_feature_at_all():
     none = torch.zeros(0, dtype=torch.float64)
-    terms = Separable(*[column(0.0, 1.0)] * 3, none, none, column(1.0, 2.0))
+    two = column(0.0, 1.0)
+    terms = Separable(two, two, two, none, none, column(1.0, 2.0))
     nothing = torch.zeros(2, 0, dtype=torch.float64)
     w, mu = terms.prox(nothing, none)
     assert w.shape == (2, 0) and not mu.any()
@@ -225,7 +227,7 @@ def test_times_scales_every_row_by_its_own_factor(price):
     assert torch.equal(terms.times(sigma).radius, terms.radius)
 
 
-def test_conjugate_is_the_supremum_on_a_grid(price):
+def test_conjugate_is_the_supremum_on_a_grid(price: Price):
     terms = separable(price, RHO, rows=1)
     for c in (0.0, 0.2, 0.7, 1.5):
         value = float(terms.conjugate(torch.full((1, N), c, dtype=torch.float64), column(0.0)))

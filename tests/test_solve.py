@@ -8,14 +8,14 @@ from sklearn.linear_model import Lasso
 
 from cases import LOSSES, PENALTIES
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.problem import Ball, Loss, Penalty, RowProblem
 from simplicit.solution import Status
 from simplicit.solvers import solve
 
 CASES = list(itertools.product([n for n in PENALTIES if n != "none"], (None, 0.4), LOSSES))
 
 
-def problem(penalty="l1", radius=None, loss="squared", rows=3):
+def problem(penalty="l1", radius=None, loss: Loss = "squared", rows=3):
     generator = torch.Generator().manual_seed(0)
     V = torch.randn(60, 12, generator=generator, dtype=torch.float64)
     T = torch.randn(60, rows, generator=generator, dtype=torch.float64) + V[:, :rows]

@@ -21,11 +21,13 @@ PAPER = {"structure": "full", "bias": False, "closed_loop": False}
 COUNT = "a whole number, at least 1"
 PART = "a number above 0, at most 1 (0.05 is 5 %)"
 POSITIVE = "a number above 0"
+INSIDE = "a number above 0 and below 1"
 SWITCH = "true or false"
 
 Count = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
 File = Annotated[Path, Field(strict=False)]
 
 
@@ -89,9 +91,7 @@ class Implicit(Section):
         "which entries of A may be used",
         ("auto", "full", "triangular", "layered"),
     )
-    kappa: Annotated[float, Field(gt=0, lt=1)] = key(
-        0.99, "bound on the norm of A; full structure only", "a number above 0 and below 1"
-    )
+    kappa: Inside = key(0.99, "bound on the norm of A; full structure only", INSIDE)
     objective: Literal["sparsity", "robustness"] = key(
         "sparsity", "which penalty: few weights, or small row norms", ("sparsity", "robustness")
     )
@@ -112,9 +112,12 @@ class Implicit(Section):
     training_size: Part = key(0.2, "fraction of the training set whose states are matched", PART)
     bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
     closed_loop: bool = key(
-        True, "match layer by layer on the states of the model so far; not with full", SWITCH
+        True,
+        "match each layer on the states of the model so far; in full, the outputs on its own "
+        "equilibrium",
+        SWITCH,
     )
-    tol: Positive = key(1e-4, "relative duality gap at which a row is solved", POSITIVE)
+    tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
 
     @model_validator(mode="before")
     @classmethod

@@ -4,8 +4,8 @@ FISTA (Beck & Teboulle 2009) with the gradient test of O'Donoghue & Candès (201
 
     W⁺ = prox(Y + (R − Y G)/L, 1/L),   Y⁺ = W⁺ + (τ − 1)/τ⁺ · (W⁺ − W),   L = λ_max(G),
 
-and the momentum τ starts again where ⟨Y − W⁺, W⁺ − W⟩ > 0. It factorises nothing. The rooted loss is
-min over σ of q/(2σ) + σ/2 (Sun & Zhang 2012): the squared step with the penalty times σ, σ = √q.
+and τ starts again where ⟨Y − W⁺, W⁺ − W⟩ > 0. It factorises nothing. The rooted loss is the least
+over σ of q/(2σ) + σ/2 (Sun & Zhang 2012): the squared step with the penalty times σ, σ = √q.
 """
 
 from dataclasses import dataclass
