@@ -62,7 +62,8 @@ def draw(trace: Sequence[Mapping[str, Any]], tolerance: float) -> Drawing:
     for axes in panels[len(layers) :]:
         axes.remove()
     panels[0].set_ylabel("relative gap")
-    panels[0].legend(loc="upper right", handlelength=1.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, handlelength=1.5)
     figure.supxlabel("seconds", fontsize=9)
     columns = ("layer", "seed", "seconds", "gap_median", "gap_max")
     return Drawing(figure, [{c: row.get(c, "") for c in columns} for row in trace])
