@@ -173,19 +173,45 @@ class RowProblem:
         return rows & finite(t.l0 + t.l1 + t.l2)[:, 0]
 
     @property
+    def unit(self) -> Float[Tensor, " K"]:
+        """Objective of w = 0, to which gaps are relative: ½ t2, or √t2 for the rooted loss; (K,)."""
+        t2 = self.gram.t2
+        return t2.sqrt() if self.loss == "root" else 0.5 * t2
+
+    @property
     def free(self) -> Bool[Tensor, " N"]:
         """Unpenalised features outside the ball; they are projected out, (N,)."""
         return (self.terms.rho == 0) & (self.terms.omega == 0)
 
-    def penalise_ball_only(self) -> "RowProblem":
-        """Treat every feature outside the ball as free: what rows without a penalty amount to.
+    @cached_property
+    def parts(self) -> list[tuple[Bool[Tensor, " K"], "RowProblem"]]:
+        """Rows apart by which of their features are free, or shut out by a radius of 0.
 
-        Returns:
-            The same rows with scale 0 outside the ball.
+        Rows without a penalty, or whose radius is infinite, have more free features than others;
+        each group comes as a problem of all rows whose `free` and `shut` hold for the group.
         """
-        return replace(
-            self, penalty=replace(self.penalty, scales=(self.terms.omega > 0).to(self.gram.G))
-        )
+        terms, radius = self.terms, self.terms.radius[:, 0]
+        null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
+        zero = (radius == 0) & bool((terms.omega > 0).any())
+        held_by_ball = bool(((terms.rho == 0) & (terms.omega > 0)).any())
+        open = ~torch.isfinite(radius) & (null | held_by_ball)
+        balls = [(~zero & ~open, self.ball), (open, None)]
+        if self.ball is not None:
+            balls.append((zero, replace(self.ball, radius=0.0)))
+        found = []
+        for some, ball in balls:
+            omega = terms.omega if ball is not None else torch.zeros_like(terms.omega)
+            unpenalised = replace(self.penalty, scales=(omega > 0).to(omega))
+            for rows, penalty in ((some & ~null, self.penalty), (some & null, unpenalised)):
+                if bool(rows.any()):
+                    found.append((rows, replace(self, ball=ball, penalty=penalty)))
+        return found
+
+    @property
+    def shut(self) -> Bool[Tensor, " N"]:
+        """Features whose weights are 0 in every row, by a ball whose one radius is 0; (N,)."""
+        radius = None if self.ball is None else self.ball.radius
+        return (self.terms.omega > 0) & (not isinstance(radius, Tensor) and radius == 0)
 
     def select(self, rows: slice | Tensor) -> "RowProblem":
         """Keep some rows.
@@ -246,13 +272,11 @@ class RowProblem:
         """
         W = W.to(self.gram.G)
         moments = self.gradient_moments(W) if moments is None else moments
-        terms, gram = self.terms, self.gram
-        gaps = torch.empty_like(gram.t2)
-        null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
-        for rows, free in ((~null, self.free), (null, terms.omega == 0)):
-            if bool(rows.any()):
-                part = Gram.of(gram.G, gram.R[rows], gram.t2[rows], gram.m)
-                gaps[rows] = gap(part, terms.rows(rows), self.loss, W[rows], moments[rows], free)
+        gaps = torch.empty_like(self.gram.t2)
+        for rows, part in self.parts:
+            some, free = part.select(rows), part.free
+            gaps[rows] = gap(some.gram, some.terms, self.loss, W[rows], moments[rows], free)
+        terms = self.terms
         outside = terms.ball_norm(W) > terms.radius[:, 0] * (1 + 1e-12)
         return torch.where(outside, torch.inf, gaps)
 

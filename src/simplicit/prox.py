@@ -223,11 +223,17 @@ class Separable:
         high = torch.where(inside, (c.abs() - self.slope()) / omega, 0.0)
         high = torch.maximum(high.clamp_min(0).amax(1, keepdim=True), floor)
         low = floor.clone()
-        for _ in range(NEWTON_STEPS):
-            mu = 0.5 * (low + high)
+
+        def rises(mu: PerRow1) -> Tensor:
             a = c.abs() - mu * self.omega - self.l1 * self.rho
             pull = torch.where((curvature > 0) & (a > self.huber * self.rho), a / curvature, 0.0)
-            rising = self.radius > (pull @ self.omega)[:, None]
+            return self.radius >= (pull @ self.omega)[:, None]
+
+        # where the least is at the floor, bisection would only come near it
+        high = torch.where(rises(floor), floor, high)
+        for _ in range(NEWTON_STEPS):
+            mu = 0.5 * (low + high)
+            rising = rises(mu)
             high = torch.where(rising, mu, high)
             low = torch.where(rising, low, mu)
         high = torch.where(self.l2 > 0, high, floor)

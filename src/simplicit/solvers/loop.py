@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from threading import Lock
 from typing import cast
 
@@ -12,14 +12,15 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from ..errors import InputError
-from ..problem import RowProblem
+from ..problem import RowProblem, mean_square
 from ..solution import Solution, Status
 from . import newton
-from .admm import Admm
+from .admm import Admm, AdmmState
+from .fista import Fista, FistaState
 from .scaled import Design, Scaled
 
 TILE = 32
-"""Rows per product: fixed and zero-padded, so a row's bits do not depend on its neighbours."""
+"""Rows per product: always as many, so a row's bits do not depend on its neighbours."""
 
 FIRST_STEPS, MOST_STEPS = 24, 200
 """ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
@@ -30,7 +31,10 @@ NEWTON_ROUNDS = 12
 NEAR = 1e-2
 """Relative gap below which a warm start goes to Newton at once."""
 
-METHODS = (Admm(), Admm(dtype=torch.float64))
+Method = Admm | Fista
+State = AdmmState | FistaState
+
+METHODS: tuple[Method, ...] = (Admm(), Admm(dtype=torch.float64))
 """The second takes over rows that float32 could not bring near their support."""
 
 
@@ -95,23 +99,23 @@ def solve(
         raise InputError(f"tol={tol}: must be finite and at least 0")
     if max_iterations < 0:
         raise InputError(f"max_iterations={max_iterations}: must be at least 0")
-    start = _start(warm_start, problem)
+    if time_limit is not None and not time_limit >= 0:
+        raise InputError(f"time_limit={time_limit}: must be at least 0, in seconds")
+    start, known_mu = _start(warm_start, problem)
+    warm = (start != 0).any(1)
     watch = _Watch(time_limit, callback, len(start))
-    terms = problem.terms
-    null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
-    if bool(null.any()) and bool((problem.free != (terms.omega == 0)).any()):
-        # rows without a penalty have more free features, hence another design
-        unpenalised = problem.penalise_ball_only()
-        parts = [(~null, problem, design), (null, unpenalised, None)]
-    else:
-        parts = [(torch.ones_like(null), problem, design)]
+    if not len(start):
+        return _solution(problem, start, known_mu, known_mu.long(), tol, watch)
     tiles = []
-    for mask, part, known in parts:
-        known = known or Design(part, device)
-        tiles += [(part.select(rows), known, rows) for rows in mask.nonzero()[:, 0].split(TILE)]
+    for mask, part in problem.parts:
+        same = torch.equal(part.free | part.shut, problem.free)
+        known = design if design is not None and same else Design(part, device)
+        # cold and warm rows apart: no row's schedule depends on another's
+        for rows in (mask & ~warm, mask & warm):
+            tiles += [(part, known, some) for some in rows.nonzero()[:, 0].split(TILE) if len(some)]
     pool = Parallel(n_jobs=max(1, min(workers, len(tiles))), backend="threading")
     solutions = pool(
-        delayed(_solve_tile)(part, known, start[rows], rows, tol, max_iterations, watch)
+        delayed(_solve_tile)(part, known, start, known_mu, rows, tol, max_iterations, watch)
         for part, known, rows in tiles
     )
     order = torch.cat([rows for _, _, rows in tiles])
@@ -150,7 +154,10 @@ class _Watch:
 
 
 class _Tile:
-    """Rows solved together: the best certified iterate of each, and which are not done."""
+    """`TILE` rows solved together: the best certified iterate of each, and which are not done.
+
+    The first K are looked at; no row's course depends on what the others do.
+    """
 
     def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: float, most: int) -> None:
         self.scaled, self.K, self.most = scaled, K, most
@@ -175,11 +182,22 @@ class _Tile:
         self.sigma = torch.where(better, state.sigma, self.sigma)
         self.gap = torch.where(better[:, 0], gap, self.gap)
 
-    def newton(self, V: Tensor, mu: Tensor, sigma: Tensor) -> None:
-        """Do Newton rounds from V on the rows to do until each closes its gap or stands still."""
-        state = newton.init(self.scaled, V, mu, sigma)
-        moving = self.todo
-        self.consider(state, moving)
+    def advance(self, method: Method, low: Scaled, state: State, steps: int) -> State:
+        """Do first-order steps; a row whose iterations run out stands still."""
+        open = self.rows & ~(self.gap <= self.tol)
+        left = torch.where(open, (self.most - self.iterations).clamp(0, steps), 0)
+        short = set(left[open].tolist()) - {steps}
+        for i in range(int(left.max())):
+            old, state = state, method.step(low, state)
+            if short:
+                state = _where(left > i, state, old)
+        self.iterations += left
+        return state
+
+    def newton(self, state: newton.NewtonState, rows: Tensor) -> None:
+        """Do Newton rounds on the marked rows until each closes its gap or stands still."""
+        self.consider(state, rows)
+        moving = rows
         for _ in range(NEWTON_ROUNDS):
             moving = moving & self.todo
             if not bool(moving.any()):
@@ -190,24 +208,40 @@ class _Tile:
             moving = moving & ((state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0])
 
 
+# Row by row the one state or the other.
+def _where(rows: Tensor, one: State, other: State) -> State:
+    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return replace(
+        one, **{name: torch.where(rows[:, None], a, b) if a.ndim else a for name, a, b in pairs}
+    )
+
+
 def _solve_tile(
     problem: RowProblem,
     design: Design,
     start: Tensor,
+    known_mu: Tensor,
     rows: Tensor,
     tol: float,
     max_iterations: int,
     watch: _Watch,
 ) -> Solution:
-    K = len(start)
-    scaled = Scaled.of(problem, design).padded(TILE)
-    V = torch.zeros_like(scaled.R)
-    V[:K] = scaled.rows(slice(0, K)).scale(start)
+    K = len(rows)
+    # the last row repeated fills the tile, and is not looked at
+    whole = torch.cat([rows, rows[-1:].expand(max(TILE - K, 0))])
+    problem, start = problem.select(whole), start[whole]
+    warm = bool((start != 0).any())
+    scaled = Scaled.of(problem, design)
+    V = scaled.scale(start)
     tile = _Tile(scaled, V, K, tol, max_iterations)
-    warm = bool((V != 0).any())
-    tile.consider(newton.init(scaled, V, tile.mu, scaled.root_mean_square(V)), tile.rows)
-    if warm and max_iterations > 0 and bool((tile.gap[tile.rows] <= NEAR).all()):
-        tile.newton(V, tile.mu, tile.sigma)
+    # what is certified already stays as it is, bit for bit
+    given = problem.gap(start) <= tol * problem.unit if warm else torch.zeros_like(problem.valid)
+    tile.rows = tile.rows & ~given.to(tile.rows.device)
+    sigma = scaled.root_mean_square(V)
+    first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
+    tile.consider(first, tile.rows)
+    if warm:
+        tile.newton(first, tile.todo & (tile.gap <= NEAR))
     stop = watch.look(tile, rows)
     for method in METHODS:
         if stop or not bool(tile.todo.any()):
@@ -216,19 +250,21 @@ def _solve_tile(
         state = method.init(low, tile.V.to(method.dtype))
         steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
         while steps <= MOST_STEPS and bool(tile.todo.any()) and not stop:
-            todo = tile.todo
-            for _ in range(min(steps, max_iterations - int(tile.iterations[todo].min()))):
-                state = method.step(low, state)
-                tile.iterations += todo
-            tile.newton(state.W.double(), state.mu.double(), state.sigma.double())
+            state = tile.advance(method, low, state, steps)
+            W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
+            tile.newton(newton.init(scaled, W, mu, sigma), tile.rows & ~(tile.gap <= tile.tol))
             stop = watch.look(tile, rows)
             steps = 2 * steps if method is not METHODS[-1] else min(2 * steps, MOST_STEPS)
     watch.finish(rows)
     W = torch.zeros_like(start)
-    W[:, design.keep] = scaled.unscale(tile.V)[:K].to(start)
+    W[:, design.keep] = scaled.unscale(tile.V).to(start)
     design.recover_free(problem.gram, W)
-    mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:K, 0].to(start)
-    return _solution(problem, W, mu, tile.iterations[:K].to(start.device), tol, watch)
+    W = torch.where(given[:, None], start, W)
+    mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0].to(start)
+    mu = torch.where(given & ~known_mu[whole].isnan(), known_mu[whole], mu)
+    return _solution(problem, W, mu, tile.iterations.to(start.device), tol, watch).rows(
+        torch.arange(K)
+    )
 
 
 # Certifies W on the problem as given and names every row's status.
@@ -239,11 +275,15 @@ def _solution(
     W = torch.where(finite[:, None], W, 0.0)
     moments = problem.gradient_moments(W)
     gap, objective = problem.gap(W, moments), problem.objective(W, moments)
-    reference = problem.gram.t2.sqrt() if problem.loss == "root" else 0.5 * problem.gram.t2
+    if bool(problem.shut.any()):
+        sigma = torch.sqrt(mean_square(problem.gram, W, moments))[:, None]
+        root = problem.loss == "root"
+        mu = problem.terms.dual_multiplier(moments / sigma if root else moments)[:, 0]
+    limits = tol * problem.unit
     out_of_budget = watch.stop or Status.MAX_ITERATIONS
     status = []
     for k in range(len(W)):
-        value, limit = float(gap[k]), tol * float(reference[k])
+        value, limit = float(gap[k]), float(limits[k])
         if not bool(problem.valid[k]):
             status.append(Status.INVALID_INPUT)
         elif not (value == value and bool(finite[k])):
@@ -257,19 +297,23 @@ def _solution(
     return Solution(W, gap, objective, mu, tuple(status), iterations)
 
 
-def _start(warm_start: Solution | Tensor | None, problem: RowProblem) -> Float[Tensor, "K N"]:
+# Weights to start from and, NaN where unknown, the multipliers that belong to them.
+def _start(warm_start: Solution | Tensor | None, problem: RowProblem) -> tuple[Tensor, Tensor]:
     start = torch.zeros_like(problem.gram.R)
+    mu = torch.full_like(problem.gram.t2, torch.nan)
     if isinstance(warm_start, Solution):
         fresh = [s in (Status.INTERRUPTED, Status.UNSOLVED) for s in warm_start.status]
         known = warm_start.W.masked_fill(torch.tensor(fresh, device=start.device)[:, None], 0.0)
     else:
         known = warm_start
     if known is None:
-        return start
+        return start, mu
     if known.shape != start.shape:
         raise InputError(
             f"warm_start {tuple(known.shape)}: accepted are weights {tuple(start.shape)}"
         )
     if not bool(torch.isfinite(known).all()):
         raise InputError("warm_start is not finite: give finite weights or leave it out")
-    return known.to(start)
+    if isinstance(warm_start, Solution):
+        mu = warm_start.multiplier.to(mu)
+    return known.to(start), mu

@@ -162,8 +162,9 @@ def _residual(
     def dot(x: Tensor, y: Tensor) -> Tensor:
         return (x * y).sum(1, keepdim=True)
 
-    Ga = (H @ a[:, :, None])[:, :, 0] - curvature * a
-    Gb = (H @ b[:, :, None])[:, :, 0] - curvature * b
+    # not a batched product, whose bits depend on how many rows there are
+    Ga = (H * a[:, None]).sum(2) - curvature * a
+    Gb = (H * b[:, None]).sum(2) - curvature * b
     q0 = (t2 - 2 * dot(rhs, a) + dot(a, Ga)).clamp_min(0)
     q1 = 2 * dot(rhs, b) - 2 * dot(a, Gb)
     q2 = 1 - dot(b, Gb)

@@ -38,7 +38,7 @@ class Design:
         G = problem.gram.G
         self.device = torch.device(device or G.device)
         self.free: Int[Tensor, " f"] = problem.free.nonzero()[:, 0]
-        penalised = (~problem.free).nonzero()[:, 0]
+        penalised = (~problem.free & ~problem.shut).nonzero()[:, 0]
         self.inverse_free = pseudo_inverse(G[self.free][:, self.free])
         before = G.diagonal()[penalised]
         if len(penalised) < len(G):
@@ -94,6 +94,7 @@ class Scaled:
         terms: Penalty and ball in the scaled coordinates.
         loss: `squared` or `root`.
         unit: √t2 of the targets as given, (K,).
+        weight: Largest ball weight before it was scaled to 1.
     """
 
     design: Design
@@ -102,6 +103,7 @@ class Scaled:
     terms: Separable
     loss: Loss
     unit: Float[Tensor, " K"]
+    weight: float
 
     @classmethod
     def of(cls, problem: RowProblem, design: Design) -> "Scaled":
@@ -119,19 +121,30 @@ class Scaled:
         # the squared objective is divided by t2, the rooted one by √t2
         power = 2 if problem.loss == "squared" else 1
         u, s = unit[:, None], design.scale
+        rho, omega = t.rho[design.keep] / s, t.omega[design.keep] / s
+        # the largest of each is 1: units of features could leave float32's range
+        r, o = (
+            torch.where(x.any(), x.amax(), 1.0) if len(x) else s.new_ones(()) for x in (rho, omega)
+        )
         clean = {n: torch.where(valid[:, None], getattr(t, n), 0.0) for n in ("l0", "l1", "l2")}
         terms = Separable(
             l0=clean["l0"] / u**power,
-            l1=clean["l1"] * u ** (1 - power),
-            l2=clean["l2"] * u ** (2 - power),
-            rho=t.rho[design.keep] / s,
-            omega=t.omega[design.keep] / s,
-            radius=torch.where(valid[:, None], t.radius, torch.inf) / u,
+            l1=clean["l1"] * r * u ** (1 - power),
+            l2=clean["l2"] * r * r * u ** (2 - power),
+            rho=rho / r,
+            omega=omega / o,
+            radius=torch.where(valid[:, None], t.radius, torch.inf) / o / u,
         )
         d = design.device
         R = torch.where(alive[:, None], R / s / u, 0.0)
         return cls(
-            design, R.to(d), alive.to(R).to(d), terms.to(R.dtype, d), problem.loss, unit.to(d)
+            design,
+            R.to(d),
+            alive.to(R).to(d),
+            terms.to(R.dtype, d),
+            problem.loss,
+            unit.to(d),
+            float(o),
         )
 
     @property
@@ -152,27 +165,7 @@ class Scaled:
             self.terms.rows(index),
             self.loss,
             self.unit[index],
-        )
-
-    def padded(self, K: int) -> "Scaled":
-        """Add zero rows up to K: a product's last bits depend on its number of rows.
-
-        Returns:
-            K rows.
-        """
-        more = K - len(self.R)
-        if more <= 0:
-            return self
-
-        def pad(x: Tensor, value: float) -> Tensor:
-            return torch.cat([x, x.new_full((more, *x.shape[1:]), value)])
-
-        t = self.terms
-        terms = Separable(
-            pad(t.l0, 0.0), pad(t.l1, 1.0), pad(t.l2, 0.0), t.rho, t.omega, pad(t.radius, torch.inf)
-        )
-        return Scaled(
-            self.design, pad(self.R, 0.0), pad(self.t2, 0.0), terms, self.loss, pad(self.unit, 1.0)
+            self.weight,
         )
 
     def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:
@@ -204,6 +197,19 @@ class Scaled:
         if self.loss == "squared":
             return torch.ones_like(self.t2)[:, None]
         return torch.sqrt(mean_square(self.gram, V, self.moments(V)))[:, None].clamp_min(SMALLEST)
+
+    def multiplier(
+        self, V: Float[Tensor, "K n"], sigma: Float[Tensor, "K 1"]
+    ) -> Float[Tensor, "K 1"]:
+        """Find the ball's multiplier that belongs to V: 0 inside, the best for the gap on the edge.
+
+        Returns:
+            μ, times σ as in the solvers' states, (K, 1).
+        """
+        t = self.terms
+        tight = t.ball_norm(V) >= t.radius[:, 0] * (1 - 1e-9)
+        mu = t.dual_multiplier(self.moments(V) / sigma) * sigma
+        return torch.where(tight[:, None], mu, 0.0)
 
     def gap(
         self,
@@ -243,7 +249,7 @@ class Scaled:
         Returns:
             The derivative of the optimum by minus the radius.
         """
-        return mu / sigma if self.loss == "root" else mu * self.unit[:, None]
+        return (mu / sigma if self.loss == "root" else mu * self.unit[:, None]) / self.weight
 
     def to(self, dtype: torch.dtype) -> "Scaled":
         """Change precision; the design keeps its own.
@@ -252,4 +258,4 @@ class Scaled:
             The same rows.
         """
         R, t2, terms = self.R.to(dtype), self.t2.to(dtype), self.terms.to(dtype)
-        return Scaled(self.design, R, t2, terms, self.loss, self.unit)
+        return Scaled(self.design, R, t2, terms, self.loss, self.unit, self.weight)
