@@ -174,7 +174,7 @@ class RowProblem:
 
     @property
     def unit(self) -> Float[Tensor, " K"]:
-        """Objective of w = 0, to which gaps are relative: ½ t2, or √t2 for the rooted loss; (K,)."""
+        """Objective at w = 0, the unit of relative gaps: ½ t2, rooted √t2; (K,)."""
         t2 = self.gram.t2
         return t2.sqrt() if self.loss == "root" else 0.5 * t2
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from threading import Lock
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +15,8 @@ from ..errors import InputError
 from ..problem import RowProblem, mean_square
 from ..solution import Solution, Status
 from . import newton
-from .admm import Admm, AdmmState
-from .fista import Fista, FistaState
-from .scaled import Design, Scaled
+from .admm import Admm
+from .scaled import SMALLEST, Design, Scaled
 
 TILE = 32
 """Rows per product: always as many, so a row's bits do not depend on its neighbours."""
@@ -28,11 +27,14 @@ FIRST_STEPS, MOST_STEPS = 24, 200
 NEWTON_ROUNDS = 12
 """Rounds before a row that does not close its gap goes back to ADMM."""
 
+ROOT_STEPS, MOST_SIGMAS = 48, 60
+"""ADMM steps before σ of a rooted row is found by bisection instead, and its squared solves."""
+
 NEAR = 1e-2
 """Relative gap below which a warm start goes to Newton at once."""
 
-Method = Admm | Fista
-State = AdmmState | FistaState
+Method = Any  # Admm or Fista, each with its own state
+State = Any
 
 METHODS: tuple[Method, ...] = (Admm(), Admm(dtype=torch.float64))
 """The second takes over rows that float32 could not bring near their support."""
@@ -159,10 +161,9 @@ class _Tile:
     The first K are looked at; no row's course depends on what the others do.
     """
 
-    def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: float, most: int) -> None:
+    def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: Tensor, most: int) -> None:
         self.scaled, self.K, self.most = scaled, K, most
-        # the certificate on the problem as given differs by rounding: stay a little below
-        self.tol = 0.9 * tol
+        self.tol = tol
         self.V, self.gap = V, torch.full_like(scaled.t2, torch.inf)
         self.mu = torch.zeros_like(scaled.t2)[:, None]
         self.sigma = torch.ones_like(self.mu)
@@ -183,7 +184,11 @@ class _Tile:
         self.gap = torch.where(better[:, 0], gap, self.gap)
 
     def advance(self, method: Method, low: Scaled, state: State, steps: int) -> State:
-        """Do first-order steps; a row whose iterations run out stands still."""
+        """Do first-order steps; a row whose iterations run out stands still.
+
+        Returns:
+            The state after them.
+        """
         open = self.rows & ~(self.gap <= self.tol)
         left = torch.where(open, (self.most - self.iterations).clamp(0, steps), 0)
         short = set(left[open].tolist()) - {steps}
@@ -193,6 +198,64 @@ class _Tile:
                 state = _where(left > i, state, old)
         self.iterations += left
         return state
+
+    def run(self, warm: bool, look: Callable[[], bool]) -> None:
+        """Iterate until every row is done, gives up, or `look` says to stop."""
+        scaled, V = self.scaled, self.V
+        # bisection rests on exact squared solves, so on Newton
+        bisect = scaled.loss == "root" and NEWTON_ROUNDS > 0
+        sigma = scaled.root_mean_square(V)
+        first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
+        self.consider(first, self.rows)
+        if warm:
+            self.newton(first, self.todo & (self.gap <= NEAR))
+        stop = look()
+        methods, most = (METHODS[:1], ROOT_STEPS) if bisect else (METHODS, MOST_STEPS)
+        for method in methods:
+            if stop or not bool(self.todo.any()):
+                break
+            low = scaled.to(method.dtype)
+            state = method.init(low, self.V.to(method.dtype))
+            steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
+            while steps <= most and bool(self.todo.any()) and not stop:
+                state = self.advance(method, low, state, steps)
+                W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
+                self.newton(newton.init(scaled, W, mu, sigma), self.rows & ~(self.gap <= self.tol))
+                stop = look()
+                last = method is METHODS[-1] and not bisect
+                steps = min(2 * steps, most) if last else 2 * steps
+
+    def bisect_sigma(self, look: Callable[[], bool]) -> None:
+        """Solve rooted rows as squared ones with the penalty times σ, and find σ.
+
+        √q is the least of q/(2σ) + σ/2 (Sun & Zhang 2012), whose derivative in σ has the sign of
+        σ − √q(σ): bisection finds σ also where a target can be matched exactly and σ vanishes.
+        """
+        V, start = self.V, self.iterations.clone()
+        low, high = torch.full_like(self.sigma, SMALLEST), torch.ones_like(self.sigma)
+        sigma = self.scaled.root_mean_square(V).clamp(SMALLEST, 1.0)
+        for i in range(MOST_SIGMAS if NEWTON_ROUNDS else 0):
+            if not bool(self.todo.any()) or look():
+                break
+            terms = self.scaled.terms.times(sigma)
+            squared = replace(self.scaled, loss="squared", terms=terms)
+            # a gap of the squared problem weighs 1/σ in the rooted one
+            tol = (0.5 * self.tol * sigma[:, 0]).clamp_min(1e-14)
+            inner = _Tile(squared, V, self.K, tol, self.most)
+            inner.rows, inner.iterations = self.todo, self.iterations
+            inner.run(warm=True, look=lambda: False)
+            V, self.iterations = inner.V, inner.iterations
+            moments = self.scaled.moments(V)
+            still = torch.zeros_like(start)
+            self.consider(newton.NewtonState(V, moments, inner.mu, sigma, still), self.todo)
+            found = self.scaled.root_mean_square(V)
+            low, high = (
+                torch.where(found > sigma, sigma, low),
+                torch.where(found > sigma, high, sigma),
+            )
+            # the residual itself is a good guess; every other time make sure to halve
+            middle = torch.sqrt(low * high)
+            sigma = middle if i % 2 else found.clamp(low, high)
 
     def newton(self, state: newton.NewtonState, rows: Tensor) -> None:
         """Do Newton rounds on the marked rows until each closes its gap or stands still."""
@@ -232,29 +295,19 @@ def _solve_tile(
     problem, start = problem.select(whole), start[whole]
     warm = bool((start != 0).any())
     scaled = Scaled.of(problem, design)
-    V = scaled.scale(start)
-    tile = _Tile(scaled, V, K, tol, max_iterations)
+    # the certificate on the problem as given differs by rounding: stay a little below
+    below = torch.full_like(scaled.t2, 0.9 * tol)
+    tile = _Tile(scaled, scaled.scale(start), K, below, max_iterations)
     # what is certified already stays as it is, bit for bit
     given = problem.gap(start) <= tol * problem.unit if warm else torch.zeros_like(problem.valid)
     tile.rows = tile.rows & ~given.to(tile.rows.device)
-    sigma = scaled.root_mean_square(V)
-    first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
-    tile.consider(first, tile.rows)
-    if warm:
-        tile.newton(first, tile.todo & (tile.gap <= NEAR))
-    stop = watch.look(tile, rows)
-    for method in METHODS:
-        if stop or not bool(tile.todo.any()):
-            break
-        low = scaled.to(method.dtype)
-        state = method.init(low, tile.V.to(method.dtype))
-        steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
-        while steps <= MOST_STEPS and bool(tile.todo.any()) and not stop:
-            state = tile.advance(method, low, state, steps)
-            W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
-            tile.newton(newton.init(scaled, W, mu, sigma), tile.rows & ~(tile.gap <= tile.tol))
-            stop = watch.look(tile, rows)
-            steps = 2 * steps if method is not METHODS[-1] else min(2 * steps, MOST_STEPS)
+
+    def look() -> bool:
+        return watch.look(tile, rows)
+
+    tile.run(warm, look)
+    if problem.loss == "root" and watch.stop is None and bool(tile.todo.any()):
+        tile.bisect_sigma(look)
     watch.finish(rows)
     W = torch.zeros_like(start)
     W[:, design.keep] = scaled.unscale(tile.V).to(start)
