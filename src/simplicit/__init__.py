@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from .archive import load
 from .errors import InputError
+from .estimator import CertifiedLasso
 from .fit import implicitize
 from .gram import Gram
 from .model import ImplicitModel
@@ -17,6 +18,7 @@ from .solvers import solve
 
 __all__ = [
     "Ball",
+    "CertifiedLasso",
     "Gram",
     "ImplicitModel",
     "InputError",
