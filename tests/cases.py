@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Loss, Penalty, RowProblem
+from simplicit.problem import Ball, Penalty, RowProblem
 
 PENALTIES = {
     "l1": dict(l1=0.3),

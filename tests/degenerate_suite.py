@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cases import LOSSES, PENALTIES, Case, degenerate, known, normal
 from certified import judge
+from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Loss, Penalty, RowProblem
+from simplicit.problem import Ball, Penalty, RowProblem
 from simplicit.solution import Status
 from solver_suite import MIXED, SolverSuite, rounding
 

@@ -26,7 +26,7 @@ from certified import judge
 from simplicit.gram import Gram
 from simplicit.problem import Ball, Penalty, RowProblem
 from simplicit.solution import Solution
-from simplicit.solvers import loop, solve
+from simplicit.solvers import solve, tile
 
 MIXED = [
     (PENALTIES["l1"], None, "squared"),
@@ -53,8 +53,8 @@ def rounding(problem: RowProblem, W: Tensor) -> np.ndarray:
 class SolverSuite:
     """Inherit, and override what the solver is."""
 
-    patched: dict[str, Any] = {"METHODS": loop.METHODS}
-    """What `solvers.loop` is patched with."""
+    patched: dict[str, Any] = {"METHODS": tile.METHODS}
+    """What `solvers.tile` is patched with."""
 
     tol = 1e-9
     max_iterations = 400
@@ -65,7 +65,7 @@ class SolverSuite:
     """Whether degenerate rows must be solved, too, and not just be reported honestly."""
 
     def solve(self, problem: RowProblem, **options) -> Solution:
-        with patch.multiple(loop, **self.patched):
+        with patch.multiple(tile, **self.patched):
             return solve(
                 problem, **{"tol": self.tol, "max_iterations": self.max_iterations} | options
             )

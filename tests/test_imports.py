@@ -14,7 +14,16 @@ import simplicit
 ROOT = Path(simplicit.__file__).parent
 
 FOUNDATIONS = ["errors", "_types", "phi"]
-MATHEMATICS = ["prox", "gram", "problem", "solution", "solvers", "fixed_point", "equilibrium"]
+MATHEMATICS = [
+    "prox",
+    "gram",
+    "duality",
+    "problem",
+    "solution",
+    "solvers",
+    "fixed_point",
+    "equilibrium",
+]
 MATHEMATICS += ["feedforward", "certificate", "model"]
 PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
 PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]

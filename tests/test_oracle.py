@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cases import LOSSES, generator, uniform
 from certified import judge
+from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Loss, Penalty, RowProblem
-from simplicit.solvers import loop, solve
+from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.solvers import solve, tile
 from simplicit.solvers.fista import Fista
 
 PENALTIES = {
@@ -107,8 +108,8 @@ def test_objective_is_that_of_clarabel(name, radius, loss, monkeypatch):
     if radius is not None:
         assert (verdict.norm >= 0.5 * (1 - 1e-6)).any() and (theirs.excess <= 1e-6).all()
 
-    monkeypatch.setattr(loop, "METHODS", (Fista(),))
-    monkeypatch.setattr(loop, "NEWTON_ROUNDS", 0)
+    monkeypatch.setattr(tile, "METHODS", (Fista(),))
+    monkeypatch.setattr(tile, "NEWTON_ROUNDS", 0)
     twin = solve(problem, tol=1e-5, max_iterations=3000)
     lower = (twin.objective - twin.gap).numpy()
     assert (lower <= theirs.primal * (1 + 1e-8)).all()

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from simplicit import path
+from simplicit.duality import Loss
 from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.path import count, solve_to_budget, zero_level
-from simplicit.problem import Ball, Loss, Penalty, RowProblem
+from simplicit.problem import Ball, Penalty, RowProblem
 from simplicit.solution import Status
 from simplicit.solvers import solve
 

@@ -13,7 +13,7 @@ from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.problem import Penalty, RowProblem, mean_square
 from simplicit.solution import Solution, Status
-from simplicit.solvers import loop, solve
+from simplicit.solvers import solve, tile
 from simplicit.solvers.admm import Admm
 from simplicit.solvers.fista import Fista
 from simplicit.solvers.scaled import Design, Scaled
@@ -47,7 +47,7 @@ class TestHandOver:
     def test_both_first_order_methods_lead_to_the_same_row(self, name, monkeypatch):
         case = known(PENALTIES[name], ball=True, decay=1.0)
         by_admm = solve(case.problem, tol=1e-10)
-        monkeypatch.setattr(loop, "METHODS", (Fista(),))
+        monkeypatch.setattr(tile, "METHODS", (Fista(),))
         by_fista = solve(case.problem, tol=1e-10)
         assert by_admm.solved.all() and by_fista.solved.all()
         torch.testing.assert_close(by_fista.objective, by_admm.objective, rtol=1e-9, atol=0)

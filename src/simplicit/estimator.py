@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .duality import Loss
 from .gram import Gram
-from .problem import Ball, Loss, Penalty, RowProblem
+from .problem import Ball, Penalty, RowProblem
 from .solvers import solve
 
 
@@ -83,16 +84,12 @@ class CertifiedLasso(MultiOutputMixin, RegressorMixin, BaseEstimator):
         features, targets = (torch.from_numpy(np.array(a, dtype=np.float64)) for a in checked)
         single = targets.ndim == 1
         targets = targets[:, None] if single else targets
-        count = features.shape[1]
-        scales = torch.ones(count + self.fit_intercept, dtype=torch.float64)
-        # around the means the projection of the constant loses no digits
         centre, level = features.mean(0), targets.mean(0)
         if self.fit_intercept:
+            # around the means the best b is 0 whatever w is
             features, targets = features - centre, targets - level
-            features = torch.cat([features, torch.ones(len(features), 1).double()], 1)
-            scales[-1] = 0.0
-        ball = None if self.radius is None else Ball(slice(0, count), self.radius)
-        penalty = Penalty(self.l0, self.l1, self.l2, scales=scales)
+        ball = None if self.radius is None else Ball(slice(None), self.radius)
+        penalty = Penalty(self.l0, self.l1, self.l2)
         problem = RowProblem(Gram.from_data(features, targets), penalty, ball, self.loss)
         solution = solve(problem, tol=self.tol, max_iterations=self.max_iter)
         if not bool(solution.solved.all()):
@@ -103,13 +100,12 @@ class CertifiedLasso(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        coef = solution.W[:, :count]
-        intercept = torch.zeros(len(coef), dtype=torch.float64)
-        if self.fit_intercept:
-            intercept = level + solution.W[:, count] - coef @ centre
+        coef = solution.W
+        intercept = level - coef @ centre if self.fit_intercept else 0 * level
         self.coef_: NDArray[np.float64] = (coef[0] if single else coef).numpy()
         self.intercept_ = float(intercept[0]) if single else intercept.numpy()
         self.dual_gap_ = float(solution.gap[0]) if single else solution.gap.numpy()
+        # scikit-learn's convention: at least 1
         self.n_iter_ = max(1, int(solution.iterations.max()))
         return self
 

@@ -1,32 +1,27 @@
-"""The convex problem of the rows: objective, gradient, duality gap, optimality residual.
+"""The convex problem of the rows: what is given, what is asked for, and how good weights are.
 
 Row k over N features, with the Gram statistics of its target:
 
     squared   min_w  ½ w'G w − R_k'w + ½ t2_k  +  Σ_j pen(w_j)     s.t.  Σ_j ω_j |w_j| ≤ radius_k
     root      min_w  √(w'G w − 2 R_k'w + t2_k) +  Σ_j pen(w_j)     (square-root lasso)
 
-The gap is Fenchel's at the residual's own dual point, which needs one product with G and no sample
-(solver notes in the docs; Fercoq, Gramfort & Salmon 2015 for the lasso).
+`duality` proves how far weights are from the optimum.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .duality import Loss, gap, mean_square, objective
 from .errors import InputError
-from .gram import Gram, pseudo_inverse
+from .gram import Gram
 from .prox import Separable
 
-Loss = Literal["squared", "root"]
 Coefficient = int | float | Float[Tensor, " K"]
-
-
-MATCHED = 1e-6
-"""Mean square residual, relative to the target's, below which the rooted gap looks for its dual."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +189,8 @@ class RowProblem:
         null = (terms.l0 + terms.l1 + terms.l2)[:, 0] == 0
         zero = (radius == 0) & bool((terms.omega > 0).any())
         held_by_ball = bool(((terms.rho == 0) & (terms.omega > 0)).any())
-        open = ~torch.isfinite(radius) & (null | held_by_ball)
-        balls = [(~zero & ~open, self.ball), (open, None)]
+        unbounded = ~torch.isfinite(radius) & (null | held_by_ball)
+        balls = [(~zero & ~unbounded, self.ball), (unbounded, None)]
         if self.ball is not None:
             balls.append((zero, replace(self.ball, radius=0.0)))
         found = []
@@ -297,117 +292,6 @@ class RowProblem:
         step = self.gram.G.new_ones(W.shape[1])
         moved, _ = terms.prox(W + moments, step)
         return (W - moved).abs().amax(1) if W.shape[1] else W.new_zeros(len(W))
-
-
-def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
-    """Mean squared residual ‖t − V w‖²/m from the moments; (K,).
-
-    Returns:
-        q = t2 − R'w − c'w, never negative.
-    """
-    return (gram.t2 - ((gram.R + moments) * W).sum(1)).clamp_min(0)
-
-
-def objective(gram: Gram, terms: Separable, loss: Loss, W: Tensor, moments: Tensor) -> Tensor:
-    """Loss plus penalty of each row; (K,).
-
-    Returns:
-        The objective.
-    """
-    q = mean_square(gram, W, moments)
-    return (torch.sqrt(q) if loss == "root" else 0.5 * q) + terms.value(W)
-
-
-def gap(
-    gram: Gram,
-    terms: Separable,
-    loss: Loss,
-    W: Tensor,
-    moments: Tensor,
-    free: Tensor,
-    mu: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """Fenchel's gap at a multiple of the residual; (K,).
-
-    Free features must be orthogonal to a dual point, so the residual is first projected: what that
-    costs is added. With θ = s r, s ≤ 1 the largest that keeps the flat part of the penalty dual
-    feasible, P − D(θ) = ½(1 − s)² q + pen(w) + g*(s c) − s c'w.
-
-    Args:
-        gram: Statistics.
-        terms: Penalty and ball.
-        loss: `squared` or `root`.
-        W: Weights, (K, N), inside the ball.
-        moments: c = R − W G, (K, N).
-        free: Features that are unpenalised, (N,).
-        mu: Guess of the ball's multiplier, (K, 1); the best one when omitted.
-        residual: The solver's own σ, (K, 1), for the rooted loss: where it exceeds ‖r‖/√m it is a
-            better divisor than a norm near rounding. The best one is looked for when omitted.
-
-    Returns:
-        The gap, never negative.
-    """
-    q = mean_square(gram, W, moments)
-    c, lost = moments, torch.zeros_like(q)
-    if bool(free.any()):
-        f = free.nonzero()[:, 0]
-        correction = moments[:, f] @ pseudo_inverse(gram.G[f][:, f])
-        lost = (correction * moments[:, f]).sum(1).clamp_min(0)
-        c = (moments - correction @ gram.G[f]).masked_fill(free, 0.0)
-    reduced = (q - lost).clamp_min(0)
-    if loss == "root":
-        root = torch.sqrt(reduced)
-        # a floor on ‖r‖ keeps θ feasible (‖θ‖ ≤ 1) and finite where the residual vanishes
-        sigma = torch.maximum(root, 1e-9 * torch.sqrt(gram.t2) + torch.finfo(q.dtype).tiny)
-        if residual is not None:
-            sigma = torch.maximum(sigma, residual[:, 0])
-        c, primal = c / sigma[:, None], torch.sqrt(q)
-        inner = reduced / sigma
-    else:
-        primal, inner = 0.5 * q, reduced
-    flat = (terms.l2 * terms.rho**2 == 0) & ((terms.omega == 0) | ~torch.isfinite(terms.radius))
-    limit = (terms.l1 * terms.rho) / c.abs()
-    s = torch.where(flat & (c != 0), limit, 1.0).clamp_max(1.0)
-    s = s.amin(1) if W.shape[1] else torch.ones_like(q)
-    # rounding of s·c may leave it a last bit outside: step just inside
-    s = torch.where(s < 1, s * (1 - 1e-15), s)
-    if loss == "root" and residual is None:
-        small = (reduced <= MATCHED * gram.t2).nonzero()[:, 0]
-        if len(small):
-            earned = inner[small] + (c[small] * W[small]).sum(1)
-            s[small] = _best_multiple(terms.rows(small), c[small], s[small], earned)
-    c = c * s[:, None]
-    # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
-    loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
-    if mu is None:
-        mu = terms.dual_multiplier(c)
-    elif terms.has_ball:
-        mu = torch.maximum(mu, terms.smallest_multiplier(c))
-    conjugate = terms.conjugate(c, mu)
-    found = loss_gap + terms.value(W) + conjugate - (c * W).sum(1)
-    # the dual point 0 always proves that the objective is not negative
-    return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
-
-
-def _best_multiple(terms: Separable, c: Tensor, most: Tensor, earned: Tensor) -> Tensor:
-    # A residual near rounding points nowhere: along it the dual value s·earned − g*(s c) is concave
-    # in s, so the best multiple up to `most` is found by golden section on log s.
-    golden = (5**0.5 - 1) / 2
-    low, high = torch.log(most) - 30.0, torch.log(most)
-
-    def value(logarithm: Tensor) -> Tensor:
-        s = torch.exp(logarithm)
-        moments = c * s[:, None]
-        return s * earned - terms.conjugate(moments, terms.dual_multiplier(moments))
-
-    for _ in range(45):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        better = value(left) > value(right)
-        high, low = torch.where(better, right, high), torch.where(better, low, left)
-    inside = 0.5 * (low + high)
-    best = torch.where(value(inside) > value(torch.log(most)), inside, torch.log(most))
-    return torch.exp(best)
 
 
 def _check_rows(name: str, value: Coefficient, K: int) -> None:

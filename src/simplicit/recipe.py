@@ -7,8 +7,9 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from .duality import Loss
 from .errors import InputError
-from .problem import Loss, Penalty
+from .problem import Penalty
 
 PRESETS = ("paper",)
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..problem import mean_square
+from ..duality import mean_square
 from .scaled import SMALLEST, Scaled
 
 

@@ -1,43 +1,22 @@
-"""The one loop: a few ADMM steps, Newton rounds, a float64 certificate; until every row is done."""
+"""The one loop: rows in tiles side by side, each row certified in float64 as it was given."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, cast
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from ..duality import mean_square
 from ..errors import InputError
-from ..problem import RowProblem, mean_square
+from ..problem import RowProblem
 from ..solution import Solution, Status
-from . import newton
-from .admm import Admm
 from .scaled import SMALLEST, Design, Scaled
-
-TILE = 32
-"""Rows per product: always as many, so a row's bits do not depend on its neighbours."""
-
-FIRST_STEPS, MOST_STEPS = 24, 200
-"""ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
-
-NEWTON_ROUNDS = 12
-"""Rounds before a row that does not close its gap goes back to ADMM."""
-
-ROOT_STEPS, MOST_SIGMAS = 48, 60
-"""ADMM steps before σ of a rooted row is found by bisection instead, and its squared solves."""
-
-NEAR = 1e-2
-"""Relative gap below which a warm start goes to Newton at once."""
-
-Method = Any  # Admm or Fista, each with its own state
-State = Any
-
-METHODS: tuple[Method, ...] = (Admm(), Admm(dtype=torch.float64))
-"""The second takes over rows that float32 could not bring near their support."""
+from .tile import TILE, Tile
 
 
 @dataclass(frozen=True)
@@ -86,8 +65,8 @@ def solve(
         warm_start: Weights (K, N), or the solution of a similar problem. Its interrupted rows
             start anew, so stopping and going on gives the same bits as never stopping.
         callback: Called after each stage; returning True stops.
-        design: Scaled Gram and factorisation of another problem on the same Gram with the same
-            free features; saves that work on a path.
+        design: Scaled Gram and factorisation of another problem on the same Gram; saves that work
+            on a path. Rows it does not fit (other free features) get their own.
         workers: Threads that solve blocks of rows side by side. They share the arrays; the blocks,
             and with one BLAS thread the bits, do not depend on how many there are.
 
@@ -110,8 +89,7 @@ def solve(
         return _solution(problem, start, known_mu, known_mu.long(), tol, watch)
     tiles = []
     for mask, part in problem.parts:
-        same = torch.equal(part.free | part.shut, problem.free)
-        known = design if design is not None and same else Design(part, device)
+        known = design if design is not None and design.fits(part) else Design(part, device)
         # cold and warm rows apart: no row's schedule depends on another's
         for rows in (mask & ~warm, mask & warm):
             tiles += [(part, known, some) for some in rows.nonzero()[:, 0].split(TILE) if len(some)]
@@ -137,7 +115,7 @@ class _Watch:
     lock: Lock = field(default_factory=Lock)
 
     # report a tile's state and tell whether to stop
-    def look(self, tile: "_Tile", rows: Int[Tensor, " k"]) -> bool:
+    def look(self, tile: Tile, rows: Int[Tensor, " k"]) -> bool:
         with self.lock:
             seconds = time.monotonic() - self.begin
             if self.limit is not None and seconds > self.limit:
@@ -153,130 +131,6 @@ class _Watch:
         """Count a tile as done."""
         with self.lock:
             self.done += len(rows)
-
-
-class _Tile:
-    """`TILE` rows solved together: the best certified iterate of each, and which are not done.
-
-    The first K are looked at; no row's course depends on what the others do.
-    """
-
-    def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: Tensor, most: int) -> None:
-        self.scaled, self.K, self.most = scaled, K, most
-        self.tol = tol
-        self.V, self.gap = V, torch.full_like(scaled.t2, torch.inf)
-        self.mu = torch.zeros_like(scaled.t2)[:, None]
-        self.sigma = torch.ones_like(self.mu)
-        self.iterations = torch.zeros(len(V), dtype=torch.long, device=V.device)
-        self.rows = torch.arange(len(V), device=V.device) < K
-
-    @property
-    def todo(self) -> Bool[Tensor, " K"]:
-        return self.rows & ~(self.gap <= self.tol) & (self.iterations < self.most)
-
-    def consider(self, state: newton.NewtonState, rows: Tensor) -> None:
-        """Keep the iterates of the marked rows that are better than the best so far."""
-        gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma, state.sigma)
-        better = (rows & (state.flips == 0) & (gap < self.gap))[:, None]
-        self.V = torch.where(better, state.V, self.V)
-        self.mu = torch.where(better, state.mu, self.mu)
-        self.sigma = torch.where(better, state.sigma, self.sigma)
-        self.gap = torch.where(better[:, 0], gap, self.gap)
-
-    def advance(self, method: Method, low: Scaled, state: State, steps: int) -> State:
-        """Do first-order steps; a row whose iterations run out stands still.
-
-        Returns:
-            The state after them.
-        """
-        open = self.rows & ~(self.gap <= self.tol)
-        left = torch.where(open, (self.most - self.iterations).clamp(0, steps), 0)
-        short = set(left[open].tolist()) - {steps}
-        for i in range(int(left.max())):
-            old, state = state, method.step(low, state)
-            if short:
-                state = _where(left > i, state, old)
-        self.iterations += left
-        return state
-
-    def run(self, warm: bool, look: Callable[[], bool]) -> None:
-        """Iterate until every row is done, gives up, or `look` says to stop."""
-        scaled, V = self.scaled, self.V
-        # bisection rests on exact squared solves, so on Newton
-        bisect = scaled.loss == "root" and NEWTON_ROUNDS > 0
-        sigma = scaled.root_mean_square(V)
-        first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
-        self.consider(first, self.rows)
-        if warm:
-            self.newton(first, self.todo & (self.gap <= NEAR))
-        stop = look()
-        methods, most = (METHODS[:1], ROOT_STEPS) if bisect else (METHODS, MOST_STEPS)
-        for method in methods:
-            if stop or not bool(self.todo.any()):
-                break
-            low = scaled.to(method.dtype)
-            state = method.init(low, self.V.to(method.dtype))
-            steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
-            while steps <= most and bool(self.todo.any()) and not stop:
-                state = self.advance(method, low, state, steps)
-                W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
-                self.newton(newton.init(scaled, W, mu, sigma), self.rows & ~(self.gap <= self.tol))
-                stop = look()
-                last = method is METHODS[-1] and not bisect
-                steps = min(2 * steps, most) if last else 2 * steps
-
-    def bisect_sigma(self, look: Callable[[], bool]) -> None:
-        """Solve rooted rows as squared ones with the penalty times σ, and find σ.
-
-        √q is the least of q/(2σ) + σ/2 (Sun & Zhang 2012), whose derivative in σ has the sign of
-        σ − √q(σ): bisection finds σ also where a target can be matched exactly and σ vanishes.
-        """
-        V, start = self.V, self.iterations.clone()
-        low, high = torch.full_like(self.sigma, SMALLEST), torch.ones_like(self.sigma)
-        sigma = self.scaled.root_mean_square(V).clamp(SMALLEST, 1.0)
-        for i in range(MOST_SIGMAS if NEWTON_ROUNDS else 0):
-            if not bool(self.todo.any()) or look():
-                break
-            terms = self.scaled.terms.times(sigma)
-            squared = replace(self.scaled, loss="squared", terms=terms)
-            # a gap of the squared problem weighs 1/σ in the rooted one
-            tol = (0.5 * self.tol * sigma[:, 0]).clamp_min(1e-14)
-            inner = _Tile(squared, V, self.K, tol, self.most)
-            inner.rows, inner.iterations = self.todo, self.iterations
-            inner.run(warm=True, look=lambda: False)
-            V, self.iterations = inner.V, inner.iterations
-            moments = self.scaled.moments(V)
-            still = torch.zeros_like(start)
-            self.consider(newton.NewtonState(V, moments, inner.mu, sigma, still), self.todo)
-            found = self.scaled.root_mean_square(V)
-            low, high = (
-                torch.where(found > sigma, sigma, low),
-                torch.where(found > sigma, high, sigma),
-            )
-            # the residual itself is a good guess; every other time make sure to halve
-            middle = torch.sqrt(low * high)
-            sigma = middle if i % 2 else found.clamp(low, high)
-
-    def newton(self, state: newton.NewtonState, rows: Tensor) -> None:
-        """Do Newton rounds on the marked rows until each closes its gap or stands still."""
-        self.consider(state, rows)
-        moving = rows
-        for _ in range(NEWTON_ROUNDS):
-            moving = moving & self.todo
-            if not bool(moving.any()):
-                break
-            old, state = state, newton.step(self.scaled, state, moving)
-            self.iterations += moving
-            self.consider(state, moving)
-            moving = moving & ((state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0])
-
-
-# Row by row the one state or the other.
-def _where(rows: Tensor, one: State, other: State) -> State:
-    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
-    return replace(
-        one, **{name: torch.where(rows[:, None], a, b) if a.ndim else a for name, a, b in pairs}
-    )
 
 
 def _solve_tile(
@@ -297,7 +151,7 @@ def _solve_tile(
     scaled = Scaled.of(problem, design)
     # the certificate on the problem as given differs by rounding: stay a little below
     below = torch.full_like(scaled.t2, 0.9 * tol)
-    tile = _Tile(scaled, scaled.scale(start), K, below, max_iterations)
+    tile = Tile(scaled, scaled.scale(start), K, below, max_iterations)
     # what is certified already stays as it is, bit for bit
     given = problem.gap(start) <= tol * problem.unit if warm else torch.zeros_like(problem.valid)
     tile.rows = tile.rows & ~given.to(tile.rows.device)
@@ -306,7 +160,7 @@ def _solve_tile(
         return watch.look(tile, rows)
 
     tile.run(warm, look)
-    if problem.loss == "root" and watch.stop is None and bool(tile.todo.any()):
+    if tile.bisects and watch.stop is None:
         tile.bisect_sigma(look)
     watch.finish(rows)
     W = torch.zeros_like(start)
@@ -329,9 +183,11 @@ def _solution(
     moments = problem.gradient_moments(W)
     gap, objective = problem.gap(W, moments), problem.objective(W, moments)
     if bool(problem.shut.any()):
-        sigma = torch.sqrt(mean_square(problem.gram, W, moments))[:, None]
-        root = problem.loss == "root"
-        mu = problem.terms.dual_multiplier(moments / sigma if root else moments)[:, 0]
+        # no solver saw that ball; what widening it would be worth follows from the moments
+        q = mean_square(problem.gram, W, moments).clamp_min(SMALLEST**2 * problem.gram.t2)
+        c = moments / torch.where(q > 0, q, 1.0).sqrt()[:, None]
+        c = c if problem.loss == "root" else moments
+        mu = problem.terms.dual_multiplier(c)[:, 0]
     limits = tol * problem.unit
     out_of_budget = watch.stop or Status.MAX_ITERATIONS
     status = []

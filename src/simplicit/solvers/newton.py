@@ -146,7 +146,6 @@ def _solve(
     if root:
         sigma = _residual(problem.t2[group][:, None], rhs, H, curvature, a, b, sigma)
     w = a - sigma * b
-    w = a - sigma * b
     mu = torch.where(tight, (norm - radius + (state.sigma[group] - sigma) * dot(ball, b_free)), 0.0)
     mu = (mu / reach).clamp_min(0)
     moved = torch.zeros_like(V)

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..duality import Loss, gap, mean_square
 from ..gram import Gram, pseudo_inverse
-from ..problem import Loss, RowProblem, gap, mean_square
+from ..problem import RowProblem
 from ..prox import Separable
 
 UNDERFLOW = 1e-300
@@ -37,6 +38,7 @@ class Design:
     def __init__(self, problem: RowProblem, device: torch.device | str | None = None) -> None:
         G = problem.gram.G
         self.device = torch.device(device or G.device)
+        self.is_free, self.is_shut = problem.free, problem.shut
         self.free: Int[Tensor, " f"] = problem.free.nonzero()[:, 0]
         penalised = (~problem.free & ~problem.shut).nonzero()[:, 0]
         self.inverse_free = pseudo_inverse(G[self.free][:, self.free])
@@ -52,6 +54,14 @@ class Design:
         self.G = (G / self.scale / self.scale[:, None]).to(self.device)
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
         self._lock = Lock()
+
+    def fits(self, problem: RowProblem) -> bool:
+        """Tell whether the same features are free, and shut out, in another problem on this Gram.
+
+        Returns:
+            Whether the design may be used for it.
+        """
+        return torch.equal(self.is_free, problem.free) and torch.equal(self.is_shut, problem.shut)
 
     def recover_free(self, gram: Gram, W: Float[Tensor, "K N"]) -> None:
         """Set the free features of W, in place, to their optimum given the others.
