@@ -32,6 +32,14 @@ class Gram:
         self.R = torch.zeros(k, n, dtype=torch.float64, device=device)
         self.t2 = torch.zeros(k, dtype=torch.float64, device=device)
         self.m = 0
+        self._finite: bool | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether G is finite; looked at once for all problems that share it."""
+        if self._finite is None:
+            self._finite = bool(torch.isfinite(self.G).all())
+        return self._finite
 
     @classmethod
     def from_data(cls, V: Float[Tensor, "m N"], T: Float[Tensor, "m K"]) -> "Gram":
@@ -72,7 +80,7 @@ class Gram:
         self.G.addmm_(V.T, V, beta=old, alpha=new)
         self.R.addmm_(T.T, V, beta=old, alpha=new)
         self.t2.mul_(old).add_((T * T).sum(0), alpha=new)
-        self.m = total
+        self.m, self._finite = total, None
         return self
 
     def merge(self, other: "Gram") -> "Gram":
@@ -108,6 +116,7 @@ class Gram:
         """
         gram = cls.__new__(cls)
         gram.G, gram.R, gram.t2, gram.m = G, R, t2, m
+        gram._finite = None
         return gram
 
     def select(self, columns: Columns = slice(None), rows: Columns = slice(None)) -> "Gram":
@@ -132,7 +141,9 @@ class Gram:
         Returns:
             Statistics of the same features with other targets.
         """
-        return Gram.of(self.G, R, t2, self.m)
+        gram = Gram.of(self.G, R, t2, self.m)
+        gram._finite = self._finite
+        return gram
 
 
 def pseudo_inverse(G: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:

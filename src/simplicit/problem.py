@@ -127,7 +127,7 @@ class RowProblem:
             )
         if self.loss not in ("squared", "root"):
             raise InputError(f"loss {self.loss!r}: accepted are squared, root")
-        if not bool(torch.isfinite(self.gram.G).all()):
+        if not self.gram.finite:
             raise InputError("gram.G is not finite: the features hold NaN, Inf or overflow")
         if self.penalty.scales is not None and self.penalty.scales.shape != (N,):
             raise InputError(

@@ -118,7 +118,7 @@ def _solve(
     curvature = sigma * terms.l2 * rho**2 * curved
     ball = omega * sign
 
-    H = problem.design.G[index[:, :, None], index[:, None, :]]
+    H = problem.design.submatrices(index)
     H *= mask[:, :, None] & mask[:, None, :]
     H.diagonal(dim1=1, dim2=2).add_(curvature + ~mask)
     factor, failed = torch.linalg.cholesky_ex(H)

@@ -74,6 +74,19 @@ class Design:
             moments = gram.R[:, self.free] - W @ gram.G[:, self.free]
             W[:, self.free] = moments @ self.inverse_free
 
+    def submatrices(self, index: Int[Tensor, "K s"]) -> Float[Tensor, "K s s"]:
+        """Gather G_AA of every row's support A.
+
+        Args:
+            index: Kept features of each row, (K, s).
+
+        Returns:
+            One matrix per row, a copy.
+        """
+        flat = index[:, :, None] * len(self.G) + index[:, None, :]
+        # one flat selection takes less than half the time of indexing by two arrays
+        return self.G.view(-1).index_select(0, flat.view(-1)).view(flat.shape)
+
     def inverse(self, rho: float, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """Invert G + ρ I once for all rows and iterations.
 
