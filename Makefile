@@ -5,7 +5,7 @@ CONFIG ?= configs/sparsity.yaml
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format clean bench-solver
 run: .venv/run
 	$(BIN)/simplicit run $(CONFIG)
 
@@ -31,3 +31,12 @@ format: .venv/dev
 
 clean:
 	rm -rf .venv
+
+# compares the solver with others; BENCH chooses (see benchmarks/solver/__main__.py)
+.venv-bench/ready: benchmarks/solver/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --requirement benchmarks/solver/requirements.txt --editable .
+	touch $@
+
+bench-solver: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/solver $(BENCH)

@@ -1,0 +1,92 @@
+"""The problems of the comparison: samples, and the penalties that give a wanted share of zeros."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simplicit import data, explicit
+from simplicit.capture import capture
+from simplicit.gram import Gram
+from simplicit.match import penalty_scales, row_blocks
+from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.solvers import solve
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows on one design, (m, N) and (m, K), with their Gram."""
+
+    V: Tensor
+    T: Tensor
+
+    def problem(self, kind: str, level: float) -> RowProblem:
+        """Each row's penalty is the level times the one above which all its weights are zero."""
+        gram = Gram.from_data(self.V, self.T)
+        top = gram.R.abs().amax(1)
+        if kind == "l0+l2":
+            # slope sqrt(2 l0 l2) = level * top, and a knee at twice the root mean square target
+            l2 = 0.05
+            return RowProblem(gram, Penalty(l0=(level * top) ** 2 / (2 * l2), l2=l2))
+        if kind == "root":
+            rooted = top / gram.t2.sqrt()
+            return RowProblem(gram, Penalty(l1=level * rooted), loss="root")
+        problem = RowProblem(gram, Penalty(l1=level * top))
+        if kind == "ball":
+            whole = solve(problem, tol=1e-6).W.abs().sum(1)
+            problem = replace(problem, ball=Ball(slice(None), 0.5 * whole))
+        return problem
+
+
+def network(folder: Path) -> tuple[torch.nn.Module, Tensor]:
+    """Train the Fashion-MNIST network of the papers, as `simplicit run` does."""
+    dataset = data.load("FashionMNIST", folder)
+    net = explicit.build("fnn", [784, 64, 32, 16, 10], bias=False, arguments={}, seed=0)
+    explicit.train(net, dataset.train_inputs, dataset.train_labels, batch_size=64, seed=0)
+    return net, dataset.train_inputs[data.sample(len(dataset.train_labels), 0.2, 0)]
+
+
+def first_layer(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
+    linear = next(m for m in net.modules() if isinstance(m, torch.nn.Linear))
+    U = inputs.flatten(1)
+    V = U.double()
+    with torch.no_grad():
+        return [Rows(V / V.square().mean().sqrt(), linear(U).double())]
+
+
+def triangular(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
+    equations = capture(net, inputs[:1])
+    U, Z, Y = (t.double() for t in equations.collect(inputs))
+    V = torch.cat([equations.activate(Z), U], dim=1)
+    T = torch.cat([Z, Y], dim=1)
+    V = V / penalty_scales(equations, Gram.from_data(V, T))
+    return [Rows(V[:, b.columns], T[:, b.rows]) for b in row_blocks(equations, "triangular", False)]
+
+
+def synthetic(N: int, m: int, K: int, condition: float) -> list[Rows]:
+    """Gaussian features with eigenvalues spread to a condition number; 5 % true weights."""
+    random = torch.Generator().manual_seed(0)
+    V = torch.randn(m, N, generator=random, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(N, 64, generator=random, dtype=torch.float64))[0]
+    # a reflection mixes the features, so that the spread is not one of column lengths alone
+    V = V * torch.logspace(0, -0.5 * torch.log10(torch.tensor(condition)).item(), N).double()
+    V = V - 2 * (V @ basis) @ basis.T
+    W = torch.randn(K, N, generator=random, dtype=torch.float64)
+    W *= torch.rand(K, N, generator=random) < 0.05
+    T = V @ W.T
+    T += 0.3 * T.std(0) * torch.randn(m, K, generator=random, dtype=torch.float64)
+    return [Rows(V, T)]
+
+
+def level_for(blocks: list[Rows], kind: str, zeros: float) -> float:
+    """Bisect the level that leaves this share of the weights at zero."""
+    low, high = 1e-5, 1.0
+    for _ in range(12):
+        level = (low * high) ** 0.5
+        W = [solve(rows.problem(kind, level), tol=1e-4).W for rows in blocks]
+        share = sum(int((w == 0).sum()) for w in W) / sum(w.numel() for w in W)
+        low, high = (level, high) if share < zeros else (low, level)
+        if abs(share - zeros) < 0.005:
+            break
+    return level
