@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -49,7 +50,7 @@ def measure(blocks, kind: str, level: float, method, most: float, repeats: int):
             seconds = 0.0
             for rows, problem in zip(blocks, problems, strict=True):
                 k = min(limit or 10**9, len(problem.gram.R))
-                spent, W = timed(lambda r=rows, p=problem, k=k: solver(r, p, tol, k))
+                spent, W = timed(partial(solver, rows, problem, tol, k))
                 seconds += spent
                 if repeat == 0:
                     some = problem.select(slice(0, k))
@@ -91,7 +92,7 @@ def main() -> None:
     for name in wanted:
         blocks = make[name]()
         gram = statistics.median(
-            sum(timed(lambda r=rows: Gram.from_data(r.V, r.T))[0] for rows in blocks)
+            sum(timed(partial(Gram.from_data, rows.V, rows.T))[0] for rows in blocks)
             for _ in range(options.repeats)
         )
         total = sum(rows.T.shape[1] for rows in blocks)
@@ -139,7 +140,9 @@ def draw(results: list[dict], path: Path) -> None:
     for axis, panel in zip(axes[0], panels, strict=True):
         for result in results:
             if (result["problem"], result["penalty"], result["zeros"]) == panel:
-                seconds, gaps = zip(*[(s, max(g, 1e-16)) for _, s, g in result["points"]])
+                seconds, gaps = zip(
+                    *[(s, max(g, 1e-16)) for _, s, g in result["points"]], strict=True
+                )
                 axis.loglog(seconds, gaps, "o-", label=result["method"])
         axis.set(title="{}, {}, {:.0%} zeros".format(*panel), xlabel="seconds a row")
     axes[0, 0].set_ylabel("worst relative gap")

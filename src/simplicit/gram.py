@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from . import memory
 from .errors import InputError
 
 Columns = slice | Int[Tensor, " n"] | list[int]
@@ -20,6 +21,9 @@ class Gram:
         k: Number of targets K.
         device: Where to accumulate.
 
+    Raises:
+        InputError: If they do not fit into memory.
+
     Attributes:
         G: V'V/m, (N, N), float64.
         R: T'V/m, (K, N), float64.
@@ -28,6 +32,7 @@ class Gram:
     """
 
     def __init__(self, n: int, k: int, device: torch.device | str | None = None) -> None:
+        memory.require(8.0 * n * (n + k), f"moments of {n} features and {k} targets", device)
         self.G = torch.zeros(n, n, dtype=torch.float64, device=device)
         self.R = torch.zeros(k, n, dtype=torch.float64, device=device)
         self.t2 = torch.zeros(k, dtype=torch.float64, device=device)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import memory
 from ..duality import Loss, gap, mean_square
 from ..gram import Gram, pseudo_inverse
 from ..problem import RowProblem
@@ -26,6 +27,9 @@ SMALLEST = 1e-6
 ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
 
+BYTES = 40
+"""Bytes per entry of G at the most: scaled G, and the factors and inverses of both precisions."""
+
 
 class Design:
     """What all rows share: which features are kept, their scales, the factorised Gram.
@@ -33,11 +37,16 @@ class Design:
     Args:
         problem: Any row problem on that Gram; its free features are projected out.
         device: Where the solvers iterate.
+
+    Raises:
+        InputError: If solving would not fit into memory.
     """
 
     def __init__(self, problem: RowProblem, device: torch.device | str | None = None) -> None:
         G = problem.gram.G
         self.device = torch.device(device or G.device)
+        K, N = problem.gram.R.shape
+        memory.require(BYTES * N * N + 32.0 * K * N, f"{K} rows of {N} features", self.device)
         self.is_free, self.is_shut = problem.free, problem.shut
         self.free: Int[Tensor, " f"] = problem.free.nonzero()[:, 0]
         penalised = (~problem.free & ~problem.shut).nonzero()[:, 0]
@@ -51,7 +60,7 @@ class Design:
             G = G[alive][:, alive]
         self.keep: Int[Tensor, " n"] = penalised[alive]
         self.scale = torch.sqrt(G.diagonal())
-        self.G = (G / self.scale / self.scale[:, None]).to(self.device)
+        self.G = (G / self.scale).div_(self.scale[:, None]).to(self.device)
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
         self._lock = Lock()
 
@@ -101,8 +110,9 @@ class Design:
             if (rho, dtype) not in self._inverses:
                 shifted = self.G.to(dtype, copy=True)
                 shifted.diagonal().add_(rho)
-                factor = torch.linalg.cholesky(shifted)
-                self._inverses[rho, dtype] = torch.cholesky_inverse(factor)
+                # in place: for many features each copy is gigabytes
+                torch.linalg.cholesky(shifted, out=shifted)
+                self._inverses[rho, dtype] = torch.cholesky_inverse(shifted)
             return self._inverses[rho, dtype]
 
 

@@ -1,0 +1,48 @@
+"""Solve K = 2,000 rows of N = 20,000 features and print time and peak memory (24 GB suffice)."""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from simplicit import threads
+from simplicit.gram import Gram
+from simplicit.problem import Penalty, RowProblem
+from simplicit.solvers import solve
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--features", type=int, default=20_000)
+parser.add_argument("--rows", type=int, default=2_000)
+parser.add_argument("--level", type=float, default=0.2)
+parser.add_argument("--device", default="cpu")
+options = parser.parse_args()
+N, K, m = options.features, options.rows, 2_000
+
+random = torch.Generator().manual_seed(0)
+V = torch.randn(m, N, generator=random)
+W = torch.randn(K, N, generator=random) * (torch.rand(K, N, generator=random) < 100 / N)
+T = V @ W.T
+T += 0.3 * T.std() * torch.randn(m, K, generator=random)
+begin = time.perf_counter()
+gram = Gram(N, K)
+for i in range(0, m, 1000):
+    gram.update(V[i : i + 1000], T[i : i + 1000])
+del V, T, W
+print(f"Gram {time.perf_counter() - begin:.0f} s", flush=True)
+problem = RowProblem(gram, Penalty(l1=options.level * gram.R.abs().amax(1)))
+begin = time.perf_counter()
+
+
+def report(progress) -> None:
+    print(f"{progress.seconds:.0f} s: {progress.solved} of {progress.total}", flush=True)
+
+
+solution = solve(problem, device=options.device, workers=threads.available(), callback=report)
+print(
+    f"N {N}, K {K} on {options.device}: {time.perf_counter() - begin:.0f} s, "
+    f"{int(solution.solved.sum())} rows solved, "
+    f"non-zeros a row {float(solution.nonzeros.double().mean()):.0f}, worst relative gap "
+    f"{float((solution.gap / problem.unit).max()):.1e}, peak memory "
+    f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+)
