@@ -142,8 +142,8 @@ def torchidl(rows: Rows, problem: RowProblem, tol: float, k: int) -> np.ndarray:
 LASSO = {
     # name: (function, rows, tolerances from loose to tight)
     "simplicit": (ours, None, (1e-2, 1e-4, 1e-6, 1e-9)),
-    "scikit-learn, Gram": (scikit_learn, None, (1e-3, 1e-4, 1e-6)),
-    "adelie, Gram": (adelie, None, (1e-5, 1e-7, 1e-9, 1e-11)),
+    "scikit-learn (Gram)": (scikit_learn, None, (1e-3, 1e-4, 1e-6)),
+    "adelie (Gram)": (adelie, 2, (1e-5, 1e-7, 1e-9, 1e-11)),
     "celer": (celer, 1, (1e-4, 1e-6)),
     "skglm": (skglm, 1, (1e-3, 1e-4, 1e-5)),
     "cvxpy + Clarabel": (clarabel, 1, (1e-4, 1e-6, 1e-8)),
