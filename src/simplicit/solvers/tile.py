@@ -15,7 +15,7 @@ from .scaled import SMALLEST, Scaled
 TILE = 32
 """Rows per product: always as many, so a row's bits do not depend on its neighbours."""
 
-FIRST_STEPS, MOST_STEPS = 36, 200
+FIRST_STEPS, MOST_STEPS = 24, 200
 """ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
 
 NEWTON_ROUNDS = 12
