@@ -30,10 +30,10 @@ format: .venv/dev
 	touch $@ .venv/run
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench
 
 # compares the solver with others; BENCH chooses (see benchmarks/solver/__main__.py)
-.venv-bench/ready: benchmarks/solver/requirements.txt pyproject.toml
+.venv-bench/ready: benchmarks/solver/requirements.txt benchmarks/solver/torch.txt pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --requirement benchmarks/solver/requirements.txt --editable .
 	touch $@

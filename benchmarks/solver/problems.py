@@ -12,6 +12,7 @@ from simplicit.gram import Gram
 from simplicit.match import penalty_scales, row_blocks
 from simplicit.problem import Ball, Penalty, RowProblem
 from simplicit.solvers import solve
+from simplicit.states import collect
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Rows:
         gram = Gram.from_data(self.V, self.T)
         top = gram.R.abs().amax(1)
         if kind == "l0+l2":
-            # slope sqrt(2 l0 l2) = level * top, and a knee at twice the root mean square target
+            # the slope beside zero, sqrt(2 l0 l2), is level * top as for the lasso
             l2 = 0.05
             return RowProblem(gram, Penalty(l0=(level * top) ** 2 / (2 * l2), l2=l2))
         if kind == "root":
@@ -57,7 +58,7 @@ def first_layer(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
 
 def triangular(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
     equations = capture(net, inputs[:1])
-    U, Z, Y = (t.double() for t in equations.collect(inputs))
+    U, Z, Y = (t.detach().double() for t in collect(equations, inputs))
     V = torch.cat([equations.activate(Z), U], dim=1)
     T = torch.cat([Z, Y], dim=1)
     V = V / penalty_scales(equations, Gram.from_data(V, T))
