@@ -147,7 +147,7 @@ def draw(results: list[dict], path: Path) -> None:
                 axis.loglog(seconds, gaps, "o-", label=result["method"])
         axis.set(title="{}, {}, {:.0%} zeros".format(*panel), xlabel="seconds a row")
     axes[0, 0].set_ylabel("worst relative gap")
-    axes[0, -1].legend(fontsize=7)
+    axes[0, -1].legend(fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
