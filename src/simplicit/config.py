@@ -111,6 +111,17 @@ class Implicit(Section):
     )
     training_size: Part = key(0.2, "fraction of the training set whose states are matched", PART)
     bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
+    support: Literal["elimination", "relaxation"] = key(
+        "elimination",
+        "which weights a budget keeps: removed one by one, or those of the convex penalty, which "
+        "full and robustness always take",
+        ("elimination", "relaxation"),
+    )
+    sweeps: Annotated[int, Field(ge=0)] = key(
+        9, "passes of joint matching on the outputs", "0, or a whole number, at least 4"
+    )
+    relu_aware: bool = key(True, "where a state is off, match only that it is off", SWITCH)
+    sensitivity: bool = key(True, "weigh rows by how much the outputs depend on them", SWITCH)
     closed_loop: bool = key(
         True,
         "match each layer on the states of the model so far; in full, the outputs on its own "
@@ -118,6 +129,13 @@ class Implicit(Section):
         SWITCH,
     )
     tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
+
+    @field_validator("sweeps")
+    @classmethod
+    def _none_or_enough(cls, sweeps: int) -> int:
+        if 0 < sweeps < 4:
+            raise ValueError
+        return sweeps
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,8 @@
-"""One convex problem per row: find the level that meets the budget, solve layer by layer, refit."""
+"""Row problems, layer by layer: solved and refitted, or eliminated to a budget and swept."""
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,35 @@ from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
 from .gram import Gram
+from .joint import JointMatching
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
 from .path import count, solve_to_budget
-from .problem import Ball, RowProblem
+from .problem import Ball, Penalty, RowProblem
 from .recipe import Recipe, prune_smallest
-from .refit import fit_to_budget
+from .refit import fit_to_budget, refit
+from .sensitivity import sensitivity
 from .solution import Solution, Status
 from .solvers import Progress, solve
 from .states import Batches, collect
+from .support import BOUND_RIDGE, choose, plan
 
 Row = dict[str, Any]
+
+START = 4
+"""Most times the budget that joint matching starts from; it reaches the budget sweep by sweep."""
+
+START_PART = 0.2
+"""The part of N0 it starts from at most, but never less than a half more than the budget."""
+
+REFITS = 2
+"""Sweeps at the end that leave the supports as they are."""
+
+AWARE = 3
+"""Times the targets of a state that is off are moved to where the row has it."""
+
+INACTIVE = 0.1
+"""Weight, in joint matching, of samples whose state is off, as a part of what it is when on."""
 
 
 class Matching:
@@ -58,11 +77,13 @@ class Matching:
         self.omega = nilpotent_weights(A.cpu(), self.lipschitz, recipe.kappa).to(self.device)
         self.rho = torch.ones(self.W.shape[1], **kind)
         self.quotas: list[int | None] = [None] * len(self.blocks)
+        self.keep: list[list[int]] = []
+        self.importance = torch.ones(n + q, dtype=torch.float64)
         self.level: float | None = None
         self.rows: list[Row] = []
         self.trace: list[Row] = []
         self.start = time.monotonic()
-        self.earlier = {"level": 0.0, "solve": 0.0}
+        self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
 
     def gram(self, done: int | None) -> Gram:
         """Pass over the data: teacher's targets; the model's states for the first `done` blocks.
@@ -135,11 +156,14 @@ class Matching:
         self.checkpoint = Checkpoint(self.folder, self.recipe, self.structure, gram.m, moments)
         if self.recipe.sparsity is None:
             return
+        if self.recipe.eliminates:
+            self._plan_elimination(gram)
+            return
         if saved := self._restore("plan", "level"):
             self.level, self.quotas = saved[1]["level"], saved[1]["quotas"]
             return
         begin = time.monotonic()
-        budget = round((1 - self.recipe.sparsity) * self.equations.nonzeros)
+        budget = self.budget
         problems = [self.problem(block, gram) for block in self.blocks]
         with progress.task("finding the penalty level", total=1) as step:
 
@@ -155,8 +179,129 @@ class Matching:
         plan = {"level": self.level, "quotas": self.quotas, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("plan", self.W[:0], plan)
 
+    @property
+    def budget(self) -> int:
+        """Non-zeros wanted; only under a budget."""
+        assert self.recipe.sparsity is not None
+        return round((1 - self.recipe.sparsity) * self.equations.nonzeros)
+
+    def _plan_elimination(self, gram: Gram) -> None:
+        if saved := self._restore("plan", "level"):
+            self.importance = saved[0][:, 0].cpu()
+            self.level, self.keep = saved[1]["level"], saved[1]["keep"]
+            return
+        begin, budget, N0 = time.monotonic(), self.budget, self.equations.nonzeros
+        if self.recipe.sweeps:
+            most = max(int(START_PART * N0), budget + budget // 2)
+            budget = min(START * budget, max(most, budget))
+        if self.recipe.sensitivity:
+            self.importance = sensitivity(self.equations, self.stream)
+        else:
+            t2 = gram.t2.cpu()
+            self.importance = torch.where(t2 > 0, 1 / t2, 0.0)
+        with progress.task("spending the budget over the rows", total=1) as step:
+            problems = [self.problem(block, gram) for block in self.blocks]
+            importance = [self.importance[block.rows] for block in self.blocks]
+            self.level, self.keep = plan(problems, importance, budget)
+            step(1, f"{sum(map(sum, self.keep))} weights")
+        records = {"level": self.level, "keep": self.keep, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep("plan", self.importance[:, None], records)
+
+    def eliminate_block(self, index: int, gram: Gram) -> None:
+        """Choose the supports of one block by elimination, refit, certify, keep the records."""
+        block = self.blocks[index]
+        if saved := self._restore(f"block-{index}", "solve"):
+            self.W[block.rows] = saved[0].to(self.W)
+            self.rows += saved[1]["rows"]
+            self.trace += saved[1]["trace"]
+            return
+        begin = time.monotonic()
+        columns = block.columns.to(self.device)
+        looped = self.gram(index) if self.recipe.closed_loop and index > 0 else gram
+        events: list[tuple[float, Progress]] = []
+        with progress.task(f"eliminating weights of {block.name}", total=1) as step:
+            problem = self.problem(block, looped)
+            W = choose(problem, self.keep[index])
+            self.W[block.rows, columns] = W
+            # sweeps look at the outputs instead
+            if self.recipe.relu_aware and not self.recipe.sweeps and index < len(self.blocks) - 1:
+                for _ in range(AWARE):
+                    problem = replace(problem, gram=self._aware(index, looped))
+                    W = refit(problem, W != 0)
+                    self.W[block.rows, columns] = W
+            # the price of a weight in the units of each row's own loss
+            price = (self.level or 0.0) / self.importance[block.rows].clamp_min(1e-30)
+            price = torch.minimum(price.to(W), problem.gram.t2)
+            penalty = Penalty(l0=price, l2=BOUND_RIDGE, scales=problem.penalty.scales)
+            problem = replace(problem, penalty=penalty)
+            solution = solve(
+                problem,
+                tol=self.recipe.tol,
+                workers=self.workers,
+                callback=lambda event: events.append((time.monotonic() - self.start, event)),
+            )
+            step(1, f"{sum(self.keep[index])} weights")
+        rows = list(self._records(block, problem, solution, W))
+        trace = list(_trace(block.name, events))
+        self.rows += rows
+        self.trace += trace
+        records = {"rows": rows, "trace": trace, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep(f"block-{index}", self.W[block.rows], records)
+
+    # the same features, with targets that let a state which is off be off anywhere below zero
+    def _aware(self, index: int, gram: Gram) -> Gram:
+        e, block = self.equations, self.blocks[index]
+        columns = block.columns.to(self.device)
+        if e.hidden[index].phi.name != "relu":
+            return gram.select(columns, block.rows)
+        small = gram.select(columns, block.rows)
+        R, t2 = torch.zeros_like(small.R), torch.zeros_like(small.t2)
+        for batch in self.stream:
+            U, Z, _ = (t.to(self.device) for t in collect(e, batch))
+            X = self.states(U, e.activate(Z), index if self.recipe.closed_loop else 0)
+            V = self.features(X, U)
+            predicted, z = V @ self.W[block.rows].T, Z[:, block.rows]
+            target = torch.where(z > 0, z, predicted.clamp_max(0))
+            R += target.T @ V[:, columns] / gram.m
+            t2 += target.square().sum(0) / gram.m
+        return small.with_targets(R, t2)
+
+    def match_outputs(self) -> None:
+        """Sweep over the rows until the outputs are matched at the budget."""
+        if saved := self._restore("sweeps", "sweeps"):
+            self.W[:] = saved[0].to(self.W)
+            self.rows = saved[1]["rows"]
+            return
+        begin, e, sweeps = time.monotonic(), self.equations, self.recipe.sweeps
+        passes = [tuple(t.to(self.device) for t in collect(e, batch)) for batch in self.stream]
+        U, _, Y = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        V = self.features(U.new_zeros(len(U), e.n), U)
+        free = torch.arange(V.shape[1], device=self.device) >= e.n + e.p
+        blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
+        phis = [equation.phi for equation in e.hidden]
+        inactive = INACTIVE if self.recipe.relu_aware else 1.0
+        joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive)
+        start, budget = joint.nonzeros(), self.budget
+        falls = sweeps - REFITS - 1
+        with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
+            for index in range(sweeps):
+                part = min(index / falls, 1.0)
+                wanted = round(start * (budget / max(start, 1)) ** part)
+                joint.sweep(wanted if index <= falls else None, step=step)
+        self.W[:] = joint.W.to(self.W)
+        weights = torch.count_nonzero(self.W[:, ~free], dim=1)
+        for block in self.blocks:
+            for row in self.rows:
+                if row["layer"] == block.name:
+                    row["nonzeros"] = int(weights[block.rows.start + row["row"]])
+        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep("sweeps", self.W, records)
+
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, trim it to its share, refit, keep the records."""
+        if self.recipe.eliminates:
+            self.eliminate_block(index, gram)
+            return
         block, quota = self.blocks[index], self.quotas[index]
         if saved := self._restore(f"block-{index}", "solve"):
             self.W[block.rows] = saved[0].to(self.W)

@@ -53,6 +53,24 @@ class Phi:
             case "identity":
                 return z
 
+    def derivative(self, z: Tensor) -> Tensor:
+        """Differentiate φ at every entry; at a kink, from the left.
+
+        Returns:
+            φ'(z).
+        """
+        match self.name:
+            case "relu":
+                return (z > 0).to(z.dtype)
+            case "leaky_relu":
+                return torch.where(z > 0, 1.0, self.slope).to(z.dtype)
+            case "tanh":
+                return 1 - torch.tanh(z) ** 2
+            case "sigmoid":
+                return torch.sigmoid(z) * torch.sigmoid(-z)
+            case "identity":
+                return torch.ones_like(z)
+
     @property
     def lipschitz(self) -> float:
         """Smallest L with |φ(s) − φ(t)| ≤ L |s − t|; it enters every well-posedness bound."""

@@ -26,6 +26,13 @@ class Recipe:
         structure: `full`, `triangular`, `layered`, or `auto`: triangular.
         kappa: Bound κ in (0, 1) on ‖A‖∞,ω; only `full` needs it.
         bias: Whether rows have a bias.
+        support: Which weights a budget keeps: `elimination`, one removed after another where the
+            loss of it is least, or `relaxation`, those of the convex penalty; `full` and
+            `robustness` always take the latter.
+        sweeps: Passes of joint matching on the outputs after an elimination, in which the budget
+            is reached; 0 matches states alone.
+        relu_aware: Where a teacher's state is off, any pre-activation that leaves it off will do.
+        sensitivity: Weigh rows by how much the teacher's outputs depend on them.
         closed_loop: Match each layer on the states of the model built so far, so that errors do
             not accumulate; in `full`, the outputs on the model's own equilibrium.
         alpha: Weight of the penalty, as in the seed: α Σ s + λ1 ‖r‖².
@@ -44,6 +51,10 @@ class Recipe:
     structure: Literal["auto", "full", "triangular", "layered"] = "auto"
     kappa: float = 0.99
     bias: bool = True
+    support: Literal["elimination", "relaxation"] = "elimination"
+    sweeps: int = 9
+    relu_aware: bool = True
+    sensitivity: bool = True
     closed_loop: bool = True
     alpha: float = 1e-2
     lambda1: float = 0.1
@@ -63,6 +74,8 @@ class Recipe:
             "structure",
             "auto, full, triangular or layered",
         )
+        check(self.support in ("elimination", "relaxation"), "support", "elimination or relaxation")
+        check(self.sweeps == 0 or self.sweeps >= 4, "sweeps", "0, or a whole number, at least 4")
         check(self.sparsity is None or 0 <= self.sparsity < 1, "sparsity", "None or [0, 1)")
         check(0 < self.kappa < 1, "kappa", "a number above 0 and below 1")
         check(0 <= self.alpha < float("inf"), "alpha", "a finite number, at least 0")
@@ -92,6 +105,12 @@ class Recipe:
         if preset not in PRESETS:
             raise InputError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
         return replace(self, structure="full", bias=False, closed_loop=False)
+
+    @property
+    def eliminates(self) -> bool:
+        """Whether a budget is met by elimination, which knows no constraint on the rows."""
+        chosen = self.support == "elimination" and self.sparsity is not None
+        return chosen and self.objective == "sparsity" and self.structure != "full"
 
     @property
     def loss(self) -> Loss:

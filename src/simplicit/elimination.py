@@ -1,0 +1,94 @@
+"""Backward elimination: the weight whose loss is least goes first, the others make up for it.
+
+Optimal brain surgeon (Hassibi & Stork, 1993; Frantar & Alistarh, "Optimal Brain Compression", 2022)
+on many rows at once: with H the inverse of the Gram on a row's support, removing weight j costs
+w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LAZY = 64
+"""Removals between two updates of H: one matrix product instead of as many outer products."""
+
+TILE = 8
+"""Rows side by side; each has its own H."""
+
+
+def eliminate(
+    H: Float[Tensor, "s s"],
+    W: Float[Tensor, "K s"],
+    protected: Bool[Tensor, " s"],
+    keep: int = 0,
+) -> tuple[Int[Tensor, "K T"], Float[Tensor, "K T"]]:
+    """Remove one weight after another from each row, exactly.
+
+    Args:
+        H: Inverse of the Gram, positive definite, common to all rows at the start.
+        W: Weights that minimise each row's loss.
+        protected: Features never removed.
+        keep: Weights left in each row, protected ones not counted.
+
+    Returns:
+        The order of removal, as columns of W, and the loss that each removal adds.
+    """
+    parts = [_tile(H, rows, protected, keep) for rows in W.split(TILE)]
+    return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
+
+
+def _tile(H: Tensor, w: Tensor, protected: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    K, s = w.shape
+    rows = torch.arange(K, device=w.device)
+    removals = max(s - int(protected.sum()) - keep, 0)
+    order, cost = rows.new_empty(K, removals), w.new_empty(K, removals)
+    H, w, index = H.expand(K, s, s), w.clone(), torch.arange(s, device=w.device).expand(K, s)
+    out, gone = protected.expand(K, s).clone(), torch.zeros_like(protected).repeat(K, 1)
+    diagonal = H.diagonal(dim1=1, dim2=2).clone()
+    # H less what was removed since its last update is H − P'P
+    P, r = w.new_zeros(K, LAZY, s), 0
+    for t in range(removals):
+        least, j = (w * w / diagonal).masked_fill_(out, torch.inf).min(1)
+        order[:, t], cost[:, t] = index[rows, j], least / 2
+        column = H[rows, j] - torch.bmm(P[rows, :r, j][:, None], P[:, :r])[:, 0]
+        p = column / column[rows, j].sqrt()[:, None]
+        w -= (w[rows, j] / p[rows, j])[:, None] * p
+        diagonal -= p * p
+        out[rows, j] = gone[rows, j] = True
+        P[:, r] = p
+        r += 1
+        if r == LAZY and t + 1 < removals:
+            # the same number is gone from every row: what is left is an array again
+            left = (~gone).nonzero()[:, 1].reshape(K, -1)
+            H = H[rows[:, None, None], left[:, :, None], left[:, None, :]]
+            P = P.gather(2, left[:, None].expand(K, LAZY, -1))
+            H.baddbmm_(P.mT, P, alpha=-1)
+            w, index, out = (x.gather(1, left) for x in (w, index, out))
+            diagonal, gone = H.diagonal(dim1=1, dim2=2).clone(), torch.zeros_like(out)
+            P, r = torch.zeros_like(P), 0
+    return order, cost
+
+
+def spend(costs: Sequence[Float[Tensor, "_"]], budget: int) -> list[int]:
+    """Choose how many weights each row keeps, so that those that cost most to remove are kept.
+
+    A removal is never cheaper than those before it: what counts is the largest cost so far.
+
+    Args:
+        costs: For each row the loss that each removal adds, the last weight's last.
+        budget: Weights to keep in all rows together.
+
+    Returns:
+        Weights kept in each row; their sum is the budget, or all weights where it is larger.
+    """
+    lengths = [len(cost) for cost in costs]
+    if not sum(lengths):
+        return lengths
+    levels = torch.cat([cost.cummax(0).values if len(cost) else cost for cost in costs])
+    owner = torch.repeat_interleave(torch.arange(len(costs)), torch.tensor(lengths))
+    # stable, and latest first, so that of equal levels in a row the later ones are kept
+    ranked = levels.flip(0).argsort(descending=True, stable=True)
+    kept = owner.flip(0)[ranked.cpu()[:budget]]
+    return torch.bincount(kept, minlength=len(costs)).tolist()

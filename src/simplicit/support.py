@@ -1,0 +1,74 @@
+"""Which weights each row keeps: backward elimination on the shared Gram, one level for all rows."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .elimination import eliminate, spend
+from .problem import RowProblem
+from .refit import refit
+
+RIDGE = 1e-6
+"""Curvature added for the elimination, relative to the features' mean square."""
+
+BOUND_RIDGE = 1e-2
+"""Curvature of the certificate's ridge, relative to that of a feature: without one the dual of
+l0 knows no bound."""
+
+
+def plan(
+    problems: Sequence[RowProblem], importance: Sequence[Float[Tensor, "_"]], budget: int
+) -> tuple[float, list[list[int]]]:
+    """Spend a budget over the rows of all problems.
+
+    Args:
+        problems: Blocks of rows; penalty and ball are left out.
+        importance: What a unit of each row's loss is worth, one vector per problem.
+        budget: Non-zeros to keep in all rows together, free features not counted.
+
+    Returns:
+        The level: the loss, times importance, up to which weights were removed; and how many each
+        row keeps.
+    """
+    # rows keep a part of their even share at least, so that part need not be put in order
+    rows = sum(len(p.gram.R) for p in problems)
+    surely = budget // (4 * rows)
+    costs: list[Tensor] = []
+    for problem, worth in zip(problems, importance, strict=True):
+        keep = min(surely, int((~problem.free).sum()))
+        _, cost = eliminate(*_least_squares(problem), problem.free, keep)
+        costs += [
+            torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
+            for row in cost * worth.to(cost)[:, None]
+        ]
+    kept = spend(costs, budget)
+    removed = [float(c[: len(c) - k].max()) for c, k in zip(costs, kept, strict=True) if len(c) > k]
+    counts = iter(kept)
+    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+
+
+def choose(problem: RowProblem, keep: Sequence[int]) -> Float[Tensor, "K N"]:
+    """Eliminate weights until each row has its number, and refit.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        keep: Weights of each row, free features not counted.
+
+    Returns:
+        Weights (K, N).
+    """
+    order, _ = eliminate(*_least_squares(problem), problem.free, min(keep, default=0))
+    support = torch.ones_like(problem.gram.R, dtype=torch.bool)
+    total = int((~problem.free).sum())
+    for row, removed, left in zip(support, order, keep, strict=True):
+        row[removed[: max(total - left, 0)]] = False
+    return refit(problem, support)
+
+
+def _least_squares(problem: RowProblem) -> tuple[Tensor, Tensor]:
+    G = problem.gram.G.clone()
+    G.diagonal().add_(RIDGE * G.diagonal().mean() + torch.finfo(G.dtype).tiny)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
+    return inverse, problem.gram.R @ inverse
