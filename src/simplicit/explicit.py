@@ -1,7 +1,7 @@
 """The explicit network: make it (`networks`), try it on the data, train it, measure it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -72,6 +72,8 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     log_interval: int = 10_000,
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """Minimise the cross-entropy of the logits; the same seed gives the same bits on one CPU.
 
@@ -86,6 +88,8 @@ def train(
         seed: Seed of the orders and of dropout; the global random state is left as it was.
         device: Where to train.
         log_interval: Samples between two updates of the progress shown.
+        penalty: Gives a scalar that is added to each step's loss.
+        after_step: Called after each step, for instance to hold weights at zero.
 
     Raises:
         InputError: On an unknown optimiser, no samples, NaN or infinity in the inputs, or a loss
@@ -125,9 +129,13 @@ def train(
             waiting, loss = 0, inputs.new_zeros(())
             for batch in torch.randperm(total).to(device).split(batch_size):
                 loss = loss_of(net(inputs[batch]), labels[batch])
+                if penalty is not None:
+                    loss = loss + penalty()
                 step.zero_grad()
                 loss.backward()
                 step.step()
+                if after_step is not None:
+                    after_step()
                 waiting += len(batch)
                 if waiting >= log_interval:
                     report(waiting, epoch, loss.item())

@@ -1,0 +1,34 @@
+"""Pruning methods of the literature, to compare with: each takes a `Task` and a sparsity.
+
+All return a new network of the same class with zeros in its weights; the one that came in is left
+as it was. Unstructured methods leave exactly round((1 − s) N₀) of its N₀ non-zero weights;
+structured ones remove whole neurons and channels and come as near as they can.
+"""
+
+from .gmp import gmp
+from .magnitude import magnitude
+from .obs import obs
+from .random import random
+from .spr import spr
+from .sss import sss
+from .task import Task
+from .wanda import wanda
+
+__all__ = [
+    "ONE_SHOT",
+    "TRAINED",
+    "Task",
+    "gmp",
+    "magnitude",
+    "obs",
+    "random",
+    "spr",
+    "sss",
+    "wanda",
+]
+
+ONE_SHOT = {"random": random, "magnitude": magnitude, "wanda": wanda, "obs": obs}
+"""Methods that read unlabelled calibration inputs at most."""
+
+TRAINED = {"gmp": gmp, "sss": sss, "spr": spr}
+"""Methods that train on labels, within `Task.epochs` a training."""

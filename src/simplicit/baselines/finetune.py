@@ -1,0 +1,62 @@
+"""Training with the task's settings: the one loop of `explicit.train`, with zeros held."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from .. import explicit
+from .task import Task
+from .weights import clear
+
+Held = Sequence[tuple[nn.Parameter, Bool[Tensor, "..."]]]
+"""Parameters, each with a mask that is false where it is held at zero."""
+
+
+def train(
+    task: Task,
+    net: nn.Module,
+    epochs: int,
+    *,
+    slower: float = 1.0,
+    part: Int[Tensor, " m"] | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """Train a copy of the task's network, in place, by cross-entropy on the labels.
+
+    Args:
+        task: Data, seed, learning rate and batch size.
+        net: The copy; all its parameters are trained.
+        epochs: Passes over the samples.
+        slower: What the learning rate is divided by.
+        part: Indices of the training samples to use; all by default.
+        penalty: See `explicit.train`.
+        after_step: See `explicit.train`.
+    """
+    net.requires_grad_(True)
+    inputs, labels = task.train_inputs, task.train_labels
+    if part is not None:
+        inputs, labels = inputs[part], labels[part]
+    explicit.train(
+        net,
+        inputs,
+        labels,
+        lr=task.lr / slower,
+        epochs=epochs,
+        batch_size=task.batch_size,
+        seed=task.seed,
+        device=task.device,
+        penalty=penalty,
+        after_step=after_step,
+    )
+
+
+def hold(held: Held) -> None:
+    """Put back to zero what is held there.
+
+    Args:
+        held: Parameters and their masks.
+    """
+    for parameter, stays in held:
+        clear(parameter, stays)

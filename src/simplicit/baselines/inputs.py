@@ -1,0 +1,99 @@
+"""What each layer reads on the calibration inputs, as the rows of a matrix."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .task import Task
+from .weights import Layer, layers
+
+BATCH = 128
+"""Samples at a time: the patches of a 3 x 3 convolution on 64 x 32 x 32 values take 300 MB."""
+
+
+def in_order(task: Task, net: nn.Module) -> list[Layer]:
+    """The layers that count, in the order in which they are called.
+
+    Args:
+        task: The task.
+        net: A copy of its network.
+
+    Returns:
+        The layers; those never called as modules come last.
+    """
+    called: list[nn.Module] = []
+    counted = layers(net)
+    handles = [
+        layer.register_forward_pre_hook(lambda module, _: called.append(module))
+        for layer in counted
+    ]
+    try:
+        with task.observing(net):
+            net(task.calibration[:1].to(task.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(counted, key=lambda layer: called.index(layer) if layer in called else len(called))
+
+
+def read_by(task: Task, net: nn.Module, layer: Layer) -> Iterator[Float[Tensor, "groups m d"]]:
+    """What a layer reads while the calibration inputs run through the network.
+
+    Args:
+        task: The task.
+        net: A copy of its network.
+        layer: One of its layers.
+
+    Yields:
+        Batches of rows, one matrix for each group of a convolution; see `rows`.
+
+    Raises:
+        InputError: If a value is NaN or infinite.
+    """
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(args[0] if args else kwargs["input"])
+
+    handle = layer.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        for batch in task.calibration.split(BATCH):
+            with task.observing(net):
+                net(batch.to(task.device))
+            for x in seen:
+                if not x.isfinite().all():
+                    raise InputError(
+                        "a layer reads NaN or infinity on the calibration inputs: all values must "
+                        "be finite"
+                    )
+                yield rows(layer, x)
+            seen.clear()
+    finally:
+        handle.remove()
+
+
+def rows(layer: Layer, x: Tensor) -> Float[Tensor, "groups m d"]:
+    """A layer's input as a matrix X with output = X W', W the weight as (outputs, d).
+
+    Args:
+        layer: A linear layer, or a convolution with any padding, stride, dilation and groups.
+        x: Its input, (*, d), (batch, channels, length) or (batch, channels, height, width).
+
+    Returns:
+        The inputs of a linear layer, or the patches that each group of a convolution reads.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    # torch's own list of what is added on each side, also for padding="same"
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    if isinstance(layer, nn.Conv1d):
+        x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
+    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (batch, channels k, places)
+    grouped = patches.unflatten(1, (layer.groups, -1))
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)

@@ -1,0 +1,145 @@
+"""Exact optimal brain surgeon, layer by layer (Frantar and Alistarh, NeurIPS 2022)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .. import progress
+from . import weights
+from .inputs import in_order, read_by
+from .task import Task
+from .weights import Layer
+
+DAMPING = 1e-2
+"""Added to H's diagonal, relative to its mean."""
+
+BLOCK = 64
+"""Removals between two updates of the inverses, which then are one matrix product."""
+
+TILE = 2**24
+"""Most values in the inverses of the rows that are eliminated side by side: 128 MB."""
+
+
+def obs(task: Task, sparsity: float) -> nn.Module:
+    """Remove weights one by one, the rest of the row making up for each, without training.
+
+    Layer after layer, with X what the layer reads in the network as pruned so far and w₀ a row of
+    its weight, the loss is ‖X (w − w₀)‖² + damping: the dense weights' outputs are the target. The
+    rows of a layer share its budget: the removals that add least go. A layer that is never called
+    as a module, whose inputs cannot be seen, is pruned by magnitude.
+
+    Args:
+        task: The network and its calibration inputs.
+        sparsity: Fraction of its non-zero weights to remove from each layer, in [0, 1).
+
+    Returns:
+        A pruned copy with exactly round((1 − sparsity) N₀) non-zero weights.
+    """
+    net, count = weights.begin(task, sparsity)
+    ordered = in_order(task, net)
+    kept = weights.shares(weights.counts(ordered), count).tolist()
+    with progress.task("optimal brain surgeon (layers)", len(ordered)) as advance:
+        for layer, keep in zip(ordered, kept, strict=True):
+            H = hessian(task, net, layer)
+            W = layer.weight.detach().flatten(1)
+            pruned = prune(W.to(H.dtype), H, keep)
+            with torch.no_grad():
+                layer.weight.copy_(pruned.view_as(layer.weight))
+            advance(1)
+    return net
+
+
+def hessian(task: Task, net: nn.Module, layer: Layer) -> Float[Tensor, "groups d d"]:
+    """X'X/m of what each group of a layer reads, damped.
+
+    Args:
+        task: The task.
+        net: A copy of its network.
+        layer: One of its layers.
+
+    Returns:
+        Positive definite matrices in float64; the identity where nothing is ever read.
+    """
+    d = layer.weight.flatten(1).shape[1]
+    groups = getattr(layer, "groups", 1)
+    H = torch.zeros(groups, d, d, dtype=torch.float64, device=layer.weight.device)
+    m = 0
+    for x in read_by(task, net, layer):
+        x = x.double()
+        H.baddbmm_(x.mT, x)
+        m += x.shape[1]
+    H /= max(1, m)
+    mean = H.diagonal(dim1=1, dim2=2).mean(dim=1)
+    damping = torch.where(mean > 0, DAMPING * mean, 1.0)
+    return H + damping[:, None, None] * torch.eye(d, dtype=H.dtype, device=H.device)
+
+
+def prune(
+    W: Float[Tensor, "outputs d"], H: Float[Tensor, "groups d d"], keep: int
+) -> Float[Tensor, "outputs d"]:
+    """Keep so many weights of a layer, refitted to its outputs.
+
+    Args:
+        W: The dense weights; consecutive rows belong to one group.
+        H: Second moments of what each group reads.
+        keep: How many weights of all rows stay.
+
+    Returns:
+        On its support each row minimises (w − w₀)' H (w − w₀); it is zero elsewhere.
+    """
+    outputs, d = W.shape
+    group = torch.arange(outputs, device=W.device) // (outputs // len(H))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    tiles = torch.arange(outputs, device=W.device).split(max(1, TILE // d**2))
+    found = [eliminate(W[tile], inverse[group[tile]]) for tile in tiles]
+    order = torch.cat([order for order, _ in found])
+    # a removal is open only after those before it in its row: hence the largest so far
+    cost = torch.cat([cost for _, cost in found]).cummax(dim=1).values
+    (removed,) = weights.largest([-cost], W.numel() - keep)
+    support = torch.ones_like(removed).scatter(1, order, ~removed)
+    pruned = torch.zeros_like(W)
+    for row, (w, h) in enumerate(zip(W, group.tolist(), strict=True)):
+        stays = support[row].nonzero().squeeze(1)
+        pruned[row, stays] = torch.linalg.solve(H[h][stays][:, stays], (H[h] @ w)[stays])
+    return pruned
+
+
+def eliminate(
+    W: Float[Tensor, "rows d"], P: Float[Tensor, "rows d d"]
+) -> tuple[Int[Tensor, "rows d"], Float[Tensor, "rows d"]]:
+    """Remove all weights of each row, each time the one that costs least.
+
+    Removing w_j adds w_j² / P_jj to the loss; then w ← w − P_j w_j / P_jj and
+    P ← P − P_j P_j' / P_jj is the inverse of H without j. With u = P_j / √P_jj the last is
+    P − u u'; a block of u waits, and removed rows and columns leave P with it.
+
+    Args:
+        W: The rows at which the loss is least.
+        P: Inverse of each row's H.
+
+    Returns:
+        The indices in order of removal, and what each removal adds to the loss.
+    """
+    rows = torch.arange(len(W), device=W.device)
+    index = torch.arange(W.shape[1], device=W.device).expand_as(W)
+    order, costs = [], []
+    while index.shape[1] > 0:
+        left = index.shape[1]
+        U = W.new_zeros(len(W), left, min(BLOCK, left))
+        diagonal = P.diagonal(dim1=1, dim2=2).clone()
+        here = torch.ones_like(W, dtype=torch.bool)
+        for k in range(U.shape[2]):
+            cost, j = (W.square() / diagonal).masked_fill(~here, torch.inf).min(dim=1)
+            column = P[rows, j] - (U[:, :, :k] @ U[rows, j, :k, None]).squeeze(2)
+            u = column / column[rows, j, None].sqrt()
+            W = W - u * (W[rows, j] / u[rows, j])[:, None]
+            U[:, :, k] = u
+            diagonal -= u.square()
+            here[rows, j] = False
+            order.append(index[rows, j])
+            costs.append(cost)
+        stay = here.nonzero()[:, 1].view(len(W), -1)
+        P = P - U @ U.mT
+        P = P[rows[:, None, None], stay[:, :, None], stay[:, None, :]]
+        W, index = W.gather(1, stay), index.gather(1, stay)
+    return torch.stack(order, dim=1), torch.stack(costs, dim=1)

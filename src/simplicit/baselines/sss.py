@@ -1,0 +1,108 @@
+"""Sparse structure selection (Huang and Wang, ECCV 2018)."""
+
+import copy
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from . import weights
+from .finetune import train
+from .search import Found, nearest
+from .structures import hidden, remove
+from .task import Task
+
+MOMENTUM = 0.9
+"""μ of the authors' release."""
+
+TRAININGS = 8
+"""Trainings for the search of γ, each of `Task.epochs`."""
+
+
+def sss(task: Task, sparsity: float) -> nn.Module:
+    """Train with a scale on each hidden neuron or channel, and remove those whose scale ends at 0.
+
+    The loss is cross-entropy + γ ‖λ‖₁ over all scales λ; γ is searched. No fine-tuning: removing
+    what is multiplied by zero changes nothing.
+
+    Args:
+        task: The network, its labelled training set and the epochs of one training.
+        sparsity: Fraction of its non-zero weights to remove, in [0, 1).
+
+    Returns:
+        A copy with zero rows and columns and the scales in its weights: of the trainings that
+        reach the sparsity, the densest; if none does, the sparsest.
+    """
+    start, _ = weights.begin(task, sparsity)
+    total = weights.nonzeros(start)
+    steps = max(1, task.epochs * math.ceil(len(task.train_inputs) / task.batch_size))
+
+    def run(gamma: float) -> Found:
+        net = _trained(task, copy.deepcopy(start), gamma)
+        return net, 1 - weights.nonzeros(net) / total
+
+    # with this γ and no loss, momentum included, the scales go from 1 to 0 in the steps there are
+    gamma = (1 - MOMENTUM) / (steps * task.lr)
+    return nearest(run, sparsity, start=gamma, trainings=TRAININGS)[0]
+
+
+def apg_step(
+    scale: Float[Tensor, " n"],
+    velocity: Float[Tensor, " n"],
+    gradient: Float[Tensor, " n"],
+    eta: float,
+    gamma: float,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """One step of the stochastic accelerated proximal gradient of the authors' release.
+
+    v ← μ v;  z = λ − η g;  z ← sign(z) max(|z| − η γ, 0);  v ← z − λ + v;  λ ← max(0, z + μ v).
+
+    Args:
+        scale: λ.
+        velocity: v.
+        gradient: g, of the loss without the penalty.
+        eta: Step size η.
+        gamma: Weight γ of the penalty.
+
+    Returns:
+        The new λ and v.
+    """
+    z = scale - eta * gradient
+    z = z.sign() * (z.abs() - eta * gamma).clamp(min=0)
+    velocity = z - scale + MOMENTUM * velocity
+    return (z + MOMENTUM * velocity).clamp(min=0), velocity
+
+
+def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
+    groups = hidden(task, net)
+    sizes = [entry.layer.weight.shape[0] for entry in groups]
+    scales = [torch.ones(n, device=task.device, requires_grad=True) for n in sizes]
+    velocities = [torch.zeros_like(scale) for scale in scales]
+    handles = []
+    for entry, scale in zip(groups, scales, strict=True):
+
+        def hook(_: nn.Module, __: tuple, out: Tensor, entry=entry, scale=scale) -> Tensor:
+            return out * entry.spread(scale, out)
+
+        handles.append(entry.last.register_forward_hook(hook))
+
+    def after_step() -> None:
+        with torch.no_grad():
+            for i, scale in enumerate(scales):
+                gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
+                new, velocities[i] = apg_step(scale, velocities[i], gradient, task.lr, gamma)
+                scale.copy_(new)
+                scale.grad = None
+
+    try:
+        train(task, net, task.epochs, after_step=after_step)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        for entry, scale in zip(groups, scales, strict=True):
+            for parameter in entry.last.parameters(recurse=False):
+                parameter.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))
+    remove(task, net, groups, [scale.detach() > 0 for scale in scales])
+    return net

@@ -1,0 +1,152 @@
+"""Structures that can be removed whole: hidden neurons and output channels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from .finetune import Held, hold
+from .inputs import in_order
+from .task import Task
+from .weights import Layer, layers
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+MARKS = 64
+"""Random signs a feature is tried with: a ReLU hides a live one with probability 2⁻⁶⁴."""
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The neurons or channels of one hidden layer, and the batch normalisation that reads them.
+
+    Args:
+        layer: Its weight has one row a structure.
+        norm: Where the layer's output goes, if straight into a batch normalisation.
+    """
+
+    layer: Layer
+    norm: Norm | None
+
+    @property
+    def last(self) -> Layer | Norm:
+        """The module whose output, times zero, is as good as removed."""
+        return self.layer if self.norm is None else self.norm
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that belongs to the structures: one row or number for each."""
+        both = [*self.layer.parameters(recurse=False), *self.last.parameters(recurse=False)]
+        return list(dict.fromkeys(both))
+
+    def spread(self, values: Tensor, output: Tensor) -> Tensor:
+        """One value a structure, shaped so that it multiplies an output of `last`.
+
+        Args:
+            values: One a structure.
+            output: Structures are its last dimension after a linear layer, its second otherwise.
+
+        Returns:
+            A view of the values.
+        """
+        if isinstance(self.last, nn.Linear):
+            return values
+        return values.view(-1, *[1] * (output.dim() - 2))
+
+
+def hidden(task: Task, net: nn.Module) -> list[Structures]:
+    """The structures of all layers but the last to be called.
+
+    Args:
+        task: The task.
+        net: A copy of its network.
+
+    Returns:
+        One entry a hidden layer, in the order of the calls. A layer whose batch normalisation has
+        no weights is left out: its outputs cannot be scaled to zero.
+    """
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    norms: dict[nn.Module, Norm] = {}
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if isinstance(module, Norm):
+            norms.update((layer, module) for layer, out in outputs if out is args[0])
+        outputs.append((module, output))
+
+    handles = [
+        module.register_forward_hook(hook)
+        for module in net.modules()
+        if isinstance(module, Layer | Norm)
+    ]
+    try:
+        with task.observing(net):
+            net(task.calibration[:1].to(task.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    called = {module for module, _ in outputs}
+    found = [layer for layer in in_order(task, net) if layer in called][:-1]
+    entries = [Structures(layer, norms.get(layer)) for layer in found]
+    return [entry for entry in entries if entry.norm is None or entry.norm.affine]
+
+
+def remove(
+    task: Task, net: nn.Module, groups: Sequence[Structures], stays: Sequence[Bool[Tensor, " n"]]
+) -> Held:
+    """Set to zero all that belongs to some structures, and all weights that read only them.
+
+    Args:
+        task: The task.
+        net: A copy of its network, changed in place.
+        groups: Its hidden structures.
+        stays: For each entry, true for the structures that stay.
+
+    Returns:
+        What has to be held at zero if the network is trained further.
+    """
+    held = [
+        (parameter, stay.view(-1, *[1] * (parameter.dim() - 1)).expand_as(parameter))
+        for entry, stay in zip(groups, stays, strict=True)
+        for parameter in entry.parameters()
+    ]
+    for layer, alive in _alive(task, net, groups, stays).items():
+        outputs, inputs = layer.weight.shape[:2]
+        read = alive.view(-1, inputs)  # one line a group of the convolution
+        mask = read.repeat_interleave(outputs // len(read), dim=0)
+        mask = mask.view(outputs, inputs, *[1] * (layer.weight.dim() - 2))
+        held.append((layer.weight, mask.expand_as(layer.weight)))
+    hold(held)
+    return held
+
+
+def _alive(
+    task: Task, net: nn.Module, groups: Sequence[Structures], stays: Sequence[Tensor]
+) -> dict[Layer, Bool[Tensor, " features"]]:
+    """Which features of each layer's input depend on a structure that stays, or on the input.
+
+    Random numbers take the place of the structures' outputs, zeros that of the removed ones: what
+    is zero then is always zero, through sums, pooling, flattening and any φ with φ(0) = 0.
+    """
+    alive: dict[Layer, Tensor] = {}
+
+    def look(module: Layer, args: tuple) -> None:
+        features = args[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+        seen = (features != 0).flatten(1).any(dim=1)
+        alive[module] = seen | alive.get(module, torch.zeros_like(seen))
+
+    handles = [layer.register_forward_pre_hook(look) for layer in layers(net)]  # pyright: ignore
+    for entry, stay in zip(groups, stays, strict=True):
+
+        def mark(_: nn.Module, __: tuple, out: Tensor, entry=entry, stay=stay) -> Tensor:
+            return torch.randn_like(out) * entry.spread(stay, out)
+
+        handles.append(entry.last.register_forward_hook(mark))
+    try:
+        with task.observing(net):
+            sample = task.calibration[:1].to(task.device)
+            net(torch.randn(MARKS, *sample.shape[1:], dtype=sample.dtype, device=sample.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return alive
