@@ -9,7 +9,7 @@ from .. import explicit
 from .task import Task
 from .weights import clear
 
-Held = Sequence[tuple[nn.Parameter, Bool[Tensor, "..."]]]
+Held = Sequence[tuple[Tensor, Bool[Tensor, "..."]]]
 """Parameters, each with a mask that is false where it is held at zero."""
 
 

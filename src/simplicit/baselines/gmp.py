@@ -51,7 +51,9 @@ def gmp(task: Task, sparsity: float) -> nn.Module:
     return net
 
 
-def cubic(t: float, span: float, final: float, initial: float = 0.0, begin: float = 0.0) -> float:
+def cubic(
+    t: int | float, span: int | float, final: float, initial: float = 0.0, begin: int | float = 0
+) -> float:
     """Sparsity at a step: s_f + (s_0 − s_f) (1 − (t − t₀)/(n Δt))³.
 
     Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,7 +36,9 @@ def in_order(task: Task, net: nn.Module) -> list[Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    return sorted(counted, key=lambda layer: called.index(layer) if layer in called else len(called))
+    return sorted(
+        counted, key=lambda layer: called.index(layer) if layer in called else len(called)
+    )
 
 
 def read_by(task: Task, net: nn.Module, layer: Layer) -> Iterator[Float[Tensor, "groups m d"]]:

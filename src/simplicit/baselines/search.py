@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import nn
 
-FACTOR = 4.0
+FACTOR = 3.0
 """Between two strengths until the sparsity lies between them."""
 
-CLOSE = 0.005
+CLOSE = 0.01
 """A sparsity above the asked one by no more than this ends the search."""
 
-Found = tuple[nn.Module, float]
-"""A network and its sparsity."""
+
+class Found(NamedTuple):
+    """What one training gave."""
+
+    net: nn.Module
+    sparsity: float
+    strength: float
 
 
 def nearest(
@@ -27,13 +33,13 @@ def nearest(
         trainings: At most so many, at least 1.
 
     Returns:
-        The network found and its sparsity; if none reaches the one asked for, the sparsest.
+        The densest that reaches the sparsity; if none does, the sparsest.
     """
     low, high, strength = 0.0, math.inf, start
     found: list[Found] = []
     for _ in range(trainings):
         found.append(run(strength))
-        reached = found[-1][1]
+        reached = found[-1].sparsity
         if sparsity <= reached <= sparsity + CLOSE:
             break
         low, high = (strength, high) if reached < sparsity else (low, strength)
@@ -41,9 +47,7 @@ def nearest(
             strength = low * FACTOR
         else:
             strength = math.sqrt(low * high) if low else high / FACTOR
-    enough = [pair for pair in found if pair[1] >= sparsity]
-    return min(enough, key=_second) if enough else max(found, key=_second)
-
-
-def _second(pair: Found) -> float:
-    return pair[1]
+    enough = [one for one in found if one.sparsity >= sparsity]
+    if enough:
+        return min(enough, key=lambda one: one.sparsity)
+    return max(found, key=lambda one: one.sparsity)

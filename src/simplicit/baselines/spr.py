@@ -26,8 +26,11 @@ ZERO = 1e-4
 SLOWER = 100.0
 """In the last of these epochs Adam makes steps below `ZERO`, else no weight would stay there."""
 
-TRAININGS = 5
-"""Trainings for the search of λ, for each α."""
+TRAININGS = 4
+"""Trainings for the search of λ, for each α; the next α begins at the λ of the one before."""
+
+STRENGTH = 10.0
+"""The first λ: it removes some 80 % of 784-64-32-16-10 on Fashion-MNIST in three epochs."""
 
 VALIDATION = 0.1
 """Part of the training set that chooses α."""
@@ -53,24 +56,23 @@ def spr(task: Task, sparsity: float) -> nn.Module:
     held_out = data.sample(size, VALIDATION, task.seed)
     rest = torch.ones(size, dtype=torch.bool).index_fill(0, held_out, False).nonzero().squeeze(1)
     epochs = math.ceil(REGULARISED * task.epochs)
-    found: dict[float, Found] = {}
+    found: list[Found] = []
     for alpha in ALPHAS:
 
         def run(strength: float, alpha: float = alpha) -> Found:
             net = _regularised(task, copy.deepcopy(start), alpha, strength, epochs, rest)
             groups, stays = _left(task, net)
             remove(task, net, groups, stays)
-            return net, 1 - weights.nonzeros(net) / total
+            return Found(net, 1 - weights.nonzeros(net) / total, strength)
 
-        found[alpha] = nearest(run, sparsity, start=1.0, trainings=TRAININGS)
+        first = found[-1].strength if found else STRENGTH
+        found.append(nearest(run, sparsity, start=first, trainings=TRAININGS))
 
-    def merit(pair: Found) -> tuple[float, float]:
-        net, reached = pair
-        return min(reached, sparsity), explicit.accuracy(
-            net, task.train_inputs[held_out], task.train_labels[held_out]
-        )
+    def merit(one: Found) -> tuple[float, float]:
+        inputs, labels = task.train_inputs[held_out], task.train_labels[held_out]
+        return min(one.sparsity, sparsity), explicit.accuracy(one.net, inputs, labels)
 
-    net, _ = max(found.values(), key=merit)
+    net = max(found, key=merit).net
     held = remove(task, net, *_left(task, net))
     train(task, net, task.epochs - epochs, after_step=lambda: hold(held))
     return net
@@ -94,8 +96,9 @@ def perspective(
     """
     norm = W.norm(dim=1)
     y = torch.maximum(W.abs().amax(dim=1) / M, math.sqrt(alpha / (1 - alpha)) * norm)
-    y = y.clamp(torch.finfo(W.dtype).tiny, 1)
-    return alpha * norm.square() / y + (1 - alpha) * y
+    y = y.clamp(max=1)
+    # a row of zeros has y = 0 and no ridge
+    return alpha * norm.square() / y.clamp(min=torch.finfo(W.dtype).tiny) + (1 - alpha) * y
 
 
 def _regularised(

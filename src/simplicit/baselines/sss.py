@@ -40,11 +40,11 @@ def sss(task: Task, sparsity: float) -> nn.Module:
 
     def run(gamma: float) -> Found:
         net = _trained(task, copy.deepcopy(start), gamma)
-        return net, 1 - weights.nonzeros(net) / total
+        return Found(net, 1 - weights.nonzeros(net) / total, gamma)
 
-    # with this γ and no loss, momentum included, the scales go from 1 to 0 in the steps there are
+    # three times the γ that alone takes the scales from 1 to 0 in these steps, with the momentum
     gamma = (1 - MOMENTUM) / (steps * task.lr)
-    return nearest(run, sparsity, start=gamma, trainings=TRAININGS)[0]
+    return nearest(run, sparsity, start=3 * gamma, trainings=TRAININGS).net
 
 
 def apg_step(

@@ -35,8 +35,12 @@ class Structures:
         """The module whose output, times zero, is as good as removed."""
         return self.layer if self.norm is None else self.norm
 
-    def parameters(self) -> list[nn.Parameter]:
-        """All that belongs to the structures: one row or number for each."""
+    def parameters(self) -> list[Tensor]:
+        """All that belongs to the structures.
+
+        Returns:
+            Parameters with one row or number for each structure.
+        """
         both = [*self.layer.parameters(recurse=False), *self.last.parameters(recurse=False)]
         return list(dict.fromkeys(both))
 
@@ -127,6 +131,9 @@ def _alive(
 
     Random numbers take the place of the structures' outputs, zeros that of the removed ones: what
     is zero then is always zero, through sums, pooling, flattening and any φ with φ(0) = 0.
+
+    Returns:
+        For each layer that is called, one truth value an input channel or feature.
     """
     alive: dict[Layer, Tensor] = {}
 
