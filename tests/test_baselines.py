@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 
 import pytest
 import torch
@@ -80,6 +81,13 @@ def weight_of(net: nn.Module) -> Tensor:
     return weights.layers(net)[0].weight.detach()
 
 
+@pytest.fixture
+def two_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short search of the regulariser's strength."""
+    for name in ("sss", "spr"):
+        monkeypatch.setattr(import_module(f"simplicit.baselines.{name}"), "TRAININGS", 2)
+
+
 # every method
 
 
@@ -94,8 +102,10 @@ def test_the_budget_is_met_to_the_unit(name: str, sparsity: float) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_network_and_the_random_state_stay_and_the_seed_decides(name: str) -> None:
-    task = dense()
+def test_the_network_and_the_random_state_stay_and_the_seed_decides(
+    name: str, two_trainings: None
+) -> None:
+    task = replace(dense(), epochs=2)
     task.net.requires_grad_(False)
     before, state = parameters(task.net).clone(), torch.random.get_rng_state()
     modes = [module.training for module in task.net.modules()]
@@ -116,7 +126,7 @@ def test_another_seed_gives_another_mask() -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_keeps_the_classes_apart(name: str) -> None:
-    task = dense()
+    task = replace(dense(), epochs=10, batch_size=4) if name == "spr" else dense()
     pruned = TRAINED[name](task, 0.5)
     assert weights.nonzeros(pruned) <= round(0.5 * weights.nonzeros(task.net))
     assert explicit.accuracy(pruned, task.train_inputs, task.train_labels) > 0.9
@@ -382,7 +392,7 @@ def test_removed_columns_were_never_needed() -> None:
         torch.testing.assert_close(net(task.calibration), expected)
 
 
-def test_structured_methods_take_convolutions_with_groups() -> None:
+def test_structured_methods_take_convolutions_with_groups(two_trainings: None) -> None:
     for method in (baselines.sss, baselines.spr):
         pruned = method(grouped(), 0.3)
         assert parameters(pruned).isfinite().all()

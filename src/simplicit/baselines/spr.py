@@ -24,7 +24,7 @@ ZERO = 1e-4
 """Weights up to this are zero after them, as in the paper."""
 
 SLOWER = 100.0
-"""In the last of these epochs Adam makes steps below `ZERO`, else no weight would stay there."""
+"""In the last third of them Adam makes steps below `ZERO`: else no weight would stay there."""
 
 TRAININGS = 4
 """Trainings for the search of λ, for each α; the next α begins at the λ of the one before."""
@@ -115,8 +115,9 @@ def _regularised(
         ]
         return strength / total * torch.stack(each).sum()
 
-    train(task, net, epochs - 1, part=part, penalty=penalty)
-    train(task, net, min(1, epochs), part=part, penalty=penalty, slower=SLOWER)
+    slow = math.ceil(epochs / 3)
+    train(task, net, epochs - slow, part=part, penalty=penalty)
+    train(task, net, slow, part=part, penalty=penalty, slower=SLOWER)
     return net
 
 

@@ -96,7 +96,7 @@ def hidden(task: Task, net: nn.Module) -> list[Structures]:
 
 
 def remove(
-    task: Task, net: nn.Module, groups: Sequence[Structures], stays: Sequence[Bool[Tensor, " n"]]
+    task: Task, net: nn.Module, groups: Sequence[Structures], stays: Sequence[Bool[Tensor, "..."]]
 ) -> Held:
     """Set to zero all that belongs to some structures, and all weights that read only them.
 

@@ -39,7 +39,9 @@ def counts(some: Sequence[Layer]) -> Int[Tensor, " layers"]:
     Returns:
         One count a layer.
     """
-    return torch.tensor([int(torch.count_nonzero(layer.weight)) for layer in some])
+    return torch.tensor(
+        [int(torch.count_nonzero(layer.weight)) for layer in some], dtype=torch.int64
+    )
 
 
 def nonzeros(net: nn.Module) -> int:
