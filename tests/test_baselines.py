@@ -125,7 +125,8 @@ def test_another_seed_gives_another_mask() -> None:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_keeps_the_classes_apart(name: str) -> None:
+def test_training_keeps_the_classes_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("simplicit.baselines.spr"), "ALPHAS", (0.5,))
     task = replace(dense(), epochs=10, batch_size=4) if name == "spr" else dense()
     pruned = TRAINED[name](task, 0.5)
     assert weights.nonzeros(pruned) <= round(0.5 * weights.nonzeros(task.net))
