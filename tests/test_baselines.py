@@ -2,18 +2,20 @@ import math
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simplicit import baselines, explicit
+from simplicit import baselines, config, explicit
 from simplicit.baselines import ONE_SHOT, TRAINED, Task, inputs, search, structures, weights
 from simplicit.baselines.gmp import cubic
-from simplicit.baselines.obs import eliminate, prune
+from simplicit.baselines.obs import prune
 from simplicit.baselines.spr import perspective
 from simplicit.baselines.sss import MOMENTUM, apg_step
+from simplicit.elimination import eliminate
 from simplicit.errors import InputError
 
 METHODS = {**ONE_SHOT, **TRAINED}
@@ -260,9 +262,9 @@ def test_obs_removes_the_weight_that_costs_least() -> None:
         return w
 
     losses = [lost(without(j), W[0], H) for j in range(6)]
-    order, cost = eliminate(W, torch.linalg.inv(H)[None])
+    order, cost = eliminate(torch.linalg.inv(H), W, torch.zeros(6, dtype=torch.bool))
     assert int(order[0, 0]) == min(range(6), key=losses.__getitem__)
-    assert float(cost[0, 0]) == pytest.approx(min(losses))
+    assert 2 * float(cost[0, 0]) == pytest.approx(min(losses))
     torch.testing.assert_close(prune(W, H[None], 5)[0], without(int(order[0, 0])))
 
 
@@ -270,7 +272,7 @@ def test_obs_refit_is_least_squares_and_costs_add_up() -> None:
     X, W, H = random_rows(150, 3)  # more than two blocks of removals
     X = torch.cat([X, torch.eye(150, dtype=torch.float64)])
     H = X.T @ X
-    order, cost = eliminate(W, torch.linalg.inv(H).expand(3, 150, 150))
+    order, cost = eliminate(torch.linalg.inv(H), W, torch.zeros(150, dtype=torch.bool))
     pruned = prune(W, H[None], 60)
     assert int(pruned.count_nonzero()) == 60
     for w, w0, gone, spent in zip(pruned, W, order, cost, strict=True):
@@ -279,7 +281,7 @@ def test_obs_refit_is_least_squares_and_costs_add_up() -> None:
         torch.testing.assert_close(w[stays], expected)
         removed = 150 - len(stays)
         assert set(gone[:removed].tolist()).isdisjoint(stays.tolist())
-        assert lost(w, w0, H) == pytest.approx(float(spent[:removed].sum()))
+        assert lost(w, w0, H) == pytest.approx(2 * float(spent[:removed].sum()))
 
 
 def test_obs_beats_magnitude_at_the_outputs() -> None:
@@ -409,3 +411,8 @@ def test_the_search_takes_the_nearest_at_or_above() -> None:
     found = search.nearest(run, 0.52, start=1.0, trainings=9)
     assert found.sparsity == pytest.approx(0.55) and len(tried) <= 9
     assert search.nearest(run, 0.9, start=1.0, trainings=2).sparsity == pytest.approx(0.15)
+
+
+def test_the_configuration_knows_every_method() -> None:
+    names = get_args(config.Model)
+    assert names == ("explicit", "implicit", *baselines.ONE_SHOT, *baselines.TRAINED)

@@ -31,6 +31,10 @@ Inside = Annotated[float, Field(gt=0, lt=1)]
 File = Annotated[Path, Field(strict=False)]
 
 
+Model = Literal["explicit", "implicit", "random", "magnitude", "wanda", "obs", "gmp", "sss", "spr"]
+"""What a run can evaluate: the two networks, and the pruning methods of `baselines`."""
+
+
 class Section(BaseModel):
     """Frozen, strict about types, no unknown keys."""
 
@@ -148,10 +152,11 @@ class Implicit(Section):
 class Evaluation(Section):
     """What is measured, on which data."""
 
-    baselines: tuple[Literal["explicit", "implicit"], ...] = key(
+    baselines: tuple[Model, ...] = key(
         ("explicit", "implicit"),
-        "which models are evaluated",
-        "a list of explicit, implicit, each at most once",
+        "which models are evaluated, at the sparsity of the implicit one",
+        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, each at most "
+        "once",
         min_length=1,
         strict=False,
     )
@@ -159,6 +164,7 @@ class Evaluation(Section):
         "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
     )
     dataset: str = key("FashionMNIST", "dataset", DATASETS)
+    epoch: Count = key(5, "passes over the training set that a baseline may train for", COUNT)
     bs: Count = key(64, "every batch size", COUNT)
 
     @field_validator("baselines")
@@ -189,6 +195,15 @@ class Config(Section):
     device: str = key(
         "cpu", "where tensors live", "cpu, cuda, cuda:N or mps", pattern=r"^(cpu|mps|cuda(:\d+)?)$"
     )
+
+    @model_validator(mode="after")
+    def _sparsity_of_the_baselines(self) -> "Config":
+        pruned = [m for m in self.evaluation.baselines if m not in ("explicit", "implicit")]
+        if pruned and self.implicit.sparsity is None:
+            raise ValueError(
+                f"implicit.sparsity: {pruned[0]} of evaluation.baselines needs one to prune to"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -64,7 +64,10 @@ def run(settings: Config, folder: Path) -> list[Row]:
             if found and not (model == "implicit" and settings.implicit.evaluate):
                 continue
             old = found[0] if found else {}
-            new = part.explicit_row() if model == "explicit" else part.implicit_row(old)
+            if model == "explicit":
+                new = part.explicit_row()
+            else:
+                new = part.implicit_row(old) if model == "implicit" else part.baseline_row(model)
             rows = [new if row is old else row for row in rows] + ([] if found else [new])
             # the metrics last: a row there says that all of its model is on disk
             part.write_tables(folder)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import archive, data, explicit, files
+from . import archive, baselines, data, explicit, files
 from .capture import capture
 from .config import Config
 from .fit import fit
@@ -81,6 +81,41 @@ class SeedRun:
             "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
             "sparsity": 0.0,
             "bytes": self._weights.stat().st_size,
+        }
+
+    def baseline_row(self, name: str) -> Row:
+        """Prune the explicit network with another method, to the same sparsity, and measure it.
+
+        Args:
+            name: One of `baselines.ONE_SHOT` or `baselines.TRAINED`.
+
+        Returns:
+            Its row of the metrics.
+        """
+        settings, dataset = self.settings, self.dataset
+        assert settings.implicit.sparsity is not None
+        net, _ = self._explicit()
+        total = len(dataset.train_labels)
+        trained = data.sample(total, settings.explicit.training_size, self.seed)
+        task = baselines.Task(
+            net,
+            dataset.train_inputs[data.sample(total, settings.implicit.training_size, self.seed)],
+            dataset.train_inputs[trained],
+            dataset.train_labels[trained],
+            epochs=settings.evaluation.epoch,
+            batch_size=settings.evaluation.bs,
+            lr=settings.explicit.lr,
+            seed=self.seed,
+        )
+        begin = time.monotonic()
+        pruned = (baselines.ONE_SHOT | baselines.TRAINED)[name](task, settings.implicit.sparsity)
+        seconds = time.monotonic() - begin
+        nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
+        return self._row(name, pruned) | {
+            "seconds": seconds,
+            "nonzeros": nonzeros,
+            "parameters": sum(p.numel() for p in pruned.parameters() if p.ndim > 1),
+            "sparsity": 1 - nonzeros / before,
         }
 
     def implicit_row(self, old: Row) -> Row:
