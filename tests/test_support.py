@@ -30,9 +30,9 @@ def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows():
     one, two = problem(0), problem(1, K=3)
     equal = [torch.ones(5), torch.ones(3)]
     for budget in (0, 7, 40, 88):
-        _, keep = plan([one, two], equal, budget)
+        _, keep, _ = plan([one, two], equal, budget)
         assert [len(k) for k in keep] == [5, 3] and sum(map(sum, keep)) == budget
-    _, keep = plan([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
+    _, keep, _ = plan([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
     assert sum(keep[1]) > 25
 
 
@@ -42,6 +42,12 @@ def test_each_row_gets_its_number_refitted():
     assert torch.count_nonzero(W[:, :-1], dim=1).tolist() == keep
     torch.testing.assert_close(W, refit(rows, W != 0))
     assert not W[:, 4].any()
+
+
+def test_the_plans_order_gives_the_same_support():
+    rows = problem()
+    _, (keep,), (order,) = plan([rows], [torch.ones(5)], 20)
+    assert torch.equal(choose(rows, keep, order), choose(rows, keep))
 
 
 def test_elimination_beats_the_smallest_weights():

@@ -78,6 +78,7 @@ class Matching:
         self.rho = torch.ones(self.W.shape[1], **kind)
         self.quotas: list[int | None] = [None] * len(self.blocks)
         self.keep: list[list[int]] = []
+        self.orders: list[Tensor] = []
         self.importance = torch.ones(n + q, dtype=torch.float64)
         self.level: float | None = None
         self.rows: list[Row] = []
@@ -202,7 +203,7 @@ class Matching:
         with progress.task("spending the budget over the rows", total=1) as step:
             problems = [self.problem(block, gram) for block in self.blocks]
             importance = [self.importance[block.rows] for block in self.blocks]
-            self.level, self.keep = plan(problems, importance, budget)
+            self.level, self.keep, self.orders = plan(problems, importance, budget)
             step(1, f"{sum(map(sum, self.keep))} weights")
         records = {"level": self.level, "keep": self.keep, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("plan", self.importance[:, None], records)
@@ -221,7 +222,9 @@ class Matching:
         events: list[tuple[float, Progress]] = []
         with progress.task(f"eliminating weights of {block.name}", total=1) as step:
             problem = self.problem(block, looped)
-            W = choose(problem, self.keep[index])
+            # on the features of the plan its order stands
+            order = self.orders[index] if looped is gram and self.orders else None
+            W = choose(problem, self.keep[index], order)
             self.W[block.rows, columns] = W
             # sweeps look at the outputs instead
             if self.recipe.relu_aware and not self.recipe.sweeps and index < len(self.blocks) - 1:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .elimination import eliminate, spend
@@ -13,6 +13,8 @@ from .refit import refit
 RIDGE = 1e-6
 """Curvature added for the elimination, relative to the features' mean square."""
 
+Order = Int[Tensor, "K T"]
+
 BOUND_RIDGE = 1e-2
 """Curvature of the certificate's ridge, relative to that of a feature: without one the dual of
 l0 knows no bound."""
@@ -20,7 +22,7 @@ l0 knows no bound."""
 
 def plan(
     problems: Sequence[RowProblem], importance: Sequence[Float[Tensor, "_"]], budget: int
-) -> tuple[float, list[list[int]]]:
+) -> tuple[float, list[list[int]], list[Order]]:
     """Spend a budget over the rows of all problems.
 
     Args:
@@ -29,16 +31,18 @@ def plan(
         budget: Non-zeros to keep in all rows together, free features not counted.
 
     Returns:
-        The level: the loss, times importance, up to which weights were removed; and how many each
-        row keeps.
+        The level: the loss, times importance, up to which weights were removed; how many each row
+        keeps; and the order in which each problem's weights go.
     """
     # rows keep a part of their even share at least, so that part need not be put in order
     rows = sum(len(p.gram.R) for p in problems)
     surely = budget // (4 * rows)
     costs: list[Tensor] = []
+    orders: list[Order] = []
     for problem, worth in zip(problems, importance, strict=True):
         keep = min(surely, int((~problem.free).sum()))
-        _, cost = eliminate(*_least_squares(problem), problem.free, keep)
+        order, cost = eliminate(*_least_squares(problem), problem.free, keep)
+        orders.append(order)
         costs += [
             torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
             for row in cost * worth.to(cost)[:, None]
@@ -46,20 +50,24 @@ def plan(
     kept = spend(costs, budget)
     removed = [float(c[: len(c) - k].max()) for c, k in zip(costs, kept, strict=True) if len(c) > k]
     counts = iter(kept)
-    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems], orders
 
 
-def choose(problem: RowProblem, keep: Sequence[int]) -> Float[Tensor, "K N"]:
+def choose(
+    problem: RowProblem, keep: Sequence[int], order: Order | None = None
+) -> Float[Tensor, "K N"]:
     """Eliminate weights until each row has its number, and refit.
 
     Args:
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
+        order: In which the rows' weights go, if that is known.
 
     Returns:
         Weights (K, N).
     """
-    order, _ = eliminate(*_least_squares(problem), problem.free, min(keep, default=0))
+    if order is None:
+        order, _ = eliminate(*_least_squares(problem), problem.free, min(keep, default=0))
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):
