@@ -132,6 +132,12 @@ class Implicit(Section):
         "equilibrium",
         SWITCH,
     )
+    finetune: Annotated[int, Field(ge=0)] = key(
+        0,
+        "passes over the calibration inputs that distil the model on its support, with gradients; "
+        "reported apart, as model finetuned",
+        "a whole number, at least 0",
+    )
     tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
 
     @field_validator("sweeps")

@@ -58,14 +58,18 @@ def run(settings: Config, folder: Path) -> list[Row]:
         files.write_text(folder / "config.yaml", settings.to_yaml())
         files.write_json(folder / "environment.json", environment())
     rows = read.metrics(folder) if (folder / "metrics.json").exists() else []
+    models: list[str] = list(settings.evaluation.baselines)
+    if settings.implicit.finetune and "implicit" in models:
+        models.insert(models.index("implicit") + 1, "finetuned")
+    makers = {"explicit": SeedRun.explicit_row, "finetuned": SeedRun.finetuned_row}
     for part in parts:
-        for model in settings.evaluation.baselines:
+        for model in models:
             found = [r for r in rows if r["model"] == model and r.get("seed") == part.seed]
             if found and not (model == "implicit" and settings.implicit.evaluate):
                 continue
             old = found[0] if found else {}
-            if model == "explicit":
-                new = part.explicit_row()
+            if model in makers:
+                new = makers[model](part)
             else:
                 new = part.implicit_row(old) if model == "implicit" else part.baseline_row(model)
             rows = [new if row is old else row for row in rows] + ([] if found else [new])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import archive, baselines, data, explicit, files
 from .capture import capture
 from .config import Config
+from .finetune import finetune
 from .fit import fit
 from .model import ImplicitModel
 from .plots import read
@@ -116,6 +117,34 @@ class SeedRun:
             "nonzeros": nonzeros,
             "parameters": sum(p.numel() for p in pruned.parameters() if p.ndim > 1),
             "sparsity": 1 - nonzeros / before,
+        }
+
+    def finetuned_row(self) -> Row:
+        """Distil the saved implicit model on its support, and measure it.
+
+        Returns:
+            Its row of the metrics.
+        """
+        net, _ = self._explicit()
+        wanted = self.settings.implicit
+        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
+        begin = time.monotonic()
+        model = finetune(
+            archive.load(self.folder).to(self.settings.device),
+            net,
+            self.dataset.train_inputs[chosen].to(self.settings.device),
+            epochs=wanted.finetune,
+            batch_size=self.settings.evaluation.bs,
+            seed=self.seed,
+        )
+        seconds = time.monotonic() - begin
+        model.save(self.folder / "finetuned")
+        return self._row("finetuned", model) | {
+            "seconds": seconds,
+            "nonzeros": model.nonzeros,
+            "parameters": model.parameters_count,
+            "sparsity": model.sparsity,
+            "structure": model.structure,
         }
 
     def implicit_row(self, old: Row) -> Row:
