@@ -121,9 +121,10 @@ def fit(
         for index in range(len(matching.blocks)):
             matching.solve_block(index, gram)
         clock.lap("solve")
-    if recipe.eliminates and recipe.sweeps:
-        matching.match_outputs()
-        clock.lap("sweeps")
+        # its products are short: two threads on busy processors would mostly wait for each other
+        if recipe.eliminates and recipe.sweeps:
+            matching.match_outputs()
+            clock.lap("sweeps")
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(matching.model(), matching.rows, matching.trace, seconds)
 
