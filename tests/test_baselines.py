@@ -165,14 +165,6 @@ def test_bad_tasks_are_refused() -> None:
 # weights and what they read
 
 
-def test_shares_are_proportional_and_exact() -> None:
-    sizes = torch.tensor([784, 784, 10, 0, 1])
-    for total in range(0, 1580, 79):
-        share = weights.shares(sizes, total)
-        assert share.sum() == total and (share <= sizes).all()
-        assert ((share - sizes * total / 1579).abs() < 1).all()
-
-
 def test_of_equal_scores_the_first_stay() -> None:
     masks = weights.largest([torch.ones(3), torch.tensor([1.0, 2.0])], 3)
     assert [mask.tolist() for mask in masks] == [[True, True, False], [False, True]]

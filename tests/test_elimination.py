@@ -1,13 +1,11 @@
-"""Backward elimination against brute force, and budgets spent where they cost most."""
+"""Backward elimination against brute force."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from simplicit import elimination
-from simplicit.elimination import eliminate, spend
+from simplicit.elimination import eliminate
 
 
 def problem(seed: int = 0, N: int = 9, K: int = 11) -> tuple[Tensor, Tensor]:
@@ -62,17 +60,3 @@ def test_rows_do_not_depend_on_their_neighbours():
     orders, _ = eliminate(torch.linalg.inv(G), W, none)
     for k in range(len(W)):
         assert torch.equal(eliminate(torch.linalg.inv(G), W[k : k + 1], none)[0][0], orders[k])
-
-
-costs = st.lists(st.lists(st.floats(0, 10), max_size=6), min_size=1, max_size=6)
-
-
-@given(costs, st.integers(0, 40))
-def test_a_budget_is_spent_to_the_unit_where_removal_costs_most(rows, budget):
-    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    kept = spend(tensors, budget)
-    assert sum(kept) == min(budget, sum(map(len, rows)))
-    levels = [row.cummax(0).values if len(row) else row for row in tensors]
-    removed = [float(x[len(x) - k - 1]) for x, k in zip(levels, kept, strict=True) if len(x) > k]
-    stays = [float(x[len(x) - k]) for x, k in zip(levels, kept, strict=True) if k]
-    assert max(removed, default=0.0) <= min(stays, default=float("inf"))

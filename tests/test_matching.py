@@ -5,8 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from simplicit import matching
@@ -16,6 +14,7 @@ from simplicit.gram import Gram
 from simplicit.match import Structure
 from simplicit.matching import Matching
 from simplicit.recipe import Recipe
+from simplicit.records import row_records
 from simplicit.states import batches
 from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
@@ -100,16 +99,6 @@ def test_a_full_model_closes_the_loop_on_its_equilibrium():
     torch.testing.assert_close(looped.G[:9, :9], x.T @ x / 200, rtol=1e-6, atol=1e-7)
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8), st.integers(0, 10**7))
-def test_shares_add_up_to_the_budget_and_follow_the_counts(counts, budget):
-    shares = matching._shares(counts, budget)
-    assert sum(shares) == min(budget, sum(counts))
-    for share, size in zip(shares, counts, strict=True):
-        assert 0 <= share <= size
-        if budget < sum(counts):
-            assert abs(share - budget * size / sum(counts)) <= 1
-
-
 @pytest.mark.parametrize("structure", ["triangular", "full"])
 @pytest.mark.parametrize("sparsity", [None, 0.5])
 def test_every_row_leaves_a_record(structure, sparsity):
@@ -135,6 +124,30 @@ def test_the_trace_runs_forward_and_ends_below_the_tolerance():
     assert all(event["gap_median"] <= event["gap_max"] for event in result.trace)
 
 
+@pytest.mark.parametrize("closed_loop", [True, False])
+def test_aware_targets_lose_nothing_where_states_are_on(closed_loop):
+    losses = []
+    for aware in (False, True):
+        recipe = Recipe(sparsity=0.6, sweeps=0, relu_aware=aware, closed_loop=closed_loop)
+        job = start(recipe)
+        gram = job.gram(None)
+        job.plan(gram)
+        job.solve_block(0, gram)
+        assert int(torch.count_nonzero(job.W[4:9, :-1])) == sum(job.keep[0])
+        V, T = states()
+        z, found = T[:, 4:9].double(), V.double() @ job.W[4:9].T
+        losses.append(torch.where(z > 0, z - found, found.clamp_min(0)).square().mean(0))
+    assert (losses[1] <= losses[0] * (1 + 1e-9)).all() and (losses[1] < 0.99 * losses[0]).any()
+
+
+@pytest.mark.parametrize("options", [{"sensitivity": False}, {"sweeps": 0}, {"sweeps": 4}])
+@pytest.mark.parametrize("phi", ["relu", "tanh"])
+def test_every_choice_meets_the_budget(options, phi):
+    result = quick_fit(Recipe(sparsity=0.5, **options), phi)
+    assert result.model.nonzeros == sum(row["nonzeros"] for row in result.rows) == N0 // 2
+    assert ("sweeps" in result.seconds) == (options.get("sweeps") != 0 or "sweeps" not in options)
+
+
 def test_the_seeds_pruning_zeroes_that_percentage_of_every_block():
     full = quick_fit(Recipe()).model
     pruned = quick_fit(Recipe(sparsity_ratio=30.0, closed_loop=False)).model
@@ -154,16 +167,15 @@ def test_a_matching_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         solve_block(self, index, gram)
 
-    def watch(self: Matching, block, *rest):
-        solved.append(block.name)
-        return records(self, block, *rest)
+    def watch(layer: str, *rest):
+        solved.append(layer)
+        return row_records(layer, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Matching, "solve_block", stop_in_the_last)
         quick_fit(recipe, checkpoint=tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
-    records = Matching._records
-    monkeypatch.setattr(Matching, "_records", watch)
+    monkeypatch.setattr(matching, "row_records", watch)
     again = quick_fit(recipe, checkpoint=tmp_path)
     assert solved == ["output"]
     for name in "ABCDbd":

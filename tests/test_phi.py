@@ -33,6 +33,13 @@ def test_the_lipschitz_constant_is_the_steepest_slope(phi):
 
 
 @PHIS
+def test_the_derivative_is_autograds(phi):
+    x = z[z != 0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(phi(x).sum(), x)
+    torch.testing.assert_close(phi.derivative(x.detach()), expected, rtol=1e-9, atol=1e-12)
+
+
+@PHIS
 def test_homogeneous_means_that_positive_factors_pass_through(phi):
     passes = all(torch.allclose(phi(s * z), s * phi(z), rtol=1e-12, atol=0) for s in (0.1, 3, 40))
     assert phi.homogeneous == passes

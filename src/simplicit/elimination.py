@@ -5,8 +5,6 @@ on many rows at once: with H the inverse of the Gram on a row's support, removin
 w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -69,26 +67,3 @@ def _tile(H: Tensor, w: Tensor, protected: Tensor, keep: int) -> tuple[Tensor, T
             diagonal, gone = H.diagonal(dim1=1, dim2=2).clone(), torch.zeros_like(out)
             P, r = torch.zeros_like(P), 0
     return order, cost
-
-
-def spend(costs: Sequence[Float[Tensor, "_"]], budget: int) -> list[int]:
-    """Choose how many weights each row keeps, so that those that cost most to remove are kept.
-
-    A removal is never cheaper than those before it: what counts is the largest cost so far.
-
-    Args:
-        costs: For each row the loss that each removal adds, the last weight's last.
-        budget: Weights to keep in all rows together.
-
-    Returns:
-        Weights kept in each row; their sum is the budget, or all weights where it is larger.
-    """
-    lengths = [len(cost) for cost in costs]
-    if not sum(lengths):
-        return lengths
-    levels = torch.cat([cost.cummax(0).values if len(cost) else cost for cost in costs])
-    owner = torch.repeat_interleave(torch.arange(len(costs)), torch.tensor(lengths))
-    # stable, and latest first, so that of equal levels in a row the later ones are kept
-    ranked = levels.flip(0).argsort(descending=True, stable=True)
-    kept = owner.flip(0)[ranked.cpu()[:budget]]
-    return torch.bincount(kept, minlength=len(costs)).tolist()

@@ -63,7 +63,7 @@ def check(net: nn.Module, inputs: Float[Tensor, "m *shape"], classes: int) -> No
 def train(
     net: nn.Module,
     inputs: Float[Tensor, "m *shape"],
-    labels: Int[Tensor, "m"],
+    labels: Int[Tensor, "m"] | Float[Tensor, "m classes"],
     *,
     optimizer: str = "Adam",
     lr: float = 1e-3,
@@ -80,7 +80,7 @@ def train(
     Args:
         net: The network, trained in place and left on `device`, its modes as they were.
         inputs: Training samples.
-        labels: Their classes, from 0.
+        labels: Their classes, from 0, or a probability of each class.
         optimizer: One of `OPTIMIZERS`, with torch's defaults besides the learning rate.
         lr: Learning rate.
         epochs: Passes over the samples, each in a new random order.
@@ -112,7 +112,7 @@ def train(
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         _modes_kept(net),
         _threads_for(net),
-        progress.task("training the explicit network (samples)", float(epochs * total)) as advance,
+        progress.task("training (samples)", float(epochs * total)) as advance,
     ):
 
         def report(samples: int, epoch: int, loss: float) -> None:

@@ -18,17 +18,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from . import memory
-from .elimination import eliminate, spend
+from .budget import spend
+from .elimination import eliminate
 from .match import RowBlock
 from .phi import Phi
 
 DAMPING = 1e-3
 """Added to the diagonal of a row's Gram, relative to it."""
 
+REFITS = 2
+"""Sweeps at the end that leave the supports as they are."""
+
+BYTES = 24.0
+"""Per sample and feature: float64 as collected and as V, float32 as kept and as worked on."""
+
 HALVINGS = 4
 """Shorter steps tried where a refit would take the outputs further away."""
 
+Step = Callable[..., None]
 Changed = list[tuple[slice, Tensor, Tensor]]
 
 
@@ -43,9 +50,6 @@ class JointMatching:
         Y: The teacher's logits, (m, q).
         free: Features that are never removed and do not count, (N,).
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
-
-    Raises:
-        InputError: If the features of all samples do not fit into memory.
     """
 
     def __init__(
@@ -58,8 +62,7 @@ class JointMatching:
         free: Bool[Tensor, " N"],
         inactive: float,
     ) -> None:
-        self.m, N = V.shape
-        memory.require(4.0 * self.m * 3 * N, f"{N} features of {self.m} samples", V.device)
+        self.m = len(V)
         self.blocks, self.phis, self.free, self.inactive = blocks, phis, free, inactive
         self.n = blocks[-1].rows.start
         self.W, self.V = W.float(), V.T.float().contiguous()
@@ -89,11 +92,21 @@ class JointMatching:
         divergence = (self.log_p.exp() * (self.log_p - Y.log_softmax(0))).sum(0).mean()
         return float(square / 4 + divergence / 2)
 
-    def sweep(
-        self,
-        budget: int | None = None,
-        step: Callable[..., None] = lambda *_: None,
-    ) -> None:
+    def match(self, budget: int, sweeps: int, step: Step = lambda *_: None) -> None:
+        """Go down to a budget in equal ratios, sweep by sweep, and refit.
+
+        Args:
+            budget: Non-zeros to leave in all rows together; free features are not counted.
+            sweeps: At least 4: the first, and `REFITS` at the end, remove nothing.
+            step: Called after each row.
+        """
+        start, falls = max(self.nonzeros(), 1), sweeps - REFITS - 1
+        for index in range(falls + 1):
+            self.sweep(round(start * (budget / start) ** (index / falls)), step)
+        for _ in range(REFITS):
+            self.sweep(step=step)
+
+    def sweep(self, budget: int | None = None, step: Step = lambda *_: None) -> None:
         """Solve every row once, first layer first.
 
         Args:
@@ -137,10 +150,12 @@ class JointMatching:
             # what stays takes over from what goes, all at once
             w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
             w[gone] = 0.0
-        before, change = self.distance(self.Y), w - old
+        # what makes room for the budget may take the outputs further away, a refit may not
+        most = torch.inf if len(gone) else self.distance(self.Y)
+        change = w - old
         for _ in range(HALVINGS):
             changed, Y = self._downstream(k, index, change.float() @ V)
-            if len(gone) or self.distance(Y) <= before:
+            if self.distance(Y) <= most:
                 for rows, z, x in changed:
                     self.Z[rows], self.V[rows] = z, x
                 self.Y = Y

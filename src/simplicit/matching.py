@@ -1,7 +1,6 @@
 """Row problems, layer by layer: solved and refitted, or eliminated to a budget and swept."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,36 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import progress, threads
+from . import memory, progress, threads
+from .budget import shares
 from .certificate import nilpotent_weights
 from .checkpoint import Checkpoint
 from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
 from .gram import Gram
-from .joint import JointMatching
+from .joint import BYTES, JointMatching
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
 from .path import count, solve_to_budget
-from .problem import Ball, Penalty, RowProblem
+from .problem import Ball, RowProblem
 from .recipe import Recipe, prune_smallest
+from .records import Row, row_records, trace_records
 from .refit import fit_to_budget, refit
 from .sensitivity import sensitivity
-from .solution import Solution, Status
-from .solvers import Progress, solve
+from .solution import Solution
+from .solvers import Callback, Progress, solve
 from .states import Batches, collect
-from .support import BOUND_RIDGE, choose, plan
-
-Row = dict[str, Any]
-
-START = 4
-"""Most times the budget that joint matching starts from; it reaches the budget sweep by sweep."""
-
-START_PART = 0.2
-"""The part of N0 it starts from at most, but never less than a half more than the budget."""
-
-REFITS = 2
-"""Sweeps at the end that leave the supports as they are."""
+from .support import bounded, choose, first_budget, plan
 
 AWARE = 3
 """Times the targets of a state that is off are moved to where the row has it."""
@@ -157,15 +147,18 @@ class Matching:
         self.checkpoint = Checkpoint(self.folder, self.recipe, self.structure, gram.m, moments)
         if self.recipe.sparsity is None:
             return
+        problems = [self.problem(block, gram) for block in self.blocks]
         if self.recipe.eliminates:
-            self._plan_elimination(gram)
-            return
+            self._plan_elimination(problems)
+        else:
+            self._plan_relaxation(problems)
+
+    def _plan_relaxation(self, problems: list[RowProblem]) -> None:
         if saved := self._restore("plan", "level"):
             self.level, self.quotas = saved[1]["level"], saved[1]["quotas"]
             return
         begin = time.monotonic()
         budget = self.budget
-        problems = [self.problem(block, gram) for block in self.blocks]
         with progress.task("finding the penalty level", total=1) as step:
 
             def report(level: float, weights: int) -> None:
@@ -176,7 +169,7 @@ class Matching:
             )
             step(1, f"level {self.level:.3g}")
         counts = [count(s, p.free) for s, p in zip(solutions, problems, strict=True)]
-        self.quotas = list(_shares(counts, budget))
+        self.quotas = list(shares(counts, budget))
         plan = {"level": self.level, "quotas": self.quotas, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("plan", self.W[:0], plan)
 
@@ -186,88 +179,59 @@ class Matching:
         assert self.recipe.sparsity is not None
         return round((1 - self.recipe.sparsity) * self.equations.nonzeros)
 
-    def _plan_elimination(self, gram: Gram) -> None:
+    def _plan_elimination(self, problems: list[RowProblem]) -> None:
         if saved := self._restore("plan", "level"):
             self.importance = saved[0][:, 0].cpu()
             self.level, self.keep = saved[1]["level"], saved[1]["keep"]
             return
-        begin, budget, N0 = time.monotonic(), self.budget, self.equations.nonzeros
+        begin, budget = time.monotonic(), self.budget
         if self.recipe.sweeps:
-            most = max(int(START_PART * N0), budget + budget // 2)
-            budget = min(START * budget, max(most, budget))
+            budget = first_budget(budget, self.equations.nonzeros)
         if self.recipe.sensitivity:
             self.importance = sensitivity(self.equations, self.stream)
         else:
-            t2 = gram.t2.cpu()
+            t2 = torch.cat([p.gram.t2 for p in problems]).cpu()
+            order = torch.cat([torch.arange(b.rows.start, b.rows.stop) for b in self.blocks])
+            t2 = t2[order.argsort()]
             self.importance = torch.where(t2 > 0, 1 / t2, 0.0)
         with progress.task("spending the budget over the rows", total=1) as step:
-            problems = [self.problem(block, gram) for block in self.blocks]
             importance = [self.importance[block.rows] for block in self.blocks]
             self.level, self.keep, self.orders = plan(problems, importance, budget)
             step(1, f"{sum(map(sum, self.keep))} weights")
         records = {"level": self.level, "keep": self.keep, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("plan", self.importance[:, None], records)
 
-    def eliminate_block(self, index: int, gram: Gram) -> None:
-        """Choose the supports of one block by elimination, refit, certify, keep the records."""
-        block = self.blocks[index]
-        if saved := self._restore(f"block-{index}", "solve"):
-            self.W[block.rows] = saved[0].to(self.W)
-            self.rows += saved[1]["rows"]
-            self.trace += saved[1]["trace"]
-            return
-        begin = time.monotonic()
-        columns = block.columns.to(self.device)
-        looped = self.gram(index) if self.recipe.closed_loop and index > 0 else gram
-        events: list[tuple[float, Progress]] = []
-        with progress.task(f"eliminating weights of {block.name}", total=1) as step:
-            problem = self.problem(block, looped)
-            # on the features of the plan its order stands
-            order = self.orders[index] if looped is gram and self.orders else None
-            W = choose(problem, self.keep[index], order)
-            self.W[block.rows, columns] = W
-            # sweeps look at the outputs instead
-            if self.recipe.relu_aware and not self.recipe.sweeps and index < len(self.blocks) - 1:
-                for _ in range(AWARE):
-                    problem = replace(problem, gram=self._aware(index, looped))
-                    W = refit(problem, W != 0)
-                    self.W[block.rows, columns] = W
-            # the price of a weight in the units of each row's own loss
-            price = (self.level or 0.0) / self.importance[block.rows].clamp_min(1e-30)
-            price = torch.minimum(price.to(W), problem.gram.t2)
-            penalty = Penalty(l0=price, l2=BOUND_RIDGE, scales=problem.penalty.scales)
-            problem = replace(problem, penalty=penalty)
-            solution = solve(
-                problem,
-                tol=self.recipe.tol,
-                workers=self.workers,
-                callback=lambda event: events.append((time.monotonic() - self.start, event)),
-            )
-            step(1, f"{sum(self.keep[index])} weights")
-        rows = list(self._records(block, problem, solution, W))
-        trace = list(_trace(block.name, events))
-        self.rows += rows
-        self.trace += trace
-        records = {"rows": rows, "trace": trace, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep(f"block-{index}", self.W[block.rows], records)
+    # supports by elimination, refitted; and the relaxation whose dual bounds what they are worth
+    def _eliminate(
+        self, index: int, problem: RowProblem, order: Tensor | None, look: Callback
+    ) -> tuple[RowProblem, Solution, Tensor]:
+        W = choose(problem, self.keep[index], order)
+        hidden, output = self.equations.hidden, self.equations.output
+        relu = [q.phi.name == "relu" for q in (*hidden, output)][index]
+        # sweeps look at the outputs instead
+        if self.recipe.relu_aware and not self.recipe.sweeps and relu:
+            for _ in range(AWARE):
+                problem = replace(problem, gram=self._aware(index, problem.gram, W))
+                W = refit(problem, W != 0)
+        assert self.level is not None
+        # rows that no output hears are worth nothing
+        worth = self.importance[self.blocks[index].rows].clamp_min(1e-30)
+        problem = bounded(problem, self.level / worth.to(W))
+        tol, workers = self.recipe.tol, self.workers
+        return problem, solve(problem, tol=tol, workers=workers, callback=look), W
 
     # the same features, with targets that let a state which is off be off anywhere below zero
-    def _aware(self, index: int, gram: Gram) -> Gram:
-        e, block = self.equations, self.blocks[index]
-        columns = block.columns.to(self.device)
-        if e.hidden[index].phi.name != "relu":
-            return gram.select(columns, block.rows)
-        small = gram.select(columns, block.rows)
-        R, t2 = torch.zeros_like(small.R), torch.zeros_like(small.t2)
+    def _aware(self, index: int, gram: Gram, W: Tensor) -> Gram:
+        block, columns = self.blocks[index], self.blocks[index].columns.to(self.device)
+        R, t2 = torch.zeros_like(gram.R), torch.zeros_like(gram.t2)
         for batch in self.stream:
-            U, Z, _ = (t.to(self.device) for t in collect(e, batch))
-            X = self.states(U, e.activate(Z), index if self.recipe.closed_loop else 0)
-            V = self.features(X, U)
-            predicted, z = V @ self.W[block.rows].T, Z[:, block.rows]
-            target = torch.where(z > 0, z, predicted.clamp_max(0))
-            R += target.T @ V[:, columns] / gram.m
+            U, Z, _ = (t.to(self.device) for t in collect(self.equations, batch))
+            X = self.states(U, self.equations.activate(Z), index if self.recipe.closed_loop else 0)
+            V, z = self.features(X, U)[:, columns], Z[:, block.rows]
+            target = torch.where(z > 0, z, (V @ W.T).clamp_max(0))
+            R += target.T @ V / gram.m
             t2 += target.square().sum(0) / gram.m
-        return small.with_targets(R, t2)
+        return gram.with_targets(R, t2)
 
     def match_outputs(self) -> None:
         """Sweep over the rows until the outputs are matched at the budget."""
@@ -276,6 +240,8 @@ class Matching:
             self.rows = saved[1]["rows"]
             return
         begin, e, sweeps = time.monotonic(), self.equations, self.recipe.sweeps
+        m = sum(len(batch) for batch in self.stream)
+        memory.require(BYTES * m * self.W.shape[1], f"{m} samples of {self.W.shape[1]} features")
         passes = [tuple(t.to(self.device) for t in collect(e, batch)) for batch in self.stream]
         U, _, Y = (torch.cat(parts) for parts in zip(*passes, strict=True))
         V = self.features(U.new_zeros(len(U), e.n), U)
@@ -284,13 +250,8 @@ class Matching:
         phis = [equation.phi for equation in e.hidden]
         inactive = INACTIVE if self.recipe.relu_aware else 1.0
         joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive)
-        start, budget = joint.nonzeros(), self.budget
-        falls = sweeps - REFITS - 1
         with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
-            for index in range(sweeps):
-                part = min(index / falls, 1.0)
-                wanted = round(start * (budget / max(start, 1)) ** part)
-                joint.sweep(wanted if index <= falls else None, step=step)
+            joint.match(self.budget, sweeps, step)
         self.W[:] = joint.W.to(self.W)
         weights = torch.count_nonzero(self.W[:, ~free], dim=1)
         for block in self.blocks:
@@ -301,10 +262,7 @@ class Matching:
         self.checkpoint.keep("sweeps", self.W, records)
 
     def solve_block(self, index: int, gram: Gram) -> None:
-        """Solve one block of rows, trim it to its share, refit, keep the records."""
-        if self.recipe.eliminates:
-            self.eliminate_block(index, gram)
-            return
+        """Solve one block of rows, bring it to its share, refit, keep the records."""
         block, quota = self.blocks[index], self.quotas[index]
         if saved := self._restore(f"block-{index}", "solve"):
             self.W[block.rows] = saved[0].to(self.W)
@@ -322,7 +280,7 @@ class Matching:
             def look(event: Progress) -> None:
                 nonlocal seen
                 events.append((time.monotonic() - self.start, event))
-                if quota is None:
+                if quota is None and not self.recipe.eliminates:
                     step(event.solved - seen, f"gap {float(event.gap.max()):.1e}")
                     seen = event.solved
 
@@ -330,7 +288,11 @@ class Matching:
                 step(0, f"{weights} weights, {quota} wanted")
 
             tol = self.recipe.tol
-            if quota is None:
+            if self.recipe.eliminates:
+                # where the features are those of the plan, so is the order
+                order = self.orders[index] if self.orders and not looped else None
+                problem, solution, W = self._eliminate(index, problem, order, look)
+            elif quota is None:
                 solution = solve(problem, tol=tol, callback=look, workers=self.workers)
                 W = solution.W
             else:
@@ -344,38 +306,16 @@ class Matching:
                     workers=self.workers,
                 )
             step(len(problem.gram.R) - seen)
-        if quota is None and self.recipe.sparsity_ratio:
+        if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
             kept = W[:, ~problem.free]
             W[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
         self.W[block.rows, block.columns.to(self.device)] = W
-        rows = list(self._records(block, problem, solution, W))
-        trace = list(_trace(block.name, events))
+        rows = row_records(block.name, problem, solution, W)
+        trace = list(trace_records(block.name, events))
         self.rows += rows
         self.trace += trace
         records = {"rows": rows, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"block-{index}", self.W[block.rows], records)
-
-    def _records(
-        self, block: RowBlock, problem: RowProblem, solution: Solution, W: Tensor
-    ) -> Iterable[Row]:
-        bound, objective = solution.objective - solution.gap, problem.objective(W)
-        t2 = problem.gram.t2
-        reference = torch.sqrt(t2) if problem.loss == "root" else 0.5 * t2
-        for k in range(len(W)):
-            yield {
-                "layer": block.name,
-                "row": k,
-                "status": solution.status[k].name.lower(),
-                "gap": float(solution.gap[k]),
-                "relative_gap": float(solution.gap[k] / reference[k]) if reference[k] > 0 else 0.0,
-                "objective": float(objective[k]),
-                "bound": float(bound[k]),
-                "nonzeros": int(torch.count_nonzero(W[k, ~problem.free])),
-                "iterations": int(solution.iterations[k]),
-            }
-        bad = {s for s in solution.status if s in (Status.NUMERICAL_ERROR, Status.INVALID_INPUT)}
-        if bad:
-            raise InputError(f"layer {block.name}: {min(s.value for s in bad)}")
 
     def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
         saved = self.checkpoint.restore(name)
@@ -409,27 +349,3 @@ class Matching:
             weights=self.omega if self.structure == "full" else None,
         )
         return model.cast(dtype or e.output.terms[0].weight.dtype)
-
-
-# Splits a budget in proportion to counts, exactly: what rounding leaves goes where most room is.
-def _shares(counts: list[int], budget: int) -> list[int]:
-    total = max(sum(counts), 1)
-    shares = [min(count, budget * count // total) for count in counts]
-    left = min(budget, sum(counts)) - sum(shares)
-    for index in sorted(range(len(counts)), key=lambda i: shares[i] - counts[i])[:left]:
-        shares[index] += 1
-    return shares
-
-
-def _trace(layer: str, events: list[tuple[float, Progress]]) -> Iterable[Row]:
-    for seconds, event in events:
-        finite = event.gap[torch.isfinite(event.gap)]
-        if len(finite):
-            yield {
-                "layer": layer,
-                "seconds": seconds,
-                "iteration": event.iteration,
-                "gap_median": float(finite.median()),
-                "gap_max": float(finite.max()),
-                "solved": event.solved,
-            }

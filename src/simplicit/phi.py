@@ -63,7 +63,7 @@ class Phi:
             case "relu":
                 return (z > 0).to(z.dtype)
             case "leaky_relu":
-                return torch.where(z > 0, 1.0, self.slope).to(z.dtype)
+                return torch.where(z > 0, torch.ones_like(z), self.slope)
             case "tanh":
                 return 1 - torch.tanh(z) ** 2
             case "sigmoid":

@@ -61,17 +61,21 @@ def run(settings: Config, folder: Path) -> list[Row]:
     models: list[str] = list(settings.evaluation.baselines)
     if settings.implicit.finetune and "implicit" in models:
         models.insert(models.index("implicit") + 1, "finetuned")
-    makers = {"explicit": SeedRun.explicit_row, "finetuned": SeedRun.finetuned_row}
     for part in parts:
         for model in models:
             found = [r for r in rows if r["model"] == model and r.get("seed") == part.seed]
             if found and not (model == "implicit" and settings.implicit.evaluate):
                 continue
             old = found[0] if found else {}
-            if model in makers:
-                new = makers[model](part)
-            else:
-                new = part.implicit_row(old) if model == "implicit" else part.baseline_row(model)
+            match model:
+                case "explicit":
+                    new = part.explicit_row()
+                case "implicit":
+                    new = part.implicit_row(old)
+                case "finetuned":
+                    new = part.finetuned_row()
+                case _:
+                    new = part.baseline_row(model)
             rows = [new if row is old else row for row in rows] + ([] if found else [new])
             # the metrics last: a row there says that all of its model is on disk
             part.write_tables(folder)
@@ -155,6 +159,8 @@ def advise(settings: Config, say: Advice) -> None:
             f"note: kappa: {implicit.kappa} does nothing for structure {structure}, which is "
             "well-posed whatever the weights; it bounds structure full"
         )
+    if implicit.finetune and "implicit" not in settings.evaluation.baselines:
+        say("note: finetune: does nothing unless evaluation.baselines has implicit")
     unused = {"alpha", "sparsity_ratio"} & implicit.model_fields_set
     if implicit.sparsity is not None and unused:
         say(f"note: sparsity: {implicit.sparsity} overrides {' and '.join(sorted(unused))}")

@@ -78,9 +78,7 @@ class SeedRun:
         equations = capture(net, self.dataset.train_inputs[:2])
         return self._row("explicit", net) | {
             "seconds": seconds,
-            "nonzeros": equations.nonzeros,
-            "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
-            "sparsity": 0.0,
+            **_size(net, equations.nonzeros, equations.nonzeros),
             "bytes": self._weights.stat().st_size,
         }
 
@@ -96,11 +94,10 @@ class SeedRun:
         settings, dataset = self.settings, self.dataset
         assert settings.implicit.sparsity is not None
         net, _ = self._explicit()
-        total = len(dataset.train_labels)
-        trained = data.sample(total, settings.explicit.training_size, self.seed)
+        trained = data.sample(len(dataset.train_labels), settings.explicit.training_size, self.seed)
         task = baselines.Task(
             net,
-            dataset.train_inputs[data.sample(total, settings.implicit.training_size, self.seed)],
+            self._calibration(),
             dataset.train_inputs[trained],
             dataset.train_labels[trained],
             epochs=settings.evaluation.epoch,
@@ -112,12 +109,7 @@ class SeedRun:
         pruned = (baselines.ONE_SHOT | baselines.TRAINED)[name](task, settings.implicit.sparsity)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
-        return self._row(name, pruned) | {
-            "seconds": seconds,
-            "nonzeros": nonzeros,
-            "parameters": sum(p.numel() for p in pruned.parameters() if p.ndim > 1),
-            "sparsity": 1 - nonzeros / before,
-        }
+        return self._row(name, pruned) | {"seconds": seconds, **_size(pruned, nonzeros, before)}
 
     def finetuned_row(self) -> Row:
         """Distil the saved implicit model on its support, and measure it.
@@ -126,14 +118,12 @@ class SeedRun:
             Its row of the metrics.
         """
         net, _ = self._explicit()
-        wanted = self.settings.implicit
-        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
         begin = time.monotonic()
         model = finetune(
             archive.load(self.folder).to(self.settings.device),
             net,
-            self.dataset.train_inputs[chosen].to(self.settings.device),
-            epochs=wanted.finetune,
+            self._calibration().to(self.settings.device),
+            epochs=self.settings.implicit.finetune,
             batch_size=self.settings.evaluation.bs,
             seed=self.seed,
         )
@@ -232,13 +222,12 @@ class SeedRun:
     def _fit(self) -> tuple[ImplicitModel, Row]:
         wanted = self.settings.implicit
         net, _ = self._explicit()
-        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
         recipe = Recipe(
             **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
         )
         result = fit(
             net,
-            self.dataset.train_inputs[chosen],
+            self._calibration(),
             recipe,
             batch_size=self.settings.evaluation.bs,
             workers=wanted.workers,
@@ -254,6 +243,13 @@ class SeedRun:
             "max_relative_gap": max(row["relative_gap"] for row in result.rows),
             **{f"seconds_{name}": value for name, value in result.seconds.items()},
         }
+
+    # unlabelled: the same samples for all that match or prune with them
+    def _calibration(self) -> Tensor:
+        part = self.settings.implicit.training_size
+        return self.dataset.train_inputs[
+            data.sample(len(self.dataset.train_labels), part, self.seed)
+        ]
 
     def _row(self, name: str, net: nn.Module) -> Row:
         begin = time.monotonic()
@@ -299,6 +295,14 @@ def accuracy(net: nn.Module, dataset: data.Dataset, batch_size: int) -> float:
         The fraction classified correctly.
     """
     return explicit.accuracy(net, dataset.test_inputs, dataset.test_labels, batch_size)
+
+
+def _size(net: nn.Module, nonzeros: int, before: int) -> Row:
+    return {
+        "nonzeros": nonzeros,
+        "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
+        "sparsity": 1 - nonzeros / before,
+    }
 
 
 # gives samples that have converged their last residual at the later steps

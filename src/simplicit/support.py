@@ -1,23 +1,40 @@
 """Which weights each row keeps: backward elimination on the shared Gram, one level for all rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .elimination import eliminate, spend
-from .problem import RowProblem
+from .budget import spend
+from .elimination import eliminate
+from .problem import Penalty, RowProblem
 from .refit import refit
 
 RIDGE = 1e-6
 """Curvature added for the elimination, relative to the features' mean square."""
 
+BOUND_RIDGE = 1e-2
+"""Ridge of the bound, relative to a feature's curvature: without one the dual knows no l0."""
+
+FIRST, FIRST_PART = 4, 0.2
+"""Sweeps begin with at most so many times the budget, and so large a part of N0."""
+
 Order = Int[Tensor, "K T"]
 
-BOUND_RIDGE = 1e-2
-"""Curvature of the certificate's ridge, relative to that of a feature: without one the dual of
-l0 knows no bound."""
+
+def first_budget(budget: int, N0: int) -> int:
+    """Say how many weights sweeps begin with: half as many again as the budget, or more.
+
+    Args:
+        budget: Weights they end with.
+        N0: Weights of the explicit network.
+
+    Returns:
+        Weights to begin with.
+    """
+    return min(FIRST * budget, max(int(FIRST_PART * N0), budget + budget // 2))
 
 
 def plan(
@@ -73,6 +90,22 @@ def choose(
     for row, removed, left in zip(support, order, keep, strict=True):
         row[removed[: max(total - left, 0)]] = False
     return refit(problem, support)
+
+
+def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
+    """Write the l0 problem that an elimination solves greedily; its dual bounds all supports.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        price: Loss up to which a weight of each row is removed. More than t2 buys nothing: at
+            ½ t2 a row is empty already.
+
+    Returns:
+        Rows with l0 = price and a small ridge.
+    """
+    l0 = torch.minimum(price, problem.gram.t2)
+    penalty = Penalty(l0=l0, l2=BOUND_RIDGE, scales=problem.penalty.scales)
+    return replace(problem, penalty=penalty)
 
 
 def _least_squares(problem: RowProblem) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """What each layer reads on the calibration inputs, as the rows of a matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
 from .task import Task
@@ -12,6 +13,23 @@ from .weights import Layer, layers
 
 BATCH = 128
 """Samples at a time: the patches of a 3 x 3 convolution on 64 x 32 x 32 values take 300 MB."""
+
+
+def once(task: Task, net: nn.Module, handles: Sequence[RemovableHandle], inputs: Tensor) -> None:
+    """Run inputs through a network whose modules are hooked, and take the hooks off.
+
+    Args:
+        task: The task.
+        net: A copy of its network.
+        handles: The hooks.
+        inputs: Samples.
+    """
+    try:
+        with task.observing(net):
+            net(inputs.to(task.device))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def in_order(task: Task, net: nn.Module) -> list[Layer]:
@@ -30,12 +48,7 @@ def in_order(task: Task, net: nn.Module) -> list[Layer]:
         layer.register_forward_pre_hook(lambda module, _: called.append(module))
         for layer in counted
     ]
-    try:
-        with task.observing(net):
-            net(task.calibration[:1].to(task.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    once(task, net, handles, task.calibration[:1])
     return sorted(
         counted, key=lambda layer: called.index(layer) if layer in called else len(called)
     )

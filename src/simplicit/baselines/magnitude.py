@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..budget import shares
 from . import weights
 from .task import Task
 
@@ -20,7 +21,7 @@ def magnitude(task: Task, sparsity: float, *, layerwise: bool = False) -> nn.Mod
     net, count = weights.begin(task, sparsity)
     scores = weights.magnitudes(net)
     if layerwise:
-        kept = weights.shares(weights.counts(weights.layers(net)), count).tolist()
+        kept = shares(weights.counts(weights.layers(net)).tolist(), count)
         masks = [weights.largest([s], k)[0] for s, k in zip(scores, kept, strict=True)]
     else:
         masks = weights.largest(scores, count)

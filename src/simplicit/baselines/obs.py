@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import progress
+from ..budget import shares, spend
 from ..elimination import eliminate
 from . import weights
 from .inputs import in_order, read_by
@@ -32,7 +33,7 @@ def obs(task: Task, sparsity: float) -> nn.Module:
     """
     net, count = weights.begin(task, sparsity)
     ordered = in_order(task, net)
-    kept = weights.shares(weights.counts(ordered), count).tolist()
+    kept = shares(weights.counts(ordered).tolist(), count)
     with progress.task("optimal brain surgeon (layers)", len(ordered)) as advance:
         for layer, keep in zip(ordered, kept, strict=True):
             H = hessian(task, net, layer)
@@ -87,13 +88,10 @@ def prune(
     none = torch.zeros(d, dtype=torch.bool, device=W.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
     found = [eliminate(P, W[group == g], none) for g, P in enumerate(inverse)]
-    order = torch.cat([order for order, _ in found])
-    # a removal is open only after those before it in its row: hence the largest so far
-    cost = torch.cat([cost for _, cost in found]).cummax(dim=1).values
-    (removed,) = weights.largest([-cost], W.numel() - keep)
-    support = torch.ones_like(removed).scatter(1, order, ~removed)
+    orders = [row for order, _ in found for row in order]
+    kept = spend([row for _, cost in found for row in cost], keep)
     pruned = torch.zeros_like(W)
-    for row, (w, h) in enumerate(zip(W, group.tolist(), strict=True)):
-        stays = support[row].nonzero().squeeze(1)
+    for row, (w, h, order, left) in enumerate(zip(W, group.tolist(), orders, kept, strict=True)):
+        stays = order[d - left :].sort().values
         pruned[row, stays] = torch.linalg.solve(H[h][stays][:, stays], (H[h] @ w)[stays])
     return pruned

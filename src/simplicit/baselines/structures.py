@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .finetune import Held, hold
-from .inputs import in_order
+from .inputs import in_order, once
 from .task import Task
 from .weights import Layer, layers
 
@@ -83,12 +83,7 @@ def hidden(task: Task, net: nn.Module) -> list[Structures]:
         for module in net.modules()
         if isinstance(module, Layer | Norm)
     ]
-    try:
-        with task.observing(net):
-            net(task.calibration[:1].to(task.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    once(task, net, handles, task.calibration[:1])
     called = {module for module, _ in outputs}
     found = [layer for layer in in_order(task, net) if layer in called][:-1]
     entries = [Structures(layer, norms.get(layer)) for layer in found]
@@ -149,11 +144,8 @@ def _alive(
             return torch.randn_like(out) * entry.spread(stay, out)
 
         handles.append(entry.last.register_forward_hook(mark))
-    try:
-        with task.observing(net):
-            sample = task.calibration[:1].to(task.device)
-            net(torch.randn(MARKS, *sample.shape[1:], dtype=sample.dtype, device=sample.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    sample = task.calibration[:1]
+    with task.observing(net):
+        noise = torch.randn(MARKS, *sample.shape[1:], dtype=sample.dtype)
+    once(task, net, handles, noise)
     return alive

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..budget import shares
 from . import weights
 from .inputs import in_order, read_by
 from .task import Task
@@ -27,7 +28,9 @@ def wanda(task: Task, sparsity: float) -> nn.Module:
     net, count = weights.begin(task, sparsity)
     ordered = in_order(task, net)
     nonzeros = [torch.count_nonzero(layer.weight.flatten(1), dim=1) for layer in ordered]
-    kept = weights.shares(torch.cat(nonzeros), count).split([len(part) for part in nonzeros])
+    kept = torch.tensor(shares(torch.cat(nonzeros).tolist(), count), device=task.device).split(
+        [len(part) for part in nonzeros]
+    )
     for layer, keep in zip(ordered, kept, strict=True):
         matrix = layer.weight.detach().flatten(1)
         scores = weights.among_nonzeros(matrix.abs() * norms(task, net, layer), matrix)

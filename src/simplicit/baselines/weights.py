@@ -84,23 +84,6 @@ def begin(task: Task, sparsity: float) -> tuple[nn.Module, int]:
     return copy.deepcopy(task.net), round((1 - sparsity) * total)
 
 
-def shares(sizes: Int[Tensor, " parts"], total: int) -> Int[Tensor, " parts"]:
-    """Share out a total in proportion, to whole numbers, by largest remainder.
-
-    Args:
-        sizes: Size of each part.
-        total: At most their sum.
-
-    Returns:
-        Each part's share, within one of its proportion; together exactly the total.
-    """
-    exact = sizes.double() * (total / max(1, int(sizes.sum())))
-    share = exact.floor().long()
-    left = total - int(share.sum())
-    share[(exact - share).sort(descending=True, stable=True).indices[:left]] += 1
-    return share
-
-
 def largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Bool[Tensor, "..."]]:
     """Masks of the largest scores of all tensors together; of equal ones the first stay.
 
