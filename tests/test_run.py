@@ -13,7 +13,6 @@ import torch
 from simplicit import archive, config, explicit
 from simplicit import run as run_module
 from simplicit.errors import InputError
-from simplicit.matching import Matching
 from simplicit.plots import FIGURES
 from small_run import DIGITS, N0, contents, hurry, settings, small_run
 
@@ -156,7 +155,7 @@ def test_a_stopped_run_is_taken_up(finished, tmp_path, monkeypatch, where, left)
     kept = contents(folder)
     assert left <= set(kept) and not [name for name in kept if "tmp" in name]
     monkeypatch.setattr(explicit, "train", forbid)
-    monkeypatch.setattr(Matching, "_records", forbid)
+    monkeypatch.setattr("simplicit.matching.row_records", forbid)
     small_run(folder)
     for name in MODEL:
         if name == "explicit.safetensors":  # its header has the seconds it took

@@ -1,4 +1,4 @@
-"""The command line: run, report, verify, data. Bad input is one line and exit code 2."""
+"""The command line: run, compare, report, verify, data. Bad input is one line and exit code 2."""
 
 import errno
 import json
@@ -69,7 +69,41 @@ def run(
     if as_json:
         print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
         return
-    table = Table(title=f"{settings.evaluation.dataset}, {folder}")
+    _print_metrics(f"{settings.evaluation.dataset}, {folder}", rows)
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods at several sparsities: implicit.sparsity may be a list.
+
+    Example: simplicit compare configs/fashion-mnist-sparsity.yaml seeds=[0] --out curves
+    """
+    from . import config as configuration
+    from .compare import compare as execute
+    from .run import advise, default_folder
+
+    settings = configuration.load_each(config, overrides or [])
+    folder = out or default_folder(config.stem)
+    advise(settings[0], lambda line: print(line, file=sys.stderr))
+    print(f"folder of the comparison: {folder}", file=sys.stderr)
+    rows = execute(settings, folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
+        return
+    _print_metrics(f"{settings[0].evaluation.dataset}, {folder}", rows)
+    print(f"report: {folder / 'report.html'}")
+
+
+def _print_metrics(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
     for heading in ("model", "seed", "test accuracy", "sparsity", "non-zeros", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
@@ -82,7 +116,6 @@ def run(
             f"{row['seconds']:.1f}",
         )
     Console().print(table)
-    print(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -91,13 +124,17 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run fol
 
     Example: simplicit report runs/s90
     """
-    from .plots import draw_all, read
-    from .report import write_report
+    from .compare import runs
+    from .plots import COMPARED, draw_all
+    from .report import write_comparison, write_report
 
-    if folder.is_dir():
-        read.metrics(folder)  # a folder of something else is refused before it gets plots
-    draw_all(folder)
-    print(write_report(folder))
+    parts = runs(folder)  # a folder of something else is refused before it gets plots
+    for part in parts:
+        draw_all(part)
+        print(write_report(part))
+    if parts != [folder]:
+        draw_all(folder, COMPARED)
+        print(write_comparison(folder))
 
 
 @app.command()
@@ -105,15 +142,17 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
     as_json: Json = False,
 ) -> None:
-    """Recompute the results from the saved model alone and compare them with the record.
+    """Recompute the results from the saved models alone and compare them with the record.
 
     Exit code 1 if a number differs.
 
     Example: simplicit verify runs/s90
     """
+    from .compare import runs
     from .verify import verify as check
 
-    rows = check(folder)
+    parts = runs(folder)
+    rows = [row for part in parts for row in check(part)]
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -176,7 +215,7 @@ def main() -> None:
         if message is None:
             raise
         # help was asked for by giving no command; it is printed already
-        _fail(message() or "a command is needed: run, report, verify or data")
+        _fail(message() or "a command is needed: run, compare, report, verify or data")
     if code == STOPPED:
         print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)
     sys.exit(code)

@@ -102,7 +102,7 @@ class Implicit(Section):
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = key(
         None,
         "fraction of the explicit network's weights to do without; overrides alpha, sparsity_ratio",
-        "a number, at least 0 and below 1, or null",
+        "a number, at least 0 and below 1, or null; a list of them with simplicit compare",
     )
     lambda1: Positive = key(0.1, "weight of the matching loss", POSITIVE)
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = key(
@@ -228,6 +228,9 @@ class Config(Section):
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file.
 
+    A file that cannot be read, and a key or value that is not accepted, is an `InputError`: one
+    line that names it.
+
     Args:
         path: A YAML file; numbers like `1e-2` are numbers.
         overrides: `key=value` with dots between section and key, e.g. `implicit.kappa=0.9`; the
@@ -235,18 +238,44 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
     Returns:
         The configuration, frozen.
+    """
+    return _validate(_read(path, overrides))
+
+
+def load_each(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Config, ...]:
+    """Read a configuration file whose `implicit.sparsity` may be a list.
+
+    Args:
+        path: As in `load`.
+        overrides: As in `load`, e.g. `implicit.sparsity=[0.8,0.9]`.
+
+    Returns:
+        One configuration per sparsity, in the list's order.
 
     Raises:
-        InputError: If the file cannot be read, or a key or value is not accepted: one line that
-            names it.
+        InputError: As `load`; also if the list is empty or names a sparsity twice.
     """
+    values = _read(path, overrides)
+    implicit = values.get("implicit")
+    wanted = implicit.get("sparsity") if isinstance(implicit, dict) else None
+    if not isinstance(implicit, dict) or not isinstance(wanted, list):
+        return (_validate(values),)
+    if not wanted or any(wanted.count(sparsity) > 1 for sparsity in wanted):
+        raise InputError(
+            f"implicit.sparsity = {wanted}: accepted is a number, or a list of them, each once"
+        )
+    return tuple(_validate(values | {"implicit": implicit | {"sparsity": s}}) for s in wanted)
+
+
+def _read(path: Path | str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         tree: Any = OmegaConf.load(path)
         if not isinstance(tree, DictConfig) or not tree:
             raise InputError(f"{path}: no keys; expected are {', '.join(Config.model_fields)}")
         for override in overrides:
             tree = _override(tree, override)
-        values = OmegaConf.to_container(tree, resolve=True)
+        values: Any = OmegaConf.to_container(tree, resolve=True)
+        return values
     except YAMLError as error:
         raise InputError(f"{path}{_explain_yaml(error)}") from error
     except UnicodeDecodeError as error:
@@ -256,6 +285,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         where = f" {error.full_key}:" if error.full_key else ""
         raise InputError(f"{path}:{where} {str(error).splitlines()[0]}") from error
+
+
+def _validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:

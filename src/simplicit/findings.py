@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .plots import read
+from .plots.curves import TRAINED
 
 Row = dict[str, Any]
 
@@ -85,6 +88,80 @@ def results(metrics: Sequence[Row]) -> list[Row]:
     return rows + means
 
 
+def kinds(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Sort the compared models by what may be compared with what.
+
+    Args:
+        rows: Metrics rows of a comparison.
+
+    Returns:
+        Kinds, each with its models in the order of the rows; none is empty.
+    """
+    models = dict.fromkeys(row["model"] for row in rows if "target" in row)
+    sorted_out = {
+        "one-shot, no labels, no training": [m for m in models if m not in TRAINED],
+        "trained": [m for m in models if m in TRAINED],
+    }
+    return {kind: names for kind, names in sorted_out.items() if names}
+
+
+def cells(rows: Sequence[Row], column: str) -> dict[tuple[str, float], Row]:
+    """Sum up one column of a comparison over the seeds.
+
+    Args:
+        rows: Metrics rows of a comparison.
+        column: A number of theirs.
+
+    Returns:
+        For each model and target its `mean`, its `spread` (sample standard deviation, nan of one
+        seed) and whether it is the `best` accuracy of its kind there.
+    """
+    found: dict[tuple[str, float], Row] = {}
+    for row in rows:
+        if "target" in row:
+            found.setdefault((row["model"], row["target"]), {"values": []})["values"].append(
+                read.number(row.get(column))
+            )
+    for cell in found.values():
+        values = np.array(cell["values"])
+        cell["mean"] = float(values.mean())
+        cell["spread"] = float(values.std(ddof=1)) if len(values) > 1 else None
+        cell["best"] = False
+    if column != "seconds":
+        for models in kinds(rows).values():
+            for target in {target for _, target in found}:
+                same = [found[m, target] for m in models if (m, target) in found]
+                if same:
+                    max(same, key=lambda cell: cell["mean"])["best"] = True
+    return found
+
+
+def compared(rows: Sequence[Row]) -> str:
+    """Say in words how the implicit model does at each sparsity.
+
+    Args:
+        rows: Metrics rows of a comparison, completed by `results`.
+
+    Returns:
+        A sentence or two.
+    """
+    losses = cells(rows, "points")
+    said = [
+        f"{_signed(cell['mean'])} points at {percent(target)}"
+        for (model, target), cell in losses.items()
+        if model == "implicit" and math.isfinite(cell["mean"])
+    ]
+    if not said:
+        return "This comparison has no implicit model beside its explicit network."
+    ahead = [cell["best"] for (model, target), cell in losses.items() if model == "implicit"]
+    others = len(kinds(rows).get("one-shot, no labels, no training", [])) - 1
+    sentence = f"Against the explicit network the implicit model has {', '.join(said)} sparsity."
+    if others > 0:
+        where = "every sparsity" if all(ahead) else f"{sum(ahead)} of {len(ahead)} sparsities"
+        sentence += f" Of {others + 1} one-shot methods it is the most accurate at {where}."
+    return sentence
+
+
 def layers(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[Row]:
     """Sum up the row problems of each layer.
 
@@ -152,6 +229,10 @@ def percent(fraction: float) -> str:
     if fraction < 1:
         percentage = min(percentage, 99.99)
     return f"{percentage:.2f} %".replace("-", MINUS)
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", MINUS)
 
 
 def _points(change: float) -> str:

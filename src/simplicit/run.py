@@ -56,6 +56,7 @@ def run(settings: Config, folder: Path) -> list[Row]:
     parts[0].build()
     if not (folder / "config.yaml").exists():
         files.write_text(folder / "config.yaml", settings.to_yaml())
+    if not (folder / "environment.json").exists():
         files.write_json(folder / "environment.json", environment())
     rows = read.metrics(folder) if (folder / "metrics.json").exists() else []
     models: list[str] = list(settings.evaluation.baselines)

@@ -4,14 +4,16 @@ Every figure module offers `TITLE`, `CAPTION` (what to look at), `draw(data) -> 
 `from_run(run_dir) -> Drawing`; a new figure is a new file and one more entry of `FIGURES`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import InputError
 from ..files import write_json
-from . import comparison, gap, magnitudes, pattern, pixels, residual
+from . import comparison, curves, gap, magnitudes, pattern, pixels, residual
 from .save import Drawing, save
 
-__all__ = ["FIGURES", "SKIPPED", "Drawing", "draw_all"]
+__all__ = ["COMPARED", "FIGURES", "SKIPPED", "Drawing", "draw_all"]
 
 FIGURES = {
     "comparison": comparison,
@@ -23,11 +25,14 @@ FIGURES = {
 }
 """The figures in the order a reader wants them; each is saved under its name."""
 
+COMPARED = {"curves": curves}
+"""The figures of a comparison."""
+
 SKIPPED = "skipped.json"
 """In the folder of plots: the name of every figure that could not be drawn, and why."""
 
 
-def draw_all(run_dir: Path) -> list[Path]:
+def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] = FIGURES) -> list[Path]:
     """Draw every figure the run folder has the data for.
 
     Each goes to `plots/<name>.png` with the numbers behind it in `plots/<name>.csv`; what had
@@ -35,6 +40,7 @@ def draw_all(run_dir: Path) -> list[Path]:
 
     Args:
         run_dir: A run folder, finished or not.
+        figures: Which.
 
     Returns:
         The paths of the PNG files.
@@ -47,7 +53,7 @@ def draw_all(run_dir: Path) -> list[Path]:
     plots = run_dir / "plots"
     plots.mkdir(exist_ok=True)
     drawn, skipped = [], {}
-    for name, figure in FIGURES.items():
+    for name, figure in figures.items():
         path = plots / f"{name}.png"
         try:
             save(figure.from_run(run_dir), path)
