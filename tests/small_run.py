@@ -38,7 +38,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a network once, and draw no figures, which take longest."""
     for module in ("fit", "seed_run"):
         monkeypatch.setattr(f"simplicit.{module}.capture", capture_once)
-    monkeypatch.setattr("simplicit.run.plots.draw_all", lambda folder: [])
+    monkeypatch.setattr("simplicit.run.plots.draw_all", lambda *_: [])
 
 
 def settings(*overrides: str) -> config.Config:

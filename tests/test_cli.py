@@ -57,7 +57,9 @@ def test_the_module_runs_too():
     assert done.stdout == f"simplicit {simplicit.__version__}\n" and done.stderr == ""
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("report",), ("verify",), ("data",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("compare",), ("report",), ("verify",), ("data",)]
+)
 def test_every_help_has_an_example(call, command):
     code, out, err = call(*command, "--help")
     assert code == 0 and err == ""
@@ -65,14 +67,14 @@ def test_every_help_has_an_example(call, command):
     assert example.split()[1] == (command[0] if command else "run")
     assert example.strip() == example.strip().rstrip("-")  # on one line
     arguments = example.split()
-    if arguments[1] == "run":
+    if arguments[1] in ("run", "compare"):
         assert (DIGITS.parents[1] / arguments[2]).exists()
 
 
 def test_no_command_prints_the_help_and_fails(call):
     code, out, err = call()
     assert code == 2 and "Commands" in out + err
-    assert "error: a command is needed: run, report, verify or data" in err
+    assert "error: a command is needed: run, compare, report, verify or data" in err
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,23 @@ def test_without_out_the_folder_lies_in_runs(call, tmp_path, monkeypatch):
     assert code == 0
     assert re.fullmatch(r"runs/digits-\d{8}-\d{6}", Path(json.loads(out)["folder"]).as_posix())
     assert (tmp_path / json.loads(out)["folder"] / "report.html").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_comparison_is_printed_reported_and_verified(call, tmp_path):
+    folder = tmp_path / "out"
+    two = ("implicit.sparsity=[0.5,0.75]", "evaluation.baselines=[explicit,implicit,random]")
+    code, out, err = call("compare", DIGITS, *SMALL, *two, "--out", folder)
+    assert code == 0 and out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert out.count("implicit") == 2 and out.count("explicit") == 1
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    code, out, _ = call("report", folder)
+    assert code == 0 and len(out.splitlines()) == 3
+    assert (folder / "report.html").read_bytes() == page
+    code, out, _ = call("verify", folder, "--json")
+    assert code == 0 and len(json.loads(out)) == 10
+    one_error(call("run", DIGITS, *two), r"implicit\.sparsity = .*simplicit compare")
 
 
 def test_missing_data_leaves_nothing(call, tmp_path, monkeypatch):

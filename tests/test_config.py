@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from simplicit.config import Config, load
+from simplicit.config import Config, load, load_each
 from simplicit.config_errors import dotted_keys
 from simplicit.errors import InputError
 
@@ -34,8 +34,23 @@ def message(path: Path, *overrides: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_file_loads_and_survives_a_round_trip(path: Path, write) -> None:
-    config = load(path)
-    assert load(write(config.to_yaml())) == config
+    for config in load_each(path):
+        assert load(write(config.to_yaml())) == config
+
+
+def test_a_list_of_sparsities_is_one_configuration_each(base: Path) -> None:
+    both = load_each(base, ["implicit.sparsity=[0.5,0.75]", "implicit.kappa=0.9"])
+    assert both == tuple(
+        load(base, [f"implicit.sparsity={s}", "implicit.kappa=0.9"]) for s in (0.5, 0.75)
+    )
+    assert load_each(base) == (load(base),)
+    assert "simplicit compare" in message(base, "implicit.sparsity=[0.5,0.75]")
+
+
+@pytest.mark.parametrize("wrong", ["[]", "[0.5,0.5]", "[0.5,1.5]", "[0.5,high]"])
+def test_a_list_of_sparsities_that_is_not_accepted(base: Path, wrong: str) -> None:
+    with pytest.raises(InputError, match=r"implicit\.sparsity = .*accepted is a number"):
+        load_each(base, [f"implicit.sparsity={wrong}"])
 
 
 def test_the_first_releases_files_mean_what_they_meant() -> None:

@@ -12,8 +12,8 @@ from .inputs import in_order, read_by
 from .task import Task
 from .weights import Layer
 
-DAMPING = 1e-4
-"""Added to H's diagonal, relative to its mean."""
+DAMPING = 1e-3
+"""Added to H's diagonal, relative to its mean; chosen on held-out training images, seeds 0 to 2."""
 
 
 def obs(task: Task, sparsity: float) -> nn.Module:
