@@ -117,7 +117,7 @@ def test_what_is_no_comparison_is_refused(finished, tmp_path):
 
 def test_cells_are_means_and_spreads_and_the_best_of_a_kind():
     rows = [
-        {"model": model, "target": 0.9, "seed": seed, "points": points}
+        {"model": model, "target": 0.9, "sparsity": 0.9, "seed": seed, "points": points}
         for model, values in {"implicit": (-1, -3), "obs": (-4, -4), "gmp": (1, 0)}.items()
         for seed, points in enumerate(values)
     ]
@@ -129,5 +129,9 @@ def test_cells_are_means_and_spreads_and_the_best_of_a_kind():
         "one-shot, no labels, no training": ["implicit", "obs"], "trained": ["gmp"]
     }  # fmt: skip
     assert "\N{MINUS SIGN}2.00 points at 90.00 %" in findings.compared(rows)
+    dense = {"model": "sss", "target": 0.9, "sparsity": 0.2, "seed": 0, "points": 5}
+    cells = findings.cells([*rows, dense], "points")
+    assert cells["sss", 0.9]["sparsity"] == 0.2 and not cells["sss", 0.9]["best"]
+    assert cells["gmp", 0.9]["sparsity"] is None and cells["gmp", 0.9]["best"]
     alone = findings.cells(rows[:1], "points")["implicit", 0.9]
     assert alone["spread"] is None and alone["best"]

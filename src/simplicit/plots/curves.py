@@ -14,7 +14,7 @@ from .save import Drawing
 
 TITLE = "Accuracy and time against sparsity"
 CAPTION = (
-    "Left: test accuracy of each method at the sparsity asked for, mean over the seeds; the bars "
+    "Left: test accuracy of each method at the sparsity it has reached, mean over the seeds; bars "
     "reach from the worst seed to the best, the grey band is the explicit network's. Right: "
     "seconds to make one model, by training or solving. Solid lines use no labels and no training; "
     "dashed ones train. Look at where a curve leaves the band."
@@ -29,8 +29,8 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
     """Draw both panels.
 
     Args:
-        rows: Metrics rows with `model`, `seed`, `test_accuracy`, `seconds` and, but for the
-            explicit networks, `target`.
+        rows: Metrics rows with `model`, `seed`, `sparsity`, `test_accuracy`, `seconds` and, but
+            for the explicit networks, `target`.
 
     Returns:
         The figure, and what it shows.
@@ -63,7 +63,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
     right.set_yscale("log")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-    columns = ("model", "seed", "target", "test_accuracy", "seconds")
+    columns = ("model", "seed", "target", "sparsity", "test_accuracy", "seconds")
     return Drawing(figure, [{c: row.get(c, "") for c in columns} for row in [*explicit, *points]])
 
 
@@ -71,9 +71,9 @@ def _curve(
     axes: Axes, rows: Sequence[Mapping[str, Any]], column: str, apart: float,
     colour: str, dashes: str, label: str,
 ) -> None:  # fmt: skip
-    targets, values = read.numbers(rows, "target"), read.numbers(rows, column)
-    at = np.unique(targets)
-    groups = [values[targets == target] for target in at]
+    targets, sparsity, values = (read.numbers(rows, c) for c in ("target", "sparsity", column))
+    groups = [values[targets == target] for target in np.unique(targets)]
+    at = np.array([sparsity[targets == target].mean() for target in np.unique(targets)])
     mean, low, high = (np.array([f(g) for g in groups]) for f in (np.mean, np.min, np.max))
     axes.errorbar(
         at + apart, mean, yerr=[mean - low, high - mean], color=colour, linestyle=dashes,

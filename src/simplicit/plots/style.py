@@ -14,7 +14,7 @@ IMPLICIT = "#0072B2"
 ACCENT = "#D55E00"
 INK = "#333333"
 FAINT = "#d9d9d9"
-OTHERS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+OTHERS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C564B")
 
 QUIET: dict[Any, Any] = {
     "font.size": 9,
