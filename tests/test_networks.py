@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from simplicit.capture import capture
 from simplicit.errors import InputError
-from simplicit.networks import build, load_weights
+from simplicit.networks import ACTIVATIONS, build, load_weights
 
 
 def test_an_fnn_is_flatten_linear_relu_linear() -> None:
@@ -117,3 +118,14 @@ def test_files_that_are_no_weights_are_named(net: nn.Module, tmp_path: Path) -> 
     ]:
         with pytest.raises(InputError, match=f"^weights [^\n]+{reason}[^\n]*$"):
             load_weights(net, path)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_fnn_has_the_activation_asked_for(activation: str) -> None:
+    net = build("fnn", (4, 3, 3, 2), activation=activation)
+    assert isinstance(net, nn.Sequential)
+    kinds = [type(layer) for layer in net]
+    phi = ACTIVATIONS[activation]
+    assert kinds == [nn.Flatten, nn.Linear, phi, nn.Linear, phi, nn.Linear]
+    equations = capture(net, torch.rand(2, 4))
+    assert {e.phi.name for e in equations.hidden} == {activation}

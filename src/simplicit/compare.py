@@ -43,7 +43,7 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     parts = [folder / f"sparsity-{sparsity}" for sparsity in wanted]
     for part, one in zip(parts, settings, strict=True):
         if part != parts[0]:
-            _lend_networks(parts[0], part, one)
+            lend_networks(parts[0], part, one)
         made = run(one, part)
         others = [row for row in made if row["model"] != "explicit"]
         rows += [row for row in made if row["model"] == "explicit" and part == parts[0]]
@@ -57,8 +57,14 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     return rows
 
 
-# the explicit networks of the first run are those of all: a run that finds some trains none
-def _lend_networks(source: Path, part: Path, settings: Config) -> None:
+def lend_networks(source: Path, part: Path, settings: Config) -> None:
+    """Begin a run with the explicit networks of another: it finds them, and trains none.
+
+    Args:
+        source: The other run's folder.
+        part: The new run's; if it exists, nothing is done.
+        settings: The new run's configuration; its explicit networks are the other's.
+    """
     if part.exists():
         return
     files.write_text(part / "config.yaml", settings.to_yaml())

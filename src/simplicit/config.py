@@ -14,6 +14,7 @@ from .config_errors import explain, key
 from .data import DATASETS
 from .errors import InputError
 from .explicit import OPTIMIZERS
+from .networks import ACTIVATIONS
 
 PAPER = {"structure": "full", "bias": False, "closed_loop": False}
 """What `preset: paper` sets where the file is silent: the model as in arXiv 2209.09389."""
@@ -46,7 +47,7 @@ class Explicit(Section):
 
     type: str = key(
         "fnn",
-        "plain feed-forward network with ReLU, or a class of your own",
+        "plain feed-forward network, or a class of your own",
         "fnn or an import path package.module:Class",
         pattern=r"^(fnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
     )
@@ -58,6 +59,9 @@ class Explicit(Section):
         strict=False,
     )
     bias: bool = key(False, "whether the layers of an fnn have biases", SWITCH)
+    activation: Literal["relu", "leaky_relu", "tanh", "sigmoid"] = key(
+        "relu", "what an fnn has between its layers", tuple(ACTIVATIONS)
+    )
     arguments: dict[str, Any] = key(
         {}, "keyword arguments of the class of an import path", "a mapping of argument names"
     )

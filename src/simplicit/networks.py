@@ -16,12 +16,21 @@ from torch import nn
 from .errors import InputError
 from .suggest import did_you_mean
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+"""Names of the activations an `fnn` can have."""
+
 
 def build(
     type: str,
     architecture: Sequence[int],
     *,
     bias: bool = False,
+    activation: str = "relu",
     arguments: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -30,9 +39,10 @@ def build(
     Args:
         type: `fnn`, or an import path `package.module:Class`; modules in the current directory
             can be imported.
-        architecture: Sizes of the layers of an `fnn`, inputs first, logits last; ReLU between
-            them. Not used for an import path.
+        architecture: Sizes of the layers of an `fnn`, inputs first, logits last. Not used for an
+            import path.
         bias: Whether the layers of an `fnn` have biases.
+        activation: What an `fnn` has between them, one of `ACTIVATIONS`.
         arguments: Keyword arguments of the class of an import path.
         seed: Seed of the weights; the global random state is left as it was.
 
@@ -43,7 +53,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if type == "fnn":
-            return _fnn(architecture, bias)
+            return _fnn(architecture, bias, ACTIVATIONS[activation])
         return _make(type, arguments or {})
 
 
@@ -78,10 +88,10 @@ def load_weights(net: nn.Module, path: Path) -> None:
             raise InputError(f"weights {path}: {name} holds NaN or infinity")
 
 
-def _fnn(architecture: Sequence[int], bias: bool) -> nn.Sequential:
+def _fnn(architecture: Sequence[int], bias: bool, phi: type[nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(architecture):
-        layers += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs, bias=bias), phi()]
     return nn.Sequential(*layers[:-1])
 
 

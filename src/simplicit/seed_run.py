@@ -59,6 +59,7 @@ class SeedRun:
             wanted.type,
             wanted.architecture,
             bias=wanted.bias,
+            activation=wanted.activation,
             arguments=wanted.arguments,
             seed=self.seed,
         )
