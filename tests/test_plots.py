@@ -14,7 +14,7 @@ from PIL import Image
 from fake_run import N0, SIZES, N, P, Q, fake_run, metrics, weights
 from simplicit import plots
 from simplicit.errors import InputError
-from simplicit.plots import comparison, gap, magnitudes, pattern, pixels, residual, style
+from simplicit.plots import comparison, curves, gap, magnitudes, pattern, pixels, residual, style
 from simplicit.plots.matrices import Matrices, layer_labels, matrices
 from simplicit.plots.save import save
 
@@ -271,3 +271,20 @@ def test_models_keep_their_colours():
     colours = style.colours(["magnitude", "explicit", "obs"])
     assert colours["explicit"] == style.EXPLICIT
     assert len(set(colours.values())) == 4
+
+
+def test_curves_of_equal_seeds_whose_mean_is_rounded():
+    rows = [
+        {
+            "model": m,
+            "seed": s,
+            "sparsity": 0.9,
+            "target": 0.9,
+            "test_accuracy": 0.1,
+            "seconds": 0.1,
+        }
+        for m in ("implicit", "random")
+        for s in range(3)
+    ]
+    drawing = curves.draw(rows)
+    assert len(drawing.data) == 6 and len(drawing.figure.axes) == 2

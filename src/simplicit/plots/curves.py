@@ -76,7 +76,7 @@ def _curve(
     at = np.array([sparsity[targets == target].mean() for target in np.unique(targets)])
     mean, low, high = (np.array([f(g) for g in groups]) for f in (np.mean, np.min, np.max))
     axes.errorbar(
-        at + apart, mean, yerr=[mean - low, high - mean], color=colour, linestyle=dashes,
+        at + apart, mean, yerr=np.maximum([mean - low, high - mean], 0), color=colour, linestyle=dashes,
         marker="o", markersize=3.5, elinewidth=1, label=label,
     )  # fmt: skip
 
