@@ -75,8 +75,9 @@ def _curve(
     groups = [values[targets == target] for target in np.unique(targets)]
     at = np.array([sparsity[targets == target].mean() for target in np.unique(targets)])
     mean, low, high = (np.array([f(g) for g in groups]) for f in (np.mean, np.min, np.max))
+    bars = np.maximum([mean - low, high - mean], 0)  # a mean may be rounded past its extremes
     axes.errorbar(
-        at + apart, mean, yerr=np.maximum([mean - low, high - mean], 0), color=colour, linestyle=dashes,
+        at + apart, mean, yerr=bars, color=colour, linestyle=dashes,
         marker="o", markersize=3.5, elinewidth=1, label=label,
     )  # fmt: skip
 
