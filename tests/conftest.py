@@ -3,7 +3,12 @@
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# how long an example takes says how busy the machine is, not whether the property holds
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # before their first import, so that a failing assertion of theirs says its values, too
 pytest.register_assert_rewrite("solver_suite", "degenerate_suite", "loop_suite", "small_run")

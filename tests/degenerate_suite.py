@@ -170,7 +170,6 @@ class DegenerateSuite(SolverSuite):
     @given(problems())
     @settings(
         max_examples=40,
-        deadline=None,
         phases=(Phase.explicit, Phase.generate),
         derandomize=True,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],

@@ -70,7 +70,7 @@ steps = st.sampled_from([1e-8, 0.5, 1.0, 1e4])
 @given(v=numbers, t=steps, l0=numbers, l1=numbers, l2=numbers, rho=numbers)
 @example(v=1.0, t=1.0, l0=0.5, l1=0.0, l2=1.0, rho=1.0)  # v at the threshold
 @example(v=2.0, t=1.0, l0=0.5, l1=0.0, l2=1.0, rho=1.0)  # w at the knee
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_prox_is_where_the_derivative_changes_sign(v, t, l0, l1, l2, rho):
     l0 = l0 if l2 > 0 else 0.0
     terms = Separable(

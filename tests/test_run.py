@@ -18,7 +18,7 @@ from small_run import DIGITS, N0, contents, hurry, settings, small_run
 
 COMMON = {"model", "dataset", "seed", "nonzeros", "parameters", "sparsity", "test_accuracy"}
 COMMON |= {"seconds", "inference_seconds", "bytes"}
-IMPLICIT = COMMON | {"structure", "objective", "kappa", "well_posed", "certificate_norm"}
+IMPLICIT = COMMON | {"states", "structure", "objective", "kappa", "well_posed", "certificate_norm"}
 IMPLICIT |= {"certificate_method", "converged", "max_residual", "max_steps", "peak_memory", "rows"}
 IMPLICIT |= {"rows_solved", "max_relative_gap", "seconds_capture", "seconds_states"}
 IMPLICIT |= {"seconds_level", "seconds_solve", "seconds_sweeps"}
@@ -81,7 +81,9 @@ def test_metrics_have_every_column_and_true_numbers(finished):
         assert row["sparsity"] == 1 - row["nonzeros"] / N0
         assert 0 <= row["seconds"] < 600 and 0 < row["inference_seconds"] < 600
     for row in rows[1::2]:
-        assert row["nonzeros"] == N0 // 4 and row["parameters"] == 30 * (20 + 64)
+        assert row["nonzeros"] == N0 // 4 and row["parameters"] == (row["states"] + 10) * (
+            row["states"] + 64
+        )
         assert (row["structure"], row["certificate_method"]) == ("triangular", "nilpotent")
         assert row["well_posed"] is True and row["certificate_norm"] <= 0.99
         assert (row["converged"], row["max_steps"]) == (1.0, 2) and row["max_residual"] < 1e-6

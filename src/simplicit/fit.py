@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import threads
 from .capture import capture
+from .dead import without_dead_states
 from .errors import InputError
 from .match import Structure
 from .matching import Matching, Row
@@ -125,8 +126,12 @@ def fit(
         if recipe.eliminates and recipe.sweeps:
             matching.match_outputs()
             clock.lap("sweeps")
+    model = matching.model()
+    if recipe.eliminates and recipe.sweeps:
+        # only the sweeps spend again what dead states had of the budget
+        model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(matching.model(), matching.rows, matching.trace, seconds)
+    return Fit(model, matching.rows, matching.trace, seconds)
 
 
 @dataclass

@@ -95,6 +95,8 @@ class JointMatching:
     def match(self, budget: int, sweeps: int, step: Step = lambda *_: None) -> None:
         """Go down to a budget in equal ratios, sweep by sweep, and refit.
 
+        What states that are constant or that nothing reads had of the budget is spent again.
+
         Args:
             budget: Non-zeros to leave in all rows together; free features are not counted.
             sweeps: At least 4: the first, and `REFITS` at the end, remove nothing.
@@ -102,7 +104,10 @@ class JointMatching:
         """
         start, falls = max(self.nonzeros(), 1), sweeps - REFITS - 1
         for index in range(falls + 1):
+            self._drop_dead()
             self.sweep(round(start * (budget / start) ** (index / falls)), step)
+        self._drop_dead()
+        self._grow(budget - self.nonzeros())
         for _ in range(REFITS):
             self.sweep(step=step)
 
@@ -132,6 +137,38 @@ class JointMatching:
             Their number.
         """
         return int(torch.count_nonzero(self.W[:, ~self.free]))
+
+    # what reads a state that is constant has it in its bias; what nothing reads has no weights
+    def _drop_dead(self) -> None:
+        counted, one = ~self.free, self.free.nonzero()[:, 0]
+        for block in self.blocks[:-1]:  # forward: a row that read constants only is one, too
+            empty = (self.W[block.rows][:, counted] == 0).all(1).nonzero()[:, 0] + block.rows.start
+            value = self.V[empty, 0]
+            if len(one):
+                self.W[:, one[0]] += self.W[:, empty] @ value
+            else:
+                empty = empty[value == 0]
+            self.W[:, empty] = 0.0
+        for block in reversed(self.blocks[:-1]):  # backward: nor does what only such a row reads
+            unread = (self.W[:, block.rows] == 0).all(0).nonzero()[:, 0] + block.rows.start
+            self.W[unread[:, None], counted.nonzero()[:, 0]] = 0.0
+
+    # gives rows back the weights that would bring the outputs nearest, each by itself
+    def _grow(self, count: int) -> None:
+        if count < 1:
+            return
+        gains = torch.zeros_like(self.W)
+        for index, block in enumerate(self.blocks):
+            for k in range(block.rows.start, block.rows.stop):
+                h, g = self._expand(k, index)
+                curvature = (self.V.square() @ h).clamp_min(torch.finfo(torch.float32).tiny)
+                gain = (self.V @ g).square() / curvature
+                absent = (self.W[k] == 0) & ~self.free
+                gains[k, block.columns] = (gain * absent)[block.columns]
+        best = gains.flatten().topk(min(count, gains.numel()))
+        added = best.indices[best.values > 0]
+        # a weight that is there and does nothing yet: the next sweep finds its value
+        self.W.view(-1)[added] = torch.finfo(torch.float32).tiny
 
     def _solve(self, k: int, index: int, keep: int | None, measure: bool) -> None:
         h, g = self._expand(k, index)

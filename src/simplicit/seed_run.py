@@ -135,6 +135,7 @@ class SeedRun:
             "nonzeros": model.nonzeros,
             "parameters": model.parameters_count,
             "sparsity": model.sparsity,
+            "states": model.n,
             "structure": model.structure,
         }
 
@@ -162,6 +163,7 @@ class SeedRun:
             "parameters": model.parameters_count,
             "sparsity": model.sparsity,
             "bytes": (self.folder / archive.NUMBERS).stat().st_size,
+            "states": model.n,
             "structure": model.structure,
             "objective": self.settings.implicit.objective,
             "kappa": self.settings.implicit.kappa,
