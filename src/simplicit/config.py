@@ -178,7 +178,10 @@ class Evaluation(Section):
         "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
     )
     dataset: str = key("FashionMNIST", "dataset", DATASETS)
-    epoch: Count = key(5, "passes over the training set that a baseline may train for", COUNT)
+    epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
+    training_size: Part | None = key(
+        None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
+    )
     bs: Count = key(64, "every batch size", COUNT)
 
     @field_validator("baselines")
