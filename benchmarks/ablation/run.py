@@ -21,7 +21,6 @@ VARIANTS = {
     "no biases": ("implicit.bias=false",),
     "no skip connections": ("implicit.structure=layered",),
     "inactive samples count fully": ("implicit.relu_aware=false",),
-    "no points between inputs": ("implicit.interpolate=false",),
     "no sensitivity weights": ("implicit.sensitivity=false",),
     "open loop": ("implicit.closed_loop=false",),
     "no joint matching": ("implicit.sweeps=0",),

@@ -133,9 +133,6 @@ class Implicit(Section):
     sweeps: Annotated[int, Field(ge=0)] = key(
         9, "passes of joint matching on the outputs", "0, or a whole number, at least 4"
     )
-    interpolate: bool = key(
-        True, "sweeps match the outputs at points between the inputs, too", SWITCH
-    )
     relu_aware: bool = key(True, "where a state is off, match only that it is off", SWITCH)
     sensitivity: bool = key(True, "weigh rows by how much the outputs depend on them", SWITCH)
     closed_loop: bool = key(

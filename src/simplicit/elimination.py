@@ -5,6 +5,8 @@ on many rows at once: with H the inverse of the Gram on a row's support, removin
 w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Int
 from joblib import Parallel, delayed
@@ -38,7 +40,8 @@ def eliminate(
     """
     tiles = W.split(TILE)
     pool = Parallel(n_jobs=max(1, min(workers, len(tiles))), backend="threading")
-    parts = pool(delayed(_tile)(H, rows, protected, keep) for rows in tiles)
+    found = pool(delayed(_tile)(H, rows, protected, keep) for rows in tiles)
+    parts = cast(list[tuple[Tensor, Tensor]], found)
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 

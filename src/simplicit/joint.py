@@ -169,7 +169,8 @@ class JointMatching:
         return list(self._pool.map(lambda part: getattr(part, question)(*arguments), self.parts))
 
     def _sum(self, question: str, *arguments: Any) -> list[Tensor]:
-        return [sum(answers) for answers in zip(*self._each(question, *arguments), strict=True)]
+        answers = zip(*self._each(question, *arguments), strict=True)
+        return [torch.stack(parts).sum(0) for parts in answers]
 
     def _solve(self, k: int, index: int, keep: int | None, measure: bool) -> None:
         columns = self.blocks[index].columns

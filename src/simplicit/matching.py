@@ -16,7 +16,6 @@ from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
 from .gram import Gram
-from .interpolate import interpolate
 from .joint import BYTES, JointMatching
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
@@ -33,9 +32,6 @@ from .support import bounded, choose, first_budget, plan
 
 AWARE = 3
 """Times the targets of a state that is off are moved to where the row has it."""
-
-BATCH = 1000
-"""Samples a step of a pass over points that no stream has."""
 
 INACTIVE = 0.1
 """Weight, in joint matching, of samples whose state is off, as a part of what it is when on."""
@@ -240,7 +236,10 @@ class Matching:
             self.rows = saved[1]["rows"]
             return
         begin, e, sweeps = time.monotonic(), self.equations, self.recipe.sweeps
-        U, Y = self._samples()
+        m = sum(len(batch) for batch in self.stream)
+        memory.require(BYTES * m * self.W.shape[1], f"{m} samples of {self.W.shape[1]} features")
+        passes = [tuple(t.to(self.device) for t in collect(e, batch)) for batch in self.stream]
+        U, _, Y = (torch.cat(parts) for parts in zip(*passes, strict=True))
         V = self.features(U.new_zeros(len(U), e.n), U)
         free = torch.arange(V.shape[1], device=self.device) >= e.n + e.p
         blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
@@ -257,18 +256,6 @@ class Matching:
                     row["nonzeros"] = int(weights[block.rows.start + row["row"]])
         records = {"rows": self.rows, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("sweeps", self.W, records)
-
-    # all inputs and the teacher's outputs at once, and at points between the inputs
-    def _samples(self) -> tuple[Tensor, Tensor]:
-        columns = self.W.shape[1]
-        m = sum(len(batch) for batch in self.stream) * (2 if self.recipe.interpolate else 1)
-        memory.require(BYTES * m * columns, f"{m} samples of {columns} features")
-        batches = list(self.stream)
-        if self.recipe.interpolate:
-            batches += interpolate(torch.cat(batches)).split(BATCH)
-        passes = [collect(self.equations, batch) for batch in batches]
-        U, _, Y = (torch.cat(parts).to(self.device) for parts in zip(*passes, strict=True))
-        return U, Y
 
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, bring it to its share, refit, keep the records."""

@@ -44,7 +44,6 @@ class Recipe:
             `robustness` always take the latter.
         sweeps: Passes of joint matching on the outputs after an elimination, in which the budget
             is reached; 0 matches states alone.
-        interpolate: Whether the sweeps also match the outputs at points between the inputs.
         relu_aware: Where a teacher's state is off, any pre-activation that leaves it off will do.
         sensitivity: Weigh rows by how much the teacher's outputs depend on them.
         closed_loop: Match each layer on the states of the model built so far, so that errors do
@@ -68,7 +67,6 @@ class Recipe:
     bias: bool = True
     support: Literal["elimination", "relaxation"] = "elimination"
     sweeps: int = 9
-    interpolate: bool = True
     relu_aware: bool = True
     sensitivity: bool = True
     closed_loop: bool = True
