@@ -51,6 +51,8 @@ class SeedRun:
     def build(self) -> nn.Module:
         """Build the explicit network, with the weights saved or configured, if any.
 
+        The dataset gets the layout that the network takes.
+
         Returns:
             A network that takes the dataset's samples.
         """
@@ -63,7 +65,7 @@ class SeedRun:
             arguments=wanted.arguments,
             seed=self.seed,
         )
-        explicit.check(net, self.dataset.train_inputs, len(self.dataset.classes))
+        self.dataset = explicit.suited(net, self.dataset)
         source = self._weights if self._weights.exists() else wanted.weights
         if source is not None:
             explicit.load_weights(net, source)
