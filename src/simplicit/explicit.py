@@ -56,7 +56,10 @@ def check(net: nn.Module, inputs: Float[Tensor, "m *shape"], classes: int) -> No
     shape = " x ".join(str(size) for size in inputs.shape[1:])
     with evaluating(net), torch.no_grad():
         try:
-            outputs = net(inputs[:1].to(_device(net)))
+            sample = inputs[:1].to(_device(net))
+            outputs = net(sample)
+            # a convolution takes one grey image without channel for a channel without batch
+            net(torch.cat([sample, sample]))
         except Exception as error:
             raise InputError(
                 f"the explicit network does not take samples of {shape} "
