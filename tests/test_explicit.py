@@ -142,8 +142,10 @@ def test_grey_images_get_a_channel_where_the_network_wants_one() -> None:
     assert suited(convolution, digits).train_inputs.shape == (1297, 1, 8, 8)
     with pytest.raises(InputError, match="does not take samples of 8 x 8"):
         suited(build("fnn", [63, 10]), digits)
-    grey = replace(digits, train_inputs=torch.rand(5, 28, 28), test_inputs=torch.rand(3, 28, 28))
-    assert suited(build("lenet", ()), grey).test_inputs.shape == (3, 1, 28, 28)
+    grey = replace(
+        digits, train_inputs=torch.rand(1297, 28, 28), test_inputs=torch.rand(500, 28, 28)
+    )
+    assert suited(build("lenet", ()), grey).test_inputs.shape == (500, 1, 28, 28)
     with pytest.raises(InputError, match="does not take samples of 1 x 8 x 8"):
         suited(build("fnn", [63, 10]), digits.with_channel())
 
