@@ -13,7 +13,7 @@ import simplicit
 
 ROOT = Path(simplicit.__file__).parent
 
-FOUNDATIONS = ["errors", "memory", "_types", "phi"]
+FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "maps", "fixed_maps"]
 MATHEMATICS = [
     "prox",
     "gram",

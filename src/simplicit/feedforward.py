@@ -98,6 +98,14 @@ def _activation(phi: Phi) -> nn.Module:
             return nn.ReLU()
         case "leaky_relu":
             return nn.LeakyReLU(phi.slope)
+        case "relu6":
+            return nn.ReLU6()
+        case "silu":
+            return nn.SiLU()
+        case "gelu":
+            return nn.GELU()
+        case "gelu_tanh":
+            return nn.GELU("tanh")
         case "tanh":
             return nn.Tanh()
         case "sigmoid":

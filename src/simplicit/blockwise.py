@@ -1,0 +1,226 @@
+"""Activations φ of a whole block: max-pooling, and operations of a network kept as they are."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import InputError
+from .phi import Phi
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest entry of every window of a block's pre-activations.
+
+    |max_j s_j − max_j t_j| ≤ max_j |s_j − t_j|: it is non-expansive in the ∞-norm, and in a
+    weighted one whose ω is constant on every window.
+
+    Args:
+        shape: Of z: (channels, length) or (channels, height, width).
+        kernel: Size of a window, one number per spatial dimension.
+        stride: Steps between windows.
+        padding: Entries of −∞ around z.
+        dilation: Steps between the entries of a window.
+        ceil: Whether a last window may reach over the edge.
+    """
+
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil: bool = False
+
+    name = "max_pool"
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of x."""
+        return tuple(self._pool(torch.zeros(1, *self.shape)).shape[1:])
+
+    @property
+    def states(self) -> int:
+        """Entries of x."""
+        return prod(self.output_shape)
+
+    @property
+    def lipschitz(self) -> float:
+        """Smallest L with ‖φ(s) − φ(t)‖∞ ≤ L ‖s − t‖∞."""
+        return 1.0
+
+    @property
+    def nnz(self) -> int:
+        """0: it has no weights."""
+        return 0
+
+    def _pool(self, z: Tensor) -> Tensor:
+        pool = F.max_pool1d if len(self.kernel) == 1 else F.max_pool2d
+        return pool(z, self.kernel, self.stride, self.padding, self.dilation, self.ceil)
+
+    def __call__(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m states"]:
+        """Apply φ.
+
+        Returns:
+            x, a row per sample.
+        """
+        return self._pool(z.unflatten(1, self.shape)).flatten(1)
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "MaxPool":
+        """Do nothing: it has no numbers.
+
+        Returns:
+            Itself.
+        """
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An operation of the network that is kept as it is, on each sample by itself.
+
+    Args:
+        op: Name in ATen, e.g. `layer_norm.default`.
+        arguments: Positional arguments: numbers, texts, None and lists of them, and tables with one
+            entry: `operand` or `constant` and its number, or `dtype` and its name. They are those
+            of a batch of one sample.
+        options: Keyword arguments, likewise.
+        operands: Shape of each operand in a batch of one; z holds them one after another.
+        dtypes: Their dtypes, where they are not that of z.
+        constants: Tensors among the arguments.
+        weights: Which of those hold weights, that count.
+        batched: Whether it takes a batch, and works on each sample by itself.
+        output: Which result it is, if there are several.
+        output_shape: Shape of the result in a batch of one.
+    """
+
+    op: str
+    arguments: list[Any]
+    options: dict[str, Any]
+    operands: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str | None, ...]
+    constants: tuple[Tensor, ...]
+    weights: tuple[int, ...]
+    batched: bool
+    output: int | None
+    output_shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What it does."""
+        return self.op.split(".")[0].strip("_")
+
+    @property
+    def states(self) -> int:
+        """Entries of x."""
+        return prod(self.output_shape)
+
+    @property
+    def lipschitz(self) -> float:
+        """Infinite: nothing is known, so nothing is certified."""
+        return math.inf
+
+    @property
+    def nnz(self) -> int:
+        """Non-zero weights, of what would be a linear map if it could be matched."""
+        return sum(int(self.constants[k].count_nonzero()) for k in self.weights)
+
+    def __call__(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m states"]:
+        """Apply φ.
+
+        Returns:
+            x, a row per sample.
+        """
+        operation = aten(self.op)
+
+        def one(*parts: Tensor) -> Tensor:
+            shapes = [(-1, *shape[1:]) if self.batched else shape for shape in self.operands]
+            values = [
+                part.reshape(shape) if dtype is None else part.reshape(shape).to(_dtype(dtype))
+                for part, shape, dtype in zip(parts, shapes, self.dtypes, strict=True)
+            ]
+            arguments = self._filled(self.arguments, values)
+            options = {key: self._filled(some, values) for key, some in self.options.items()}
+            result = operation(*arguments, **options)
+            result = result if self.output is None else result[self.output]
+            return result.reshape(*parts[0].shape[:-1], -1).to(z.dtype)
+
+        each = z.split([prod(shape) for shape in self.operands], 1)
+        return one(*each) if self.batched else torch.vmap(one)(*each)
+
+    def _filled(self, some: Any, values: list[Tensor]) -> Any:
+        if isinstance(some, list):
+            return [self._filled(part, values) for part in some]
+        if not isinstance(some, dict):
+            return some
+        ((kind, which),) = some.items()
+        if kind == "operand":
+            return values[which]
+        return self.constants[which] if kind == "constant" else _dtype(which)
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "Kept":
+        """Change dtype or device of its constants; those of integers keep their dtype.
+
+        Returns:
+            The operation there.
+        """
+        device = target.device if isinstance(target, Tensor) else target
+        moved = (
+            constant.to(target if constant.is_floating_point() else device)
+            if constant.is_floating_point() or not isinstance(device, torch.dtype)
+            else constant
+            for constant in self.constants
+        )
+        return replace(self, constants=tuple(moved))
+
+
+StatePhi = Phi | MaxPool | Kept
+"""φ of a layer."""
+
+
+def states_of(phi: StatePhi, rows: int) -> int:
+    """Count the states of a layer.
+
+    Args:
+        phi: Its φ.
+        rows: Its pre-activations.
+
+    Returns:
+        Entries of φ(z).
+    """
+    return rows if isinstance(phi, Phi) else phi.states
+
+
+def aten(name: str) -> Any:
+    """Find an operation of ATen.
+
+    Args:
+        name: `operation.overload`.
+
+    Returns:
+        The operation.
+
+    Raises:
+        InputError: If there is none of the name.
+    """
+    operation, _, overload = name.partition(".")
+    try:
+        found = getattr(getattr(torch.ops.aten, operation), overload)
+    except (AttributeError, RuntimeError):
+        found = None
+    if not isinstance(found, torch._ops.OpOverload):
+        raise InputError(f"operation {name!r}: accepted are those of torch.ops.aten")
+    return found
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype {name!r}: accepted are those of torch, e.g. float32")
+    return found
