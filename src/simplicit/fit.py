@@ -107,10 +107,18 @@ def fit(
 
     Returns:
         The model and its records.
+
+    Raises:
+        InputError: If the network, the inputs or the recipe cannot be used.
     """
     clock = _Clock()
     stream = batches(inputs, batch_size)
     equations = capture(net, stream.example)
+    if equations.structured:
+        raise InputError(
+            "the network has convolutions, tokens or kept operations, which are read but not yet "
+            "matched: accepted are linear layers on flattened samples"
+        )
     structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
     matching = Matching(equations, stream, recipe, structure, workers, device, checkpoint)
     clock.lap("capture")

@@ -18,7 +18,7 @@ def sensitivity(equations: StateEquations, stream: Batches) -> Float[Tensor, " r
     Returns:
         One number per state, last hidden layer first, then 1 for each output; float64.
     """
-    total, m = torch.zeros(equations.n, dtype=torch.float64), 0
+    total, m = torch.zeros(sum(e.size for e in equations.hidden), dtype=torch.float64), 0
     for batch in stream:
         with torch.enable_grad():
             Z, Y = equations.replay(batch.detach().clone().requires_grad_())
