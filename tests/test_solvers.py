@@ -13,7 +13,7 @@ from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.problem import Penalty, RowProblem, mean_square
 from simplicit.solution import Solution, Status
-from simplicit.solvers import solve, tile
+from simplicit.solvers import newton, solve, tile
 from simplicit.solvers.admm import Admm
 from simplicit.solvers.fista import Fista
 from simplicit.solvers.scaled import Design, Scaled
@@ -59,6 +59,30 @@ class TestHandOver:
             for ball in (False, True):
                 case = known(PENALTIES[name], ball=ball, decay=1.0, N=40, m=100)
                 assert solve(case.problem, tol=1e-9).iterations.max() <= 60
+
+
+class TestCareful:
+    """Newton rounds that end where the first sign changes."""
+
+    @pytest.mark.parametrize("name", ["l1", "l0+l2", "l0+l1+l2"])
+    @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
+    def test_every_round_lowers_the_objective_down_to_the_optimum(self, name, ball):
+        case = known(PENALTIES[name], ball=ball, decay=2.0)
+        problem = Scaled.of(case.problem, Design(case.problem))
+        V = problem.scale(torch.zeros_like(case.W))
+        mu = torch.zeros(len(V), 1, dtype=torch.float64)
+        state = newton.init(problem, V, mu, mu + 1)
+
+        def objective(V: torch.Tensor) -> torch.Tensor:
+            return 0.5 * mean_square(problem.gram, V, problem.moments(V)) + problem.terms.value(V)
+
+        for _ in range(150):
+            old, state = state, newton.step(problem, state, len(V), careful=True)
+            assert (objective(state.V) <= objective(old.V) + 1e-14).all()
+            inside = problem.terms.ball_norm(state.V) <= problem.terms.radius[:, 0] * (1 + 1e-12)
+            assert inside.all()
+        best = objective(problem.scale(case.W))
+        torch.testing.assert_close(objective(state.V), best, rtol=1e-8, atol=1e-10)
 
 
 class TestFistaAlone:
