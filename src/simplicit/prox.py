@@ -156,16 +156,17 @@ class Separable:
         """
         size = v.abs()
         if not self.has_ball:
-            return torch.copysign(self._shrink(size, t), v), torch.zeros_like(self.l0)
+            return self._shrink(size, t).copysign_(v), torch.zeros_like(self.l0)
         mu = self._ball_multiplier(size, t, mu)
-        return torch.copysign(self._shrink(size - t * mu * self.omega, t), v), mu
+        return self._shrink(size.sub_(t * mu * self.omega), t).copysign_(v), mu
 
     def _shrink(self, size: Tensor, t: Tensor) -> Tensor:
-        linear = size - t * self.slope()
+        # in place: fresh memory costs as much as the arithmetic
+        curved = None
         if self.has_curve:
             curved = (size - t * self.l1 * self.rho) / (1 + t * self.l2 * self.rho**2)
-            linear = torch.minimum(linear, curved)
-        return linear.clamp_min_(0)
+        size.addcmul_(t.expand(size.shape), self.slope(), value=-1)
+        return (size if curved is None else torch.minimum(size, curved)).clamp_min_(0)
 
     # Root of Σ ω shrink(size − t μ ω) = radius by Newton kept inside a bracket. The left side falls
     # with μ and is piecewise linear, so Newton ends after a few steps; the bracket is needed
@@ -174,7 +175,7 @@ class Separable:
         low = torch.zeros_like(self.l0)
         reach = torch.where(self.omega > 0, size / (t * self.omega), 0.0)
         high = reach.amax(1, keepdim=True) if size.shape[1] else low.clone()
-        active = self.ball_norm(self._shrink(size, t))[:, None] > self.radius
+        active = self.ball_norm(self._shrink(size.clone(), t))[:, None] > self.radius
         mu = torch.minimum(mu, high) if mu is not None else low.clone()
         step, moving = t * self.omega**2, active
         for _ in range(NEWTON_STEPS):

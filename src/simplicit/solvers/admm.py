@@ -88,7 +88,7 @@ class Admm:
         return choices[nearest][:, None]
 
     def step(self, problem: Scaled, state: AdmmState) -> AdmmState:
-        """Iterate once.
+        """Iterate once; uses the current state up.
 
         Args:
             problem: The rows, in the precision of `dtype`.
@@ -107,7 +107,8 @@ class Admm:
             q = (problem.t2 - ((problem.R + moments) * X).sum(1)).clamp_min(1e-12)
             sigma = torch.sqrt(q)[:, None]
             terms = terms.times(sigma)
-        Z = torch.add(state.Z, X.sub_(state.W), alpha=self.relaxation)
+        # the old state is not used again: fresh memory costs as much as the arithmetic
+        Z = state.Z.add_(X.sub_(state.W), alpha=self.relaxation)
         W, mu = terms.prox(Z, (1 / rho).expand(Z.shape), state.mu)
         return AdmmState(W, Z, mu, sigma, rho)
 

@@ -91,9 +91,11 @@ class Tile:
         left = (self.most - self.iterations[rows]).clamp(0, steps)
         short = set(left.tolist()) - {steps}
         for i in range(int(left.max())):
-            old, state = state, method.step(low, state)
+            whole = fill(torch.arange(len(rows), device=rows.device))
+            old = _rows(state, whole) if short else state  # a copy: a step uses its state up
+            state = method.step(low, state)
             if short:
-                state = _where((left > i)[fill(torch.arange(len(rows)))], state, old)
+                state = _where((left > i)[whole], state, old)
         self.iterations[rows] += left
         return state
 
