@@ -128,6 +128,17 @@ class TestFistaAlone:
         assert (restarts > 0).all() and len(restarts.unique()) > 1
 
 
+@pytest.mark.parametrize("n", [3, 1500])
+def test_submatrices_of_the_gram(n):
+    V = normal(20, n, seed=0)
+    design = Design(RowProblem(Gram.from_data(V, V[:, :1]), Penalty(l1=1.0)))
+    index = torch.tensor([[0, 2, n - 1], [1, n, n]])
+    first, second = design.submatrices(index)
+    assert torch.equal(first, design.G[index[0]][:, index[0]])
+    assert float(second[0, 0]) == float(design.G[1, 1])
+    assert not second[1:].any() and not second[:, 1:].any()
+
+
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     return features(60, 12, 1.0, seed=0), normal(60, 3, seed=1)
 
