@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--features", type=int, nargs="+", default=[250, 500, 1000, 2000, 4000])
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256, 1024])
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.3, 0.15, 0.07, 0.03, 0.015])
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.1, 0.03, 0.01, 0.003, 0.001])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmark-solver"))
     options = parser.parse_args()

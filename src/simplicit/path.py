@@ -71,9 +71,9 @@ def solve_to_budget(
 ) -> tuple[float, list[Solution]]:
     """Find one level, common to all rows, at which they have `budget` non-zeros or slightly more.
 
-    The number of non-zeros is nearly a power of the level, so the secant through the last two
-    levels soon finds it; a bracket keeps it from going astray. Every solve starts from the nearest
-    one so far; features' moments are scaled and factorised once per problem.
+    A secant through the last two levels soon finds it, and a bracket keeps it from going astray.
+    Every solve starts from the nearest one so far; features' moments are scaled and factorised once
+    per problem.
 
     Args:
         problems: Rows with their penalties at level 1.

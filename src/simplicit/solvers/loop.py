@@ -157,9 +157,9 @@ def _solve_tile(
     if warm:
         gap, unit = problem.gap(start), problem.unit
         given = gap <= tol * unit
-        relative = torch.where(unit > 0, gap / unit, 0.0)
-        tile.tol = torch.where(given, tol, 0.9 * tol)[:K].to(tile.tol)
-        tile.gap = torch.where(given, relative, torch.inf)[:K].to(tile.gap)
+        known = given[:K].to(tile.gap.device)
+        tile.gap[known] = torch.where(unit > 0, gap / unit, 0.0)[:K][given[:K]].to(tile.gap)
+        tile.tol[known] = torch.inf
 
     def look() -> bool:
         return watch.look(tile, rows)
@@ -172,9 +172,9 @@ def _solve_tile(
     W[:K, design.keep] = scaled.unscale(tile.V).to(start)
     design.recover_free(problem.gram, W)
     W = torch.where(given[:, None], start, W)
-    known = known_mu[whole]
+    before = known_mu[whole]
     mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0][fill(torch.arange(K))].to(start)
-    mu = torch.where(given & ~known.isnan(), known, mu)
+    mu = torch.where(given & ~before.isnan(), before, mu)
     iterations = tile.iterations[fill(torch.arange(K))].to(start.device)
     return _solution(problem, W, mu, iterations, tol, watch).rows(torch.arange(K))
 

@@ -5,7 +5,7 @@ Free features are projected out, zero features dropped, every feature scaled to 
 solution is that of the problem as given and no solver ever sees units.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
@@ -202,15 +202,8 @@ class Scaled:
         Returns:
             Their scaled problem.
         """
-        return Scaled(
-            self.design,
-            self.R[index],
-            self.t2[index],
-            self.terms.rows(index),
-            self.loss,
-            self.unit[index],
-            self.weight,
-        )
+        R, t2, terms = self.R[index], self.t2[index], self.terms.rows(index)
+        return replace(self, R=R, t2=t2, terms=terms, unit=self.unit[index])
 
     def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:
         """Bring weights as given into scaled coordinates, inside the ball.
@@ -302,4 +295,4 @@ class Scaled:
             The same rows.
         """
         R, t2, terms = self.R.to(dtype), self.t2.to(dtype), self.terms.to(dtype)
-        return Scaled(self.design, R, t2, terms, self.loss, self.unit, self.weight)
+        return replace(self, R=R, t2=t2, terms=terms)

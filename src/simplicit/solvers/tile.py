@@ -90,8 +90,8 @@ class Tile:
         """
         left = (self.most - self.iterations[rows]).clamp(0, steps)
         short = set(left.tolist()) - {steps}
+        whole = fill(torch.arange(len(rows), device=rows.device))
         for i in range(int(left.max())):
-            whole = fill(torch.arange(len(rows), device=rows.device))
             old = _rows(state, whole) if short else state  # a copy: a step uses its state up
             state = method.step(low, state)
             if short:
@@ -117,7 +117,7 @@ class Tile:
             if stop or not bool(self.todo.any()):
                 break
             rows = self.todo.nonzero()[:, 0]
-            low, state = self.scaled.rows(fill(rows)).to(method.dtype), None
+            low = self.scaled.rows(fill(rows)).to(method.dtype)
             state = method.init(low, self.V[fill(rows)].to(method.dtype))
             steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
             while steps <= most and len(rows) and not stop:
