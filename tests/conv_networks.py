@@ -35,6 +35,10 @@ class OptionA(nn.Module):
 class ResNet20(nn.Module):
     """ResNet-20 for CIFAR-10 (He et al. 2016), names as in the weights of shared/data."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, width: int = 16, blocks: int = 3, classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
@@ -76,6 +80,10 @@ class Unrectified(nn.Module):
 
 class Stages(nn.Module):
     """The residual network of shared/data for CIFAR-100: one ReLU at the end of each stage."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
         self, width: int = 16, blocks: int = 3, stem: int = 64, classes: int = 100

@@ -1,6 +1,7 @@
 """Activations φ of a whole block: max-pooling, and operations of a network kept as they are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -71,14 +72,6 @@ class MaxPool:
             x, a row per sample.
         """
         return self._pool(z.unflatten(1, self.shape)).flatten(1)
-
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "MaxPool":
-        """Do nothing: it has no numbers.
-
-        Returns:
-            Itself.
-        """
-        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,20 +157,16 @@ class Kept:
             return values[which]
         return self.constants[which] if kind == "constant" else _dtype(which)
 
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Kept":
-        """Change dtype or device of its constants; those of integers keep their dtype.
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Kept":
+        """Change its constants.
+
+        Args:
+            change: What becomes of a tensor.
 
         Returns:
-            The operation there.
+            The operation with the new ones.
         """
-        device = target.device if isinstance(target, Tensor) else target
-        moved = (
-            constant.to(target if constant.is_floating_point() else device)
-            if constant.is_floating_point() or not isinstance(device, torch.dtype)
-            else constant
-            for constant in self.constants
-        )
-        return replace(self, constants=tuple(moved))
+        return replace(self, constants=tuple(change(constant) for constant in self.constants))
 
 
 StatePhi = Phi | MaxPool | Kept

@@ -4,8 +4,8 @@ The embedding of a network into x = φ(Ax + Bu + b), y = Cx + Du + d is that of 
 Travacca, Askari, Tsai, "Implicit Deep Learning" (arXiv 1908.06315), section 3.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._types import Outputs, States
-from .blockwise import Kept, StatePhi, states_of
+from .blockwise import Kept, MaxPool, StatePhi, states_of
 from .fixed_maps import Fixed
 from .maps import Conv, Dense
 from .phi import Phi
@@ -96,7 +96,7 @@ class Equation:
         name: Module path of the affine map, e.g. `0` or `encoder.fc1`; a module used again has
             `@1`, `@2`, … behind it.
         terms: What can be learned; none for a layer that only adds, pools or moves states.
-        bias: b, or None.
+        bias: b, one number per entry of z or per channel of the first term; or None.
         phi: φ; the identity for the output and between linear layers with nothing in between.
         fixed: What cannot.
         adjust: The parameter that moves the bias: its name in the network's state dict and, a
@@ -105,7 +105,7 @@ class Equation:
 
     name: str
     terms: tuple[Term, ...]
-    bias: Float[Tensor, "rows"] | None
+    bias: Float[Tensor, "_"] | None
     phi: StatePhi
     fixed: tuple[Summand, ...] = ()
     adjust: tuple[str, Float[Tensor, "channels"]] | None = None
@@ -129,10 +129,17 @@ class Equation:
     def channel_bias(self) -> Float[Tensor, "channels"] | None:
         """One bias per row of W: per unit, per channel; None if b differs between positions."""
         first = self.terms[0].map
-        if self.bias is None:
+        if self.full_bias is None:
             return first.weight.new_zeros(len(first.weight))
-        channel = first.by_channel(self.bias[None])[0, 0]
-        return channel if torch.equal(first.spread(channel), self.bias) else None
+        channel = first.by_channel(self.full_bias[None])[0, 0]
+        return channel if torch.equal(first.spread(channel), self.full_bias) else None
+
+    @property
+    def full_bias(self) -> Float[Tensor, "rows"] | None:
+        """One bias per entry of z."""
+        if self.bias is None or len(self.bias) == self.size:
+            return self.bias
+        return self.terms[0].map.spread(self.bias)
 
     def preactivation(self, sources: Sources) -> Float[Tensor, "m rows"]:
         """Compute z for a batch.
@@ -146,7 +153,35 @@ class Equation:
         parts = [term.map(term.reads(sources[term.source])) for term in self.terms]
         parts += [summand.map(sources[summand.source]) for summand in self.fixed]
         z = sum(parts[1:], parts[0])
-        return z if self.bias is None else z + self.bias
+        return z if self.full_bias is None else z + self.full_bias
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Equation":
+        """Change every tensor in it: dtype, device, or sign.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The equation with the new tensors.
+        """
+        terms = tuple(
+            replace(
+                term,
+                map=replace(term.map, weight=change(term.map.weight)),
+                fixed=term.fixed and term.fixed.changed(change),
+                offset=None if term.offset is None else change(term.offset),
+                gain=None if term.gain is None else change(term.gain),
+            )
+            for term in self.terms
+        )
+        return replace(
+            self,
+            terms=terms,
+            bias=None if self.bias is None else change(self.bias),
+            phi=self.phi if isinstance(self.phi, (Phi, MaxPool)) else self.phi.changed(change),
+            fixed=tuple(replace(s, map=s.map.changed(change)) for s in self.fixed),
+            adjust=self.adjust and (self.adjust[0], change(self.adjust[1])),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +221,23 @@ class StateEquations:
         """A tensor of the network's dtype and device."""
         every = (term for equation in (*self.hidden, self.output) for term in equation.terms)
         return next(every).weight
+
+    @property
+    def layers(self) -> tuple[Equation, ...]:
+        """All equations in forward order, that of the outputs last."""
+        return (*self.hidden, self.output)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "StateEquations":
+        """Change every tensor in it, see `Equation.changed`.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The equations with the new tensors.
+        """
+        hidden = tuple(equation.changed(change) for equation in self.hidden)
+        return replace(self, hidden=hidden, output=self.output.changed(change))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -272,7 +324,7 @@ class StateEquations:
                     bias += W @ term.offset.to(dtype)
             for summand in equation.fixed:
                 matrix[:, columns[summand.source]] += summand.map.to_dense().to(dtype)
-            if equation.bias is not None:
-                bias += equation.bias.to(dtype)
+            if equation.full_bias is not None:
+                bias += equation.full_bias.to(dtype)
         (A, B), (C, D) = (M.split([self.n, self.p], dim=1) for M in (states, outputs))
         return A.contiguous(), B.contiguous(), C.contiguous(), D.contiguous(), b, d

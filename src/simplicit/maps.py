@@ -7,6 +7,7 @@ all; `absolute()`, the map with |weights|; `to_dense()`; and `to`, for dtype and
 position they are one matrix, `weight.flatten(1)`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -320,16 +321,24 @@ class Gather:
         """
         return self
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Gather":
+        """Change its tensors.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The map with the new ones.
+        """
+        return replace(self, index=change(self.index))
+
     def to(self, target: torch.dtype | torch.device | Tensor) -> "Gather":
         """Change the device.
 
         Returns:
             The map there.
         """
-        device = target.device if isinstance(target, Tensor) else target
-        return (
-            self if isinstance(device, torch.dtype) else replace(self, index=self.index.to(device))
-        )
+        return self.changed(lambda t: _moved(t, target))
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,15 +391,25 @@ class Sparse:
         """
         return replace(self, value=self.value.abs())
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Sparse":
+        """Change its tensors.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The map with the new ones.
+        """
+        row, column, value = (change(t) for t in (self.row, self.column, self.value))
+        return Sparse(row, column, value, self.rows, self.columns)
+
     def to(self, target: torch.dtype | torch.device | Tensor) -> "Sparse":
         """Change dtype or device.
 
         Returns:
             The map there.
         """
-        value = self.value.to(target)
-        row, column = self.row.to(value.device), self.column.to(value.device)
-        return Sparse(row, column, value, self.rows, self.columns)
+        return self.changed(lambda t: _moved(t, target))
 
 
 LinearMap = Dense | Conv | Gather | Sparse
@@ -400,3 +419,11 @@ LinearMap = Dense | Conv | Gather | Sparse
 def _written_out(linear: LinearMap, like: Tensor) -> Tensor:
     unit = torch.eye(linear.columns, dtype=like.dtype, device=like.device)
     return torch.cat([linear(some) for some in unit.split(CHUNK)]).T.contiguous()
+
+
+def _moved(tensor: Tensor, target: torch.dtype | torch.device | Tensor) -> Tensor:
+    # indices stay whole numbers
+    if tensor.is_floating_point():
+        return tensor.to(target)
+    target = target.device if isinstance(target, Tensor) else target
+    return tensor if isinstance(target, torch.dtype) else tensor.to(target)
