@@ -85,6 +85,6 @@ class Frontier:
         for states in (*self._teacher, *self._model):
             for i, last in enumerate(self._last[: len(states)]):
                 if last <= self.index:
-                    states[i] = states[i].new_empty(0)
+                    states[i] = states[i].new_empty(len(states[i]), 0)
         self.index += 1
         self._targets = self._replay()

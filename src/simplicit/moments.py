@@ -91,7 +91,6 @@ def moments(
 def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
     for sources, z in frontier.batches():
         for i in range(0, len(z), BATCH):
-            # states that are read no more are empty
             yield [s[i : i + BATCH] for s in sources], z[i : i + BATCH]
 
 
