@@ -39,7 +39,7 @@ def test_weights_of_the_ball_and_slopes_survive(tmp_path):
     model.save(tmp_path)
     again = load(tmp_path)
     assert again.weights is not None and torch.equal(again.weights, model.weights)
-    assert again.blocks[0].phi.slope == 0.2
+    assert again.blocks[0].phi == model.blocks[0].phi == Phi("leaky_relu", 0.2)
 
 
 def test_tiny_numbers_survive_and_negative_zeros_take_no_space(tmp_path):

@@ -24,7 +24,7 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["feedforward", "certificate", "model"]
+MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
 PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
 PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE

@@ -62,7 +62,7 @@ def test_a_residual_network_is_read_block_by_block():
         (term,) = equation.terms
         assert isinstance(term.map, Conv) and term.source == index - 1
         assert equation.phi.name == "relu"
-        assert equation.adjust is not None and equation.adjust[0].endswith("bias")
+        assert equation.adjust is not None and equation.adjust.name.endswith("bias")
         assert equation.channel_bias is not None
     last = [e for e in equations.hidden if e.name.endswith("conv2")]
     assert [[s.source for s in e.fixed] for e in last] == [[2 * k] for k in range(6)]

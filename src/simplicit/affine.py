@@ -21,7 +21,7 @@ class Affine:
         fixed: Source -> G. Sources are those of `Term`.
         bias: b, or None.
         name: Module path of the linear map in it, empty if there is none.
-        adjust: The parameter that moves the bias, as in `Equation`.
+        adjust: The parameter that moves the bias: its name, and how far, a number per channel.
         dtype: What the network has, if not that of `like`: comparisons, whole numbers.
     """
 
@@ -151,7 +151,7 @@ class Affine:
         """Say which parameter moves the bias from here on.
 
         Args:
-            adjust: As in `Equation`.
+            adjust: Its name, and how far, a number per channel.
 
         Returns:
             The value.

@@ -85,6 +85,7 @@ def save(model: ImplicitModel, directory: str | Path) -> None:
     layers = (
         _Layer(name=block.name, size=block.size, phi=block.phi.name, slope=block.phi.slope)
         for block in model.blocks
+        if isinstance(block.phi, Phi)
     )
     header = _Header(
         structure=model.structure,

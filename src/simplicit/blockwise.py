@@ -1,7 +1,7 @@
 """Activations φ of a whole block: max-pooling, and operations of a network kept as they are."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -135,27 +135,39 @@ class Kept:
         def one(*parts: Tensor) -> Tensor:
             shapes = [(-1, *shape[1:]) if self.batched else shape for shape in self.operands]
             values = [
-                part.reshape(shape) if dtype is None else part.reshape(shape).to(_dtype(dtype))
+                part.reshape(shape) if dtype is None else part.reshape(shape).to(dtype_of(dtype))
                 for part, shape, dtype in zip(parts, shapes, self.dtypes, strict=True)
             ]
-            arguments = self._filled(self.arguments, values)
-            options = {key: self._filled(some, values) for key, some in self.options.items()}
+            arguments = self.filled(self.arguments, values, self.constants)
+            options = {
+                key: self.filled(some, values, self.constants) for key, some in self.options.items()
+            }
             result = operation(*arguments, **options)
             result = result if self.output is None else result[self.output]
             return result.reshape(*parts[0].shape[:-1], -1).to(z.dtype)
 
-        each = z.split([prod(shape) for shape in self.operands], 1)
+        each = [z_k.contiguous() for z_k in z.split([prod(s) for s in self.operands], 1)]
         return one(*each) if self.batched else torch.vmap(one)(*each)
 
-    def _filled(self, some: Any, values: list[Tensor]) -> Any:
+    def filled(self, some: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:
+        """Put operands and constants into arguments.
+
+        Args:
+            some: An argument, or a list of them.
+            values: The operands.
+            constants: The constants.
+
+        Returns:
+            The argument.
+        """
         if isinstance(some, list):
-            return [self._filled(part, values) for part in some]
+            return [self.filled(part, values, constants) for part in some]
         if not isinstance(some, dict):
             return some
         ((kind, which),) = some.items()
-        if kind == "operand":
-            return values[which]
-        return self.constants[which] if kind == "constant" else _dtype(which)
+        if kind == "dtype":
+            return dtype_of(which)
+        return values[which] if kind == "operand" else constants[which]
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Kept":
         """Change its constants.
@@ -208,7 +220,18 @@ def aten(name: str) -> Any:
     return found
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """Find a dtype of torch.
+
+    Args:
+        name: Its name, e.g. `float32`.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        InputError: If there is none of the name.
+    """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         raise InputError(f"dtype {name!r}: accepted are those of torch, e.g. float32")

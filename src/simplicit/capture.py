@@ -148,7 +148,9 @@ def _export(net: nn.Module, example: Tensor) -> ExportedProgram:
 
 def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
     tensors = {**program.state_dict, **program.constants}
-    parameters = {name: t for name, t in program.state_dict.items() if t.is_floating_point()}
+    parameters = {
+        name: t.detach() for name, t in program.state_dict.items() if t.is_floating_point()
+    }
     layers = Layers(parameters)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values: dict[fx.Node, Any] = {}

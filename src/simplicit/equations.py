@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._types import Outputs, States
+from ._types import Outputs
 from .blockwise import Kept, MaxPool, StatePhi, states_of
 from .fixed_maps import Fixed
 from .maps import Conv, Dense
@@ -89,6 +89,22 @@ class Summand:
 
 
 @dataclass(frozen=True, eq=False)
+class BiasParameter:
+    """The parameter that moves an equation's bias: b = factor · parameter + rest, by channel.
+
+    Args:
+        name: Its name in the network's state dict: the batch norm's or the layer's own bias. Empty
+            if the network has none there.
+        factor: How far b moves with it.
+        rest: What else is in b.
+    """
+
+    name: str
+    factor: Float[Tensor, "channels"]
+    rest: Float[Tensor, "channels"]
+
+
+@dataclass(frozen=True, eq=False)
 class Equation:
     """One layer, z = Σ W (F s + c) + Σ G s + b and x = φ(z).
 
@@ -99,8 +115,8 @@ class Equation:
         bias: b, one number per entry of z or per channel of the first term; or None.
         phi: φ; the identity for the output and between linear layers with nothing in between.
         fixed: What cannot.
-        adjust: The parameter that moves the bias: its name in the network's state dict and, a
-            number per channel, how far b moves with it. None if the network has no such.
+        adjust: The parameter that moves the bias; None if b differs between positions, or nothing
+            is learned.
     """
 
     name: str
@@ -108,7 +124,7 @@ class Equation:
     bias: Float[Tensor, "_"] | None
     phi: StatePhi
     fixed: tuple[Summand, ...] = ()
-    adjust: tuple[str, Float[Tensor, "channels"]] | None = None
+    adjust: BiasParameter | None = None
 
     @property
     def size(self) -> int:
@@ -180,7 +196,10 @@ class Equation:
             bias=None if self.bias is None else change(self.bias),
             phi=self.phi if isinstance(self.phi, (Phi, MaxPool)) else self.phi.changed(change),
             fixed=tuple(replace(s, map=s.map.changed(change)) for s in self.fixed),
-            adjust=self.adjust and (self.adjust[0], change(self.adjust[1])),
+            adjust=self.adjust
+            and replace(
+                self.adjust, factor=change(self.adjust.factor), rest=change(self.adjust.rest)
+            ),
         )
 
 
@@ -236,8 +255,15 @@ class StateEquations:
         Returns:
             The equations with the new tensors.
         """
-        hidden = tuple(equation.changed(change) for equation in self.hidden)
-        return replace(self, hidden=hidden, output=self.output.changed(change))
+        known: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(tensor: Tensor) -> Tensor:  # what is shared stays shared
+            if id(tensor) not in known:
+                known[id(tensor)] = (tensor, change(tensor))
+            return known[id(tensor)][1]
+
+        hidden = tuple(equation.changed(once) for equation in self.hidden)
+        return replace(self, hidden=hidden, output=self.output.changed(once))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -277,7 +303,7 @@ class StateEquations:
             states.append(equation.phi(pre[-1]))
         return pre, self.output.preactivation([*states, u])
 
-    def activate(self, Z: States) -> States:
+    def activate(self, Z: Float[Tensor, "m rows"]) -> Float[Tensor, "m states"]:
         """Apply each layer's φ to its own columns.
 
         Args:

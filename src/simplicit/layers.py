@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .affine import Affine
 from .blockwise import Kept, StatePhi
-from .equations import Equation
+from .equations import BiasParameter, Equation
 from .errors import InputError
 from .maps import Gather
 from .phi import Phi
@@ -32,8 +32,7 @@ class Layers:
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self.hidden: list[Equation] = []
         self._names = {p.data_ptr(): name for name, p in parameters.items() if p.numel()}
-        self._shapes = {name: p.shape for name, p in parameters.items()}
-        self._strides = {name: p.stride() for name, p in parameters.items()}
+        self._parameters = parameters
         self._uses: dict[str, int] = {}
         self._counts: dict[tuple[int, int], int] = {}
 
@@ -62,9 +61,10 @@ class Layers:
         name = "" if tensor is None else self._names.get(tensor.data_ptr(), "")
         if tensor is None or not name:
             return "", False
-        if tensor.shape == self._shapes[name] and tensor.stride() == self._strides[name]:
+        stored = self._parameters[name]
+        if tensor.shape == stored.shape and tensor.stride() == stored.stride():
             return name, False
-        transposed = tensor.ndim == 2 and tensor.T.shape == self._shapes[name]
+        transposed = tensor.ndim == 2 and tensor.T.shape == stored.shape
         return (name, True) if transposed else ("", False)
 
     def equation(self, node: fx.Node, value: Affine, phi: StatePhi, name: str = "") -> Equation:
@@ -82,7 +82,13 @@ class Layers:
         name = name or value.name or module_path(node) or node.name
         uses = self._uses[name] = self._uses.get(name, 0) + 1
         unique = name if uses == 1 else f"{name}@{uses - 1}"  # as torch.export writes reuse
-        return Equation(unique, value.terms, value.bias, phi, value.summands, value.adjust)
+        equation = Equation(unique, value.terms, value.bias, phi, value.summands)
+        if not value.terms or equation.channel_bias is None:
+            return equation
+        bias = equation.channel_bias
+        parameter, factor = value.adjust or ("", torch.zeros_like(bias))
+        rest = bias - factor * self._parameters[parameter] if parameter else bias
+        return replace(equation, adjust=BiasParameter(parameter, factor, rest))
 
     def state(
         self,
