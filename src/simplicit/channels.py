@@ -105,9 +105,10 @@ class Channels:
             weight = part.reshape(old.shape).to(old)
             for t in slot:
                 terms[t] = replace(terms[t], map=replace(terms[t].map, weight=weight))
-        moved = terms[self.slots[0][0]].map.spread(shift.flatten().to(terms[0].weight))
-        bias = moved if equation.bias is None else equation.bias + moved
-        bias = bias if equation.bias is not None or bool(shift.any()) else None
+        bias = equation.full_bias
+        if bool(shift.any()):
+            moved = terms[self.slots[0][0]].map.spread(shift.flatten().to(terms[0].weight))
+            bias = moved if bias is None else bias + moved
         return replace(equation, terms=tuple(terms), bias=bias)
 
     def positions(self, equation: Equation) -> int:
@@ -136,7 +137,7 @@ def channels(equations: StateEquations) -> list[Channels]:
     """
     found: list[Channels] = []
     seen: set[str] = set()
-    for index, equation in enumerate((*equations.hidden, equations.output)):
+    for index, equation in enumerate(equations.layers):
         layouts: dict[tuple[bool, int, int], dict[int, list[int]]] = {}
         for t, term in enumerate(equation.terms):
             if term.parameter in seen:
@@ -171,7 +172,7 @@ def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
             continue
         weight = _scaled(first.weight, first.gain, inverse=True)
         weight = weight.T if term.transposed != first.transposed else weight
-        weight = _scaled(weight, term.gain, inverse=False).reshape(term.weight.shape)
+        weight = _scaled(weight, term.gain, inverse=False)
         terms[t] = replace(term, map=replace(term.map, weight=weight))
     return replace(equation, terms=tuple(terms))
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from . import threads
 from .capture import capture
 from .dead import without_dead_states
+from .equations import StateEquations
 from .errors import InputError
+from .layerwise import LayerwiseMatching
 from .match import Structure
 from .matching import Matching, Row
 from .model import ImplicitModel
 from .recipe import Recipe
-from .states import batches
+from .states import Batches, batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +117,7 @@ def fit(
     stream = batches(inputs, batch_size)
     equations = capture(net, stream.example)
     if equations.structured:
-        raise InputError(
-            "the network has convolutions, tokens or kept operations, which are read but not yet "
-            "matched: accepted are linear layers on flattened samples"
-        )
+        return _fit_layers(equations, stream, recipe, workers, checkpoint, clock)
     structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
     matching = Matching(equations, stream, recipe, structure, workers, device, checkpoint)
     clock.lap("capture")
@@ -138,6 +137,34 @@ def fit(
     if recipe.eliminates and recipe.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
+    seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
+    return Fit(model, matching.rows, matching.trace, seconds)
+
+
+# networks that are not all matrices: only their own connections, A is never written out
+@torch.no_grad()
+def _fit_layers(
+    equations: StateEquations,
+    stream: Batches,
+    recipe: Recipe,
+    workers: int | None,
+    checkpoint: Path | None,
+    clock: "_Clock",
+) -> Fit:
+    if recipe.structure not in ("auto", "layered"):
+        raise InputError(
+            f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
+            "operations, accepted are layered and auto"
+        )
+    workers = min(workers or threads.available(), threads.available())
+    matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
+    clock.lap("capture")
+    with threads.single_threaded():
+        matching.plan()
+        clock.lap("level")
+        matching.solve()
+        clock.lap("solve")
+    model = ImplicitModel.from_equations(matching.matched, equations.nonzeros)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, seconds)
 

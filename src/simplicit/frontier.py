@@ -33,7 +33,7 @@ class Frontier:
     """
 
     def __init__(self, equations: StateEquations, stream: Batches, own: bool) -> None:
-        self._every = (*equations.hidden, equations.output)
+        self._every = equations.layers
         like = equations.like
         self._inputs = [batch.to(like).flatten(1) for batch in stream]
         self.m = sum(len(u) for u in self._inputs)

@@ -76,7 +76,7 @@ class LayerwiseMatching:
     ) -> None:
         self.equations, self.stream, self.recipe, self.workers = equations, stream, recipe, workers
         self.layers = channels(equations)
-        self.every = (*equations.hidden, equations.output)
+        self.every = equations.layers
         self.model: list[Equation] = []
         self.shares: list[Share] = []
         self.level: float | None = None

@@ -56,7 +56,7 @@ def channel_sensitivity(
     Returns:
         For each layer and group one number per channel; float64, on the CPU.
     """
-    every = (*equations.hidden, equations.output)
+    every = equations.layers
     total = [
         torch.zeros(rows.weights(every[rows.index]).shape[:2], dtype=torch.float64)
         for rows in layers

@@ -21,8 +21,8 @@ BOUND_RIDGE = 1e-2
 FIRST, FIRST_PART = 4, 0.2
 """Sweeps begin with at most so many times the budget, and so large a part of N0."""
 
-Order = Int[Tensor, "K T"]
-Anchor = Float[Tensor, "K N"] | None
+Order = Int[Tensor, "_ _"]
+Anchor = Float[Tensor, "_ _"] | None
 
 
 def first_budget(budget: int, N0: int) -> int:
