@@ -9,6 +9,7 @@ from random_models import PHIS, implicit_model, inputs, same
 from simplicit.archive import load, save
 from simplicit.errors import InputError
 from simplicit.model import ImplicitModel
+from simplicit.phi import Phi
 
 STRUCTURES = ["full", "triangular", "layered"]
 
@@ -137,7 +138,7 @@ def test_a_header_of_another_model_is_noticed(tmp_path):
         (lambda h: h["matrices"]["B"].update(storage="dense"), "does not fit model.safetensors"),
         (lambda h: h["matrices"].pop("D"), "does not fit model.safetensors"),
         (lambda h: h.update(vectors=["weights"]), "does not fit model.safetensors"),
-        (lambda h: h["blocks"][0].update(phi="gelu"), "blocks.0.phi: "),
+        (lambda h: h["blocks"][0].update(phi="softplus"), "blocks.0.phi: "),
     ],
 )
 def test_a_header_that_was_edited_is_one_line(tmp_path, change, message):

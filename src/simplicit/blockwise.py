@@ -215,8 +215,8 @@ def aten(name: str) -> Any:
         found = getattr(getattr(torch.ops.aten, operation), overload)
     except (AttributeError, RuntimeError):
         found = None
-    if not isinstance(found, torch._ops.OpOverload):
-        raise InputError(f"operation {name!r}: accepted are those of torch.ops.aten")
+    if not isinstance(found, torch._ops.OpOverload) or operation == "from_file":
+        raise InputError(f"operation {name!r}: accepted are those of torch.ops.aten on tensors")
     return found
 
 

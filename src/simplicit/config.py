@@ -11,13 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yaml import MarkedYAMLError, YAMLError
 
 from .config_errors import explain, key
-from .data import DATASETS
+from .data import DATASETS, is_file
 from .errors import InputError
 from .explicit import OPTIMIZERS
-from .networks import ACTIVATIONS
-
-PAPER = {"structure": "full", "bias": False, "closed_loop": False}
-"""What `preset: paper` sets where the file is silent: the model as in arXiv 2209.09389."""
+from .networks import ACTIVATIONS, CONVOLUTIONAL
+from .recipe import PRESETS
 
 COUNT = "a whole number, at least 1"
 PART = "a number above 0, at most 1 (0.05 is 5 %)"
@@ -47,9 +45,9 @@ class Explicit(Section):
 
     type: str = key(
         "fnn",
-        "plain feed-forward network, or a class of your own",
-        "fnn or an import path package.module:Class",
-        pattern=r"^(fnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        "plain feed-forward network, a convolutional one, or a class of your own",
+        f"fnn, {', '.join(CONVOLUTIONAL)} or an import path package.module:Class",
+        pattern=rf"^(fnn|{'|'.join(CONVOLUTIONAL)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
     )
     architecture: tuple[Count, ...] = key(
         (784, 64, 32, 16, 10),
@@ -63,7 +61,9 @@ class Explicit(Section):
         "relu", "what an fnn has between its layers", tuple(ACTIVATIONS)
     )
     arguments: dict[str, Any] = key(
-        {}, "keyword arguments of the class of an import path", "a mapping of argument names"
+        {},
+        "keyword arguments of the class of another network than an fnn",
+        "a mapping of argument names",
     )
     weights: File | None = key(
         None, "trained weights to load instead of training", "a .safetensors file, or null"
@@ -82,7 +82,10 @@ class Explicit(Section):
     @model_validator(mode="after")
     def _arguments_of_a_class(self) -> "Explicit":
         if self.arguments and self.type == "fnn":
-            raise ValueError("explicit.arguments: only with an import path as explicit.type")
+            raise ValueError(
+                "explicit.arguments: only with a convolutional network or an import path as "
+                "explicit.type"
+            )
         return self
 
 
@@ -91,15 +94,22 @@ class Implicit(Section):
 
     evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
     workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
-    preset: Literal["paper"] | None = key(
-        None, "the papers' recipe: full structure, no biases, open loop", "paper or null"
+    preset: Literal["paper", "acml2025"] | None = key(
+        None,
+        "a paper's recipe; the file may change what it sets",
+        "paper, acml2025 or null",
     )
     structure: Literal["auto", "full", "triangular", "layered"] = key(
         "auto",
         "which entries of A may be used",
         ("auto", "full", "triangular", "layered"),
     )
-    kappa: Inside = key(0.99, "bound on the norm of A; full structure only", INSIDE)
+    kappa: Inside = key(0.99, "bound on the norm of A, in full structure, or of whole rows", INSIDE)
+    constraint: Literal["states", "row"] = key(
+        "states",
+        "what kappa bounds: the states' part of a row, in full structure, or the whole row",
+        ("states", "row"),
+    )
     objective: Literal["sparsity", "robustness"] = key(
         "sparsity", "which penalty: few weights, or small row norms", ("sparsity", "robustness")
     )
@@ -154,9 +164,8 @@ class Implicit(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") == "paper":
-            return PAPER | values
-        return values
+        name = values.get("preset") if isinstance(values, dict) else None
+        return PRESETS[name] | values if isinstance(name, str) and name in PRESETS else values
 
 
 class Evaluation(Section):
@@ -173,8 +182,11 @@ class Evaluation(Section):
     metric: Literal["sparsity", "robustness"] = key(
         "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
     )
-    dataset: str = key("FashionMNIST", "dataset", DATASETS)
-    epoch: Count = key(5, "passes over the training set that a baseline may train for", COUNT)
+    dataset: str = key("FashionMNIST", "dataset", (*DATASETS, "the path of a file name.npz"))
+    epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
+    training_size: Part | None = key(
+        None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
+    )
     bs: Count = key(64, "every batch size", COUNT)
 
     @field_validator("baselines")
@@ -185,7 +197,7 @@ class Evaluation(Section):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        return _one_of(DATASETS, name)
+        return name if is_file(name) else _one_of(DATASETS, name)
 
 
 class Config(Section):

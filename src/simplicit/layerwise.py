@@ -139,7 +139,7 @@ class LayerwiseMatching:
                     for rows, groups in zip(self.layers, problems, strict=True)
                     for W, problem in zip(rows.weights(self.every[rows.index]), groups, strict=True)
                 ]
-                self.level, keep, _ = plan(flat, worth, budget, anchors)
+                self.level, keep, _ = plan(flat, worth, budget, self.workers, anchors)
             else:
                 tol = self.recipe.tol
                 self.level, found = solve_to_budget(flat, budget, tol=tol, workers=self.workers)
@@ -221,7 +221,7 @@ class LayerwiseMatching:
         anchors = [self._anchor(w, p) for w, p in zip(start, problems, strict=True)]
         if self.recipe.eliminates:
             W = [
-                choose(problem, self.shares[k].keep[g], None, anchor)
+                choose(problem, self.shares[k].keep[g], None, self.workers, anchor)
                 for g, (problem, anchor) in enumerate(zip(problems, anchors, strict=True))
             ]
             if self.recipe.relu_aware and equation.phi.name == "relu":

@@ -53,7 +53,8 @@ def run(settings: Config, folder: Path) -> list[Row]:
         SeedRun(settings, dataset, seed, folder / f"seed-{seed}" if index else folder)
         for index, seed in enumerate(settings.seeds)
     ]
-    parts[0].build()
+    for part in parts:
+        part.build()  # what does not fit is told before anything is written
     if not (folder / "config.yaml").exists():
         files.write_text(folder / "config.yaml", settings.to_yaml())
     if not (folder / "environment.json").exists():
@@ -155,7 +156,8 @@ def advise(settings: Config, say: Advice) -> None:
     structure = "triangular" if implicit.structure == "auto" else implicit.structure
     if implicit.workers > available:
         say(f"note: workers: {implicit.workers} reduced to {available}, the processors there are")
-    if "kappa" in implicit.model_fields_set and structure != "full":
+    bounded = structure == "full" or implicit.constraint == "row"
+    if "kappa" in implicit.model_fields_set and not bounded:
         say(
             f"note: kappa: {implicit.kappa} does nothing for structure {structure}, which is "
             "well-posed whatever the weights; it bounds structure full"

@@ -27,6 +27,9 @@ Row = dict[str, Any]
 CURVE_STEPS = 60
 """Most steps of the equilibrium's residual curve."""
 
+STATES = 1 << 26
+"""Most states of test images side by side: 256 MB a copy."""
+
 MADE = ("seconds", "rows", "max_relative_gap")
 """How the columns begin that say how a model was made; `evaluate` keeps them."""
 
@@ -51,6 +54,8 @@ class SeedRun:
     def build(self) -> nn.Module:
         """Build the explicit network, with the weights saved or configured, if any.
 
+        The dataset gets the layout that the network takes.
+
         Returns:
             A network that takes the dataset's samples.
         """
@@ -63,7 +68,7 @@ class SeedRun:
             arguments=wanted.arguments,
             seed=self.seed,
         )
-        explicit.check(net, self.dataset.train_inputs, len(self.dataset.classes))
+        self.dataset = explicit.suited(net, self.dataset)
         source = self._weights if self._weights.exists() else wanted.weights
         if source is not None:
             explicit.load_weights(net, source)
@@ -77,6 +82,7 @@ class SeedRun:
         """
         net, seconds = self._explicit()
         equations = capture(net, self.dataset.train_inputs[:2])
+        self._count("explicit", baselines.by_name(net))
         return self._row("explicit", net) | {
             "seconds": seconds,
             **_size(net, equations.nonzeros, equations.nonzeros),
@@ -95,7 +101,9 @@ class SeedRun:
         settings, dataset = self.settings, self.dataset
         assert settings.implicit.sparsity is not None
         net, _ = self._explicit()
-        trained = data.sample(len(dataset.train_labels), settings.explicit.training_size, self.seed)
+        # by default those the implicit model is matched on, here with their labels
+        part = settings.evaluation.training_size or settings.implicit.training_size
+        trained = data.sample(len(dataset.train_labels), part, self.seed)
         task = baselines.Task(
             net,
             self._calibration(),
@@ -110,6 +118,7 @@ class SeedRun:
         pruned = (baselines.ONE_SHOT | baselines.TRAINED)[name](task, settings.implicit.sparsity)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
+        self._count(name, baselines.by_name(pruned))
         return self._row(name, pruned) | {"seconds": seconds, **_size(pruned, nonzeros, before)}
 
     def finetuned_row(self) -> Row:
@@ -154,7 +163,7 @@ class SeedRun:
         else:
             model, made = self._fit()
         with torch.no_grad():
-            found = [model.equilibrium(u) for u in self._test_batches()]
+            found = [model.equilibrium(u) for u in self._test_batches(model)]
         certificate = model.certificate
         self._tables["convergence"] = self._curve(model)
         return self._row("implicit", model) | {
@@ -178,7 +187,7 @@ class SeedRun:
         }
 
     def write_tables(self, folder: Path) -> None:
-        """Write this seed's records into the run's tables, the other seeds' kept.
+        """Write this seed's records into the run's tables, other seeds' and models' kept.
 
         Args:
             folder: The run folder.
@@ -186,7 +195,8 @@ class SeedRun:
         for name, rows in self._tables.items():
             path = folder / f"{name}.csv"
             others = read.table(path, ["seed"]) if path.exists() else []
-            kept = [row for row in others if row["seed"] != str(self.seed)]
+            new = {row.get("model") for row in rows}
+            kept = [r for r in others if r["seed"] != str(self.seed) or r.get("model") not in new]
             files.write_csv(path, [*kept, *({"seed": self.seed, **row} for row in rows)])
         self._tables.clear()
 
@@ -239,6 +249,7 @@ class SeedRun:
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace}
+        self._count("implicit", _by_layer(result.rows, net))
         return result.model, {
             "seconds": sum(result.seconds.values()),
             "rows": len(result.rows),
@@ -246,6 +257,10 @@ class SeedRun:
             "max_relative_gap": max(row["relative_gap"] for row in result.rows),
             **{f"seconds_{name}": value for name, value in result.seconds.items()},
         }
+
+    def _count(self, model: str, nonzeros: dict[str, int]) -> None:
+        records = [{"model": model, "layer": k, "nonzeros": n} for k, n in nonzeros.items()]
+        self._tables.setdefault("layers", []).extend(records)
 
     # unlabelled: the same samples for all that match or prune with them
     def _calibration(self) -> Tensor:
@@ -265,12 +280,13 @@ class SeedRun:
             "inference_seconds": time.monotonic() - begin,
         }
 
-    def _test_batches(self) -> tuple[Tensor, ...]:
-        return self.dataset.test_inputs.to(self.settings.device).split(2000)
+    def _test_batches(self, model: ImplicitModel) -> tuple[Tensor, ...]:
+        size = max(1, min(2000, STATES // model.n))
+        return self.dataset.test_inputs.to(self.settings.device).split(size)
 
     # residual against step of Picard's iteration on the first test images
     def _curve(self, model: ImplicitModel) -> list[Row]:
-        u = self._test_batches()[0]
+        u = self._test_batches(model)[0]
         with torch.no_grad():
             found = model.equilibrium(u, method="picard", max_steps=CURVE_STEPS, history=True)
         assert found.history is not None
@@ -306,6 +322,16 @@ def _size(net: nn.Module, nonzeros: int, before: int) -> Row:
         "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
         "sparsity": 1 - nonzeros / before,
     }
+
+
+# non-zeros by the layer's name in the network, where the rows say `output` of the last one
+def _by_layer(rows: list[Row], net: nn.Module) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row["layer"]] = found.get(row["layer"], 0) + row["nonzeros"]
+    others = [name for name in baselines.by_name(net) if name not in found]
+    last = others[0] if len(others) == 1 else "output"
+    return {last if layer == "output" else layer: n for layer, n in found.items()}
 
 
 # gives samples that have converged their last residual at the later steps

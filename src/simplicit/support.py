@@ -42,6 +42,7 @@ def plan(
     problems: Sequence[RowProblem],
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
+    workers: int = 1,
     anchors: Sequence[Anchor] | None = None,
 ) -> tuple[float, list[list[int]], list[Order]]:
     """Spend a budget over the rows of all problems.
@@ -50,6 +51,7 @@ def plan(
         problems: Blocks of rows; penalty and ball are left out.
         importance: What a unit of each row's loss is worth, one vector per problem.
         budget: Non-zeros to keep in all rows together, free features not counted.
+        workers: Parallel blocks of rows.
         anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
@@ -65,7 +67,7 @@ def plan(
         problems, importance, anchors or [None] * len(problems), strict=True
     ):
         keep = min(surely, int((~problem.free).sum()))
-        order, cost = eliminate(*_least_squares(problem, anchor), problem.free, keep)
+        order, cost = eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)
         orders.append(order)
         costs += [
             torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
@@ -81,6 +83,7 @@ def choose(
     problem: RowProblem,
     keep: Sequence[int],
     order: Order | None = None,
+    workers: int = 1,
     anchor: Anchor = None,
 ) -> Float[Tensor, "K N"]:
     """Eliminate weights until each row has its number, and refit.
@@ -89,13 +92,15 @@ def choose(
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
         order: In which the rows' weights go, if that is known.
+        workers: Parallel blocks of rows.
         anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
         Weights (K, N).
     """
     if order is None:
-        order, _ = eliminate(*_least_squares(problem, anchor), problem.free, min(keep, default=0))
+        most = min(keep, default=0)
+        order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, workers)
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):

@@ -13,11 +13,13 @@ from .spr import spr
 from .sss import sss
 from .task import Task
 from .wanda import wanda
+from .weights import by_name
 
 __all__ = [
     "ONE_SHOT",
     "TRAINED",
     "Task",
+    "by_name",
     "gmp",
     "magnitude",
     "obs",

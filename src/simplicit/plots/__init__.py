@@ -10,13 +10,14 @@ from types import ModuleType
 
 from ..errors import InputError
 from ..files import write_json
-from . import comparison, curves, gap, magnitudes, pattern, pixels, residual
+from . import comparison, curves, gap, layers, magnitudes, pattern, pixels, residual
 from .save import Drawing, save
 
 __all__ = ["COMPARED", "FIGURES", "SKIPPED", "Drawing", "draw_all"]
 
 FIGURES = {
     "comparison": comparison,
+    "layers": layers,
     "pattern": pattern,
     "magnitudes": magnitudes,
     "pixels": pixels,
