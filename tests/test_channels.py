@@ -91,7 +91,9 @@ def test_a_shared_weight_follows_in_the_units_of_its_own_batch_norm():
 
 
 def test_groups_of_a_convolution_have_their_own_features():
-    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten(), nn.Linear(96, 2)))
+    net = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten(), nn.Linear(96, 2))
+    )
     equations = capture(net.eval(), images(2))
     rows = channels(equations)[0]
     assert isinstance(equations.hidden[0].terms[0].map, Conv)

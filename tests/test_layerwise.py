@@ -83,7 +83,9 @@ def test_the_last_convolution_of_a_block_makes_up_for_its_shortcut():
     bias = first.channel_bias
     broken = matching.layers[0].put(first, M @ W, (M @ bias - bias)[None])
     matching._solve_layer, solve = (
-        lambda k, rows, equation, frontier: broken if k == 0 else solve(k, rows, equation, frontier),
+        lambda k, rows, equation, frontier: (
+            broken if k == 0 else solve(k, rows, equation, frontier)
+        ),
         matching._solve_layer,
     )
     matching.solve()

@@ -109,9 +109,6 @@ def fit(
 
     Returns:
         The model and its records.
-
-    Raises:
-        InputError: If the network, the inputs or the recipe cannot be used.
     """
     clock = _Clock()
     stream = batches(inputs, batch_size)
@@ -155,6 +152,11 @@ def _fit_layers(
         raise InputError(
             f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
             "operations, accepted are layered and auto"
+        )
+    if recipe.constraint == "row":
+        raise InputError(
+            "constraint 'row': for a network with convolutions, tokens or kept operations, accepted "
+            "is states"
         )
     workers = min(workers or threads.available(), threads.available())
     matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)

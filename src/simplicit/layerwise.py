@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +10,23 @@ import torch
 from torch import Tensor
 
 from . import progress
-from .blockwise import Kept
-from .budget import shares
 from .channels import Channels, channels, follow
 from .checkpoint import Checkpoint
 from .equations import Equation, StateEquations
-from .errors import InputError
 from .frontier import Frontier
-from .gram import Gram
+from .layer_plan import Share, anchor, plan_layers, row_problem
 from .moments import Candidate, moments
-from .path import count, solve_to_budget
 from .problem import RowProblem
 from .recipe import Recipe, prune_smallest
 from .records import Row, row_records, trace_records
 from .refit import fit_to_budget
-from .sensitivity import channel_sensitivity
 from .solution import Solution
 from .solvers import Callback, Progress, solve
 from .states import Batches
-from .support import bounded, choose, plan, refit_near
+from .support import bounded, choose, refit_near
 
 AWARE = 3
 """Times the targets of a state that is off are moved to where the row has it."""
-
-
-@dataclass
-class Share:
-    """What the plan gives to the rows of one layer, group by group.
-
-    Attributes:
-        importance: What a unit of each row's loss is worth.
-        keep: Weights of each row, where supports are eliminated.
-        quota: Weights of all rows, where they are relaxed.
-    """
-
-    importance: list[Tensor]
-    keep: list[list[int]]
-    quota: list[int]
 
 
 class LayerwiseMatching:
@@ -78,7 +58,7 @@ class LayerwiseMatching:
         self.layers = channels(equations)
         self.every = equations.layers
         self.model: list[Equation] = []
-        self.shares: list[Share] = []
+        self.shares: list[list[Share]] = []
         self.level: float | None = None
         self.rows: list[Row] = []
         self.trace: list[Row] = []
@@ -88,101 +68,32 @@ class LayerwiseMatching:
         sizes = f"{sum(len(u) for u in stream)} {float(sum(u.double().sum() for u in stream)):.6e}"
         self.checkpoint = Checkpoint(checkpoint, recipe, shapes, sizes)
 
-    @property
-    def budget(self) -> int:
-        """Non-zeros wanted in all rows together, under a budget: less what cannot be removed."""
-        assert self.recipe.sparsity is not None
-        kept = sum(e.phi.nnz for e in self.equations.hidden if isinstance(e.phi, Kept))
-        return max(round((1 - self.recipe.sparsity) * self.equations.nonzeros) - kept, 0)
-
-    def problem(self, gram: Gram) -> RowProblem:
-        """Write the row problems of a group of channels.
-
-        Args:
-            gram: Their moments; the bias, if there is one, is the last feature.
-
-        Returns:
-            The rows, under a budget at penalty level 1.
-        """
-        ones = torch.ones_like(gram.G[0])
-        if self.recipe.bias:
-            ones[-1] = 0.0
-        mean_square = float((gram.G.diagonal() * ones).sum() / ones.sum().clamp_min(1))
-        scale = mean_square**0.5 or 1.0
-        penalty = self.recipe.penalty(gram.m, ones * scale, ones)
-        return RowProblem(gram, penalty, None, self.recipe.loss)
-
     def plan(self) -> None:
         """Under a budget, find the level and each row's share on the teacher's own states."""
         if self.recipe.sparsity is None:
             return
         if saved := self._restore("plan", "level"):
             self.level = saved[1]["level"]
-            values = iter(saved[0].cpu().split([n for s in saved[1]["rows"] for n in s]))
-            for sizes, keep, quota in zip(
-                saved[1]["rows"], saved[1]["keep"], saved[1]["quota"], strict=True
-            ):
-                self.shares.append(Share([next(values)[:, 0] for _ in sizes], keep, quota))
+            worth = iter(saved[0][:, 0].cpu().split(saved[1]["rows"]))
+            shares = zip(saved[1]["keep"], saved[1]["quota"], strict=True)
+            flat = iter([Share(next(worth), keep, quota) for keep, quota in shares])
+            groups = [rows.groups for rows in self.layers]
+            self.shares = [[next(flat) for _ in range(n)] for n in groups]
             return
-        begin, budget = time.monotonic(), self.budget
-        grams = self._teacher_moments()
-        problems = [[self.problem(gram) for gram in groups] for groups in grams]
-        flat = [problem for groups in problems for problem in groups]
-        importance = self._importance(problems)
-        worth = [part for groups in importance for part in groups]
-        keep: list[list[int]] = [[] for _ in flat]
-        quota = [0 for _ in flat]
-        with progress.task("spending the budget over the rows", total=1) as step:
-            if self.recipe.eliminates:
-                anchors = [
-                    self._anchor(W, problem)
-                    for rows, groups in zip(self.layers, problems, strict=True)
-                    for W, problem in zip(rows.weights(self.every[rows.index]), groups, strict=True)
-                ]
-                self.level, keep, _ = plan(flat, worth, budget, self.workers, anchors)
-            else:
-                tol = self.recipe.tol
-                self.level, found = solve_to_budget(flat, budget, tol=tol, workers=self.workers)
-                counts = [count(s, p.free) for s, p in zip(found, flat, strict=True)]
-                quota = list(shares(counts, budget))
-            step(1, f"level {self.level:.3g}")
-        parts = iter(zip(worth, keep, quota, strict=True))
-        for groups in problems:
-            some = [next(parts) for _ in groups]
-            self.shares.append(Share(*(list(part) for part in zip(*some, strict=True))))
+        begin = time.monotonic()
+        self.level, self.shares = plan_layers(
+            self.equations, self.layers, self.stream, self.recipe, self.workers
+        )
+        flat = [share for groups in self.shares for share in groups]
         records = {
             "level": self.level,
-            "rows": [[len(part) for part in share.importance] for share in self.shares],
-            "keep": [share.keep for share in self.shares],
-            "quota": [share.quota for share in self.shares],
+            "rows": [len(share.importance) for share in flat],
+            "keep": [share.keep for share in flat],
+            "quota": [share.quota for share in flat],
             "seconds": time.monotonic() - begin,
         }
-        self.checkpoint.keep("plan", torch.cat(worth)[:, None], records)
-
-    def _teacher_moments(self) -> list[list[Gram]]:
-        frontier = Frontier(self.equations, self.stream, own=False)
-        grams = []
-        with progress.task("moments of the layers", total=len(self.layers)) as step:
-            for index, equation in enumerate(self.every):
-                for rows in (r for r in self.layers if r.index == index):
-                    grams.append(moments(rows, equation, frontier, self.recipe.bias))
-                    if not all(bool(torch.isfinite(gram.G).all()) for gram in grams[-1]):
-                        raise InputError(
-                            f"the states that {rows.name} reads are not finite on the calibration "
-                            "inputs"
-                        )
-                    step(1)
-                if index < len(self.equations.hidden):
-                    frontier.advance(equation)
-        return grams
-
-    def _importance(self, problems: Sequence[Sequence[RowProblem]]) -> list[list[Tensor]]:
-        if self.recipe.sensitivity:
-            return channel_sensitivity(self.equations, self.layers, self.stream)
-        return [[_inverse(problem.gram.t2) for problem in groups] for groups in problems]
-
-    def _anchor(self, W: Tensor, problem: RowProblem) -> Tensor:
-        return torch.nn.functional.pad(W.to(problem.gram.R), (0, int(self.recipe.bias)))
+        worth = torch.cat([share.importance for share in flat])
+        self.checkpoint.keep("plan", worth[:, None], records)
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -217,12 +128,12 @@ class LayerwiseMatching:
 
         start = rows.weights(equation)
         grams = moments(rows, equation, frontier, self.recipe.bias)
-        problems = [self.problem(gram) for gram in grams]
-        anchors = [self._anchor(w, p) for w, p in zip(start, problems, strict=True)]
+        problems = [row_problem(gram, self.recipe) for gram in grams]
+        anchors = [anchor(w, self.recipe) for w in start]
         if self.recipe.eliminates:
             W = [
-                choose(problem, self.shares[k].keep[g], None, self.workers, anchor)
-                for g, (problem, anchor) in enumerate(zip(problems, anchors, strict=True))
+                choose(problem, self.shares[k][g].keep, None, self.workers, a)
+                for g, (problem, a) in enumerate(zip(problems, anchors, strict=True))
             ]
             if self.recipe.relu_aware and equation.phi.name == "relu":
                 for _ in range(AWARE):
@@ -266,13 +177,13 @@ class LayerwiseMatching:
         if recipe.eliminates:
             assert self.level is not None
             # rows that no output hears are worth nothing
-            worth = self.shares[k].importance[g].clamp_min(1e-30)
+            worth = self.shares[k][g].importance.clamp_min(1e-30)
             problem = bounded(problem, self.level / worth.to(W[g]))
             return problem, solve(problem, tol=tol, workers=workers, callback=look), W[g]
         if recipe.sparsity is not None:
             return fit_to_budget(
                 problem,
-                self.shares[k].quota[g],
+                self.shares[k][g].quota,
                 start=self.level,
                 tol=tol,
                 callback=look,
@@ -302,7 +213,3 @@ class LayerwiseMatching:
     def matched(self) -> StateEquations:
         """The model's equations, when all layers are matched."""
         return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
-
-
-def _inverse(t2: Tensor) -> Tensor:
-    return torch.where(t2 > 0, 1 / t2, 0.0).cpu()
