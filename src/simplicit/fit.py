@@ -155,8 +155,8 @@ def _fit_layers(
         )
     if recipe.constraint == "row":
         raise InputError(
-            "constraint 'row': for a network with convolutions, tokens or kept operations, accepted "
-            "is states"
+            "constraint 'row': for a network with convolutions, tokens or kept operations, "
+            "accepted is states"
         )
     workers = min(workers or threads.available(), threads.available())
     matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
