@@ -24,8 +24,9 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["feedforward", "certificate", "model"]
-PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
+MATHEMATICS += ["feedforward", "certificate", "model", "intervals", "lipschitz", "mixed_monotone"]
+MATHEMATICS += ["relaxation", "linear_bounds", "margins"]
+PIPELINE = ["capture", "states", "match", "fit", "certify", "archive", "data", "explicit", "config"]
 PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
 """Top to bottom; `config` lies below the datasets and networks whose names it accepts.
