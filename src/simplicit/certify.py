@@ -62,7 +62,7 @@ def certify(
         methods: Which bounds; None for the first three.
 
     Returns:
-        `certified` (m,), that is radius ≥ eps, and `radius` (m,) float64, within 0.2 % of where
+        `certified` (m,), that is radius ≥ eps, and `radius` (m,) float64, within 1 % of where
         the proof ends and never beyond it.
 
     Raises:

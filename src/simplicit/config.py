@@ -13,6 +13,7 @@ from yaml import MarkedYAMLError, YAMLError
 from .config_errors import explain, key
 from .data import DATASETS
 from .errors import InputError
+from .evaluate.robustness import Attack
 from .explicit import OPTIMIZERS
 from .networks import ACTIVATIONS
 
@@ -32,8 +33,26 @@ Inside = Annotated[float, Field(gt=0, lt=1)]
 File = Annotated[Path, Field(strict=False)]
 
 
-Model = Literal["explicit", "implicit", "random", "magnitude", "wanda", "obs", "gmp", "sss", "spr"]
-"""What a run can evaluate: the two networks, and the pruning methods of `baselines`."""
+Model = Literal[
+    "explicit",
+    "implicit",
+    "random",
+    "magnitude",
+    "wanda",
+    "obs",
+    "gmp",
+    "sss",
+    "spr",
+    "adversarial",
+    "ibp",
+    "decay",
+]
+"""What a run can evaluate: the two networks, and the methods of `baselines`."""
+
+UNPRUNED = ("explicit", "implicit", "adversarial", "ibp", "decay")
+"""Those that need no sparsity to prune to."""
+
+Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -165,21 +184,36 @@ class Evaluation(Section):
     baselines: tuple[Model, ...] = key(
         ("explicit", "implicit"),
         "which models are evaluated, at the sparsity of the implicit one",
-        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, each at most "
-        "once",
+        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, adversarial, "
+        "ibp, decay, each at most once",
         min_length=1,
         strict=False,
     )
     metric: Literal["sparsity", "robustness"] = key(
         "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
     )
+    eps: tuple[Radius, ...] = key(
+        (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+        "radii of attacks and certificates, with metric robustness; images have values in [0, 1]",
+        "a list of numbers, at least 0, each once",
+        min_length=1,
+        strict=False,
+    )
+    attacks: tuple[Attack, ...] = key(
+        ("fgsm", "pgd", "pgd-100", "transfer", "corners"),
+        "attacks, with metric robustness; autoattack and foolbox need the extra attacks",
+        "a list of fgsm, pgd, pgd-100, pgd-l2, transfer, corners, brightness, gaussian, blur, "
+        "autoattack, foolbox, each at most once",
+        strict=False,
+    )
+    samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)
     dataset: str = key("FashionMNIST", "dataset", DATASETS)
     epoch: Count = key(5, "passes over the training set that a baseline may train for", COUNT)
     bs: Count = key(64, "every batch size", COUNT)
 
-    @field_validator("baselines")
+    @field_validator("baselines", "eps", "attacks")
     @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _distinct(cls, names: tuple[Any, ...]) -> tuple[Any, ...]:
         return _each_once(names)
 
     @field_validator("dataset")
@@ -208,7 +242,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sparsity_of_the_baselines(self) -> "Config":
-        pruned = [m for m in self.evaluation.baselines if m not in ("explicit", "implicit")]
+        pruned = [m for m in self.evaluation.baselines if m not in UNPRUNED]
         if pruned and self.implicit.sparsity is None:
             raise ValueError(
                 f"implicit.sparsity: {pruned[0]} of evaluation.baselines needs one to prune to"

@@ -22,7 +22,7 @@ Method = Literal["lipschitz", "interval", "mixed-monotone", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """From the loosest and cheapest to the tightest; without feedback intervals are mixed-monotone."""
 
-PRECISION = 0.002
+PRECISION = 0.01
 """Relative precision of a radius."""
 
 LARGEST = 1e6
@@ -63,7 +63,7 @@ class Margins:
         if unknown := set(methods) - set(METHODS):
             raise InputError(f"method {min(unknown)!r}: accepted are {', '.join(METHODS)}")
         self.model, self.u, self.label, self.bounds = model, u, label, bounds
-        self.methods = [method for method in METHODS if method in methods]
+        self.methods: list[Method] = [method for method in METHODS if method in methods]
         self.begin = start(model, u) if full else None
         self.reach = torch.zeros(len(u), dtype=u.dtype)
         if "lipschitz" in methods:
