@@ -26,10 +26,20 @@ MATHEMATICS = [
 ]
 MATHEMATICS += ["feedforward", "certificate", "model", "intervals", "lipschitz", "mixed_monotone"]
 MATHEMATICS += ["relaxation", "linear_bounds", "margins"]
-PIPELINE = ["capture", "states", "match", "fit", "certify", "archive", "data", "explicit", "config"]
-PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
+PIPELINE = [
+    "capture",
+    "states",
+    "match",
+    "fit",
+    "certify",
+    "evaluate",
+    "archive",
+    "data",
+    "explicit",
+]
+PIPELINE += ["config", "baselines", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
-"""Top to bottom; `config` lies below the datasets and networks whose names it accepts.
+"""Top to bottom; `config` lies below the datasets, networks and attacks whose names it accepts.
 
 A file that is not listed must only keep the graph acyclic.
 """

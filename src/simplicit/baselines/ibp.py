@@ -2,11 +2,12 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
 from . import weights
-from .finetune import hold
+from .finetune import hold, train
 from .task import Task
 
 EPS = 0.05

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ..certify import as_model, certify
@@ -235,6 +234,8 @@ def share(count: int, total: int) -> Row:
     Returns:
         `samples`, `accuracy`, and Wilson's interval `low`, `high`.
     """
+    from scipy.stats import binomtest  # half a second that reading a configuration need not wait
+
     interval = binomtest(count, total).proportion_ci(CONFIDENCE, "wilson")
     low, high = float(interval.low), float(interval.high)
     return {"samples": total, "accuracy": count / total, "low": low, "high": high}
