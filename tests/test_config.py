@@ -105,6 +105,8 @@ def test_the_preset_gives_defaults_that_the_file_may_change(base: Path, write) -
     biased = load(base, ["implicit.preset=paper", "implicit.bias=true"])
     assert biased.implicit.bias
     assert biased.implicit.structure == "full"
+    silent = load(write("implicit: {preset: acml2025}"))
+    assert (silent.implicit.constraint, silent.implicit.alpha) == ("row", 0.0)
 
 
 def test_strings_that_look_like_other_things_survive_the_round_trip(base: Path, write) -> None:

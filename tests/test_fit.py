@@ -190,7 +190,7 @@ def spoilt(value: float) -> Tensor:
         (samples()[:, :4], {}, r"does not run on inputs of shape \(200, 4\)"),
         (samples(), {"sparsty": 0.5}, "unknown option 'sparsty': accepted are objective, sparsity"),
         (samples(), {"sparsity": 1.0}, "sparsity=1.0: accepted is"),
-        (samples(), {"preset": "best"}, "preset 'best': accepted are paper"),
+        (samples(), {"preset": "best"}, "preset 'best': accepted are paper, acml2025"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(inputs, options, says):

@@ -36,7 +36,9 @@ def test_the_papers_preset():
     assert (recipe.structure, recipe.bias, recipe.closed_loop) == ("full", False, False)
     assert (recipe.kappa, recipe.alpha) == (0.9, 0.1)
     assert Recipe().with_preset(None) == Recipe()
-    with pytest.raises(InputError, match="preset 'papers': accepted are paper"):
+    successor = Recipe(kappa=0.5).with_preset("acml2025")
+    assert (successor.constraint, successor.alpha, successor.kappa) == ("row", 0.0, 0.5)
+    with pytest.raises(InputError, match="preset 'papers': accepted are paper, acml2025"):
         Recipe().with_preset("papers")
 
 

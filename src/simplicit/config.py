@@ -16,9 +16,7 @@ from .errors import InputError
 from .evaluate.robustness import Attack
 from .explicit import OPTIMIZERS
 from .networks import ACTIVATIONS
-
-PAPER = {"structure": "full", "bias": False, "closed_loop": False}
-"""What `preset: paper` sets where the file is silent: the model as in arXiv 2209.09389."""
+from .recipe import PRESETS
 
 COUNT = "a whole number, at least 1"
 PART = "a number above 0, at most 1 (0.05 is 5 %)"
@@ -110,15 +108,22 @@ class Implicit(Section):
 
     evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
     workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
-    preset: Literal["paper"] | None = key(
-        None, "the papers' recipe: full structure, no biases, open loop", "paper or null"
+    preset: Literal["paper", "acml2025"] | None = key(
+        None,
+        "a paper's recipe; the file may change what it sets",
+        "paper, acml2025 or null",
     )
     structure: Literal["auto", "full", "triangular", "layered"] = key(
         "auto",
         "which entries of A may be used",
         ("auto", "full", "triangular", "layered"),
     )
-    kappa: Inside = key(0.99, "bound on the norm of A; full structure only", INSIDE)
+    kappa: Inside = key(0.99, "bound on the norm of A, in full structure, or of whole rows", INSIDE)
+    constraint: Literal["states", "row"] = key(
+        "states",
+        "what kappa bounds: the states' part of a row, in full structure, or the whole row",
+        ("states", "row"),
+    )
     objective: Literal["sparsity", "robustness"] = key(
         "sparsity", "which penalty: few weights, or small row norms", ("sparsity", "robustness")
     )
@@ -173,9 +178,8 @@ class Implicit(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") == "paper":
-            return PAPER | values
-        return values
+        name = values.get("preset") if isinstance(values, dict) else None
+        return PRESETS[name] | values if isinstance(name, str) and name in PRESETS else values
 
 
 class Evaluation(Section):
@@ -208,7 +212,10 @@ class Evaluation(Section):
     )
     samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)
     dataset: str = key("FashionMNIST", "dataset", DATASETS)
-    epoch: Count = key(5, "passes over the training set that a baseline may train for", COUNT)
+    epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
+    training_size: Part | None = key(
+        None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
+    )
     bs: Count = key(64, "every batch size", COUNT)
 
     @field_validator("baselines", "eps", "attacks")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 
 from . import progress
 from .errors import InputError
@@ -67,6 +68,7 @@ def train(
     *,
     optimizer: str = "Adam",
     lr: float = 1e-3,
+    decay: bool = False,
     epochs: int = 10,
     batch_size: int = 64,
     seed: int = 0,
@@ -84,6 +86,7 @@ def train(
         labels: Their classes, from 0, or a probability of each class.
         optimizer: One of `OPTIMIZERS`, with torch's defaults besides the learning rate.
         lr: Learning rate.
+        decay: Whether it falls to 0, in equal steps.
         epochs: Passes over the samples, each in a new random order.
         batch_size: Samples a step.
         seed: Seed of the orders and of dropout; the global random state is left as it was.
@@ -110,6 +113,8 @@ def train(
     cross_entropy = nn.CrossEntropyLoss()
     loss_of = objective or (lambda u, y: cross_entropy(net(u), y))
     step = getattr(torch.optim, optimizer)(net.parameters(), lr=lr)
+    steps = max(1, epochs * math.ceil(total / batch_size))
+    rate = LinearLR(step, 1.0, 0.0 if decay else 1.0, steps)
 
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -137,6 +142,7 @@ def train(
                 step.zero_grad()
                 loss.backward()
                 step.step()
+                rate.step()
                 if after_step is not None:
                     after_step()
                 waiting += len(batch)

@@ -60,7 +60,7 @@ def implicitize(
         sparsity: Budget: the fraction of the network's weights to do without, in [0, 1).
         structure: Which entries of A may be used: `full`, `triangular`, `layered` or `auto`.
         kappa: Bound on ‖A‖∞,ω for `full`.
-        preset: `paper` for a reconstruction of the paper's recipe.
+        preset: `paper` or `acml2025`, reconstructions of the recipes of two papers.
         seed: Seed of whatever is random; the convex solve itself is not.
         **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
             of `fit`.

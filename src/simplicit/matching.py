@@ -10,8 +10,8 @@ from torch import Tensor
 
 from . import memory, progress, threads
 from .budget import shares
-from .certificate import nilpotent_weights
 from .checkpoint import Checkpoint
+from .constraint import RowConstraint
 from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
@@ -20,7 +20,7 @@ from .joint import BYTES, JointMatching
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
 from .path import count, solve_to_budget
-from .problem import Ball, RowProblem
+from .problem import RowProblem
 from .recipe import Recipe, prune_smallest
 from .records import Row, row_records, trace_records
 from .refit import fit_to_budget, refit
@@ -59,12 +59,9 @@ class Matching:
         n, p, q = equations.n, equations.p, equations.q
         kind = {"dtype": torch.float64, "device": self.device}
         self.W = torch.zeros(n + q, n + p + int(recipe.bias), **kind)
-        A, *_ = equations.dense()
-        slopes = [e.phi.lipschitz for e in reversed(equations.hidden) for _ in range(e.size)]
-        self.lipschitz = torch.tensor(slopes, dtype=torch.float64)
-        # weights in which the teacher itself is inside the ball; for a homogeneous φ that is the
-        # papers' rescaling of the teacher, exactly: A' = Ω⁻¹ A Ω
-        self.omega = nilpotent_weights(A.cpu(), self.lipschitz, recipe.kappa).to(self.device)
+        self.constraint = None
+        if structure == "full" or recipe.constraint == "row":
+            self.constraint = RowConstraint(equations, recipe.constraint, recipe.kappa)
         self.rho = torch.ones(self.W.shape[1], **kind)
         self.quotas: list[int | None] = [None] * len(self.blocks)
         self.keep: list[list[int]] = []
@@ -133,9 +130,8 @@ class Matching:
         ones = (torch.arange(len(self.rho)) < n + self.equations.p).to(self.rho)
         columns = block.columns.to(self.device)
         ball = None
-        if self.structure == "full" and block.rows.start < n:
-            radius = recipe.kappa * self.omega / self.lipschitz.to(self.omega)
-            ball = Ball((columns < n).nonzero()[:, 0], radius[block.rows], self.omega)
+        if self.constraint is not None and block.rows.start < n:
+            ball = self.constraint.ball(replace(block, columns=columns))
         penalty = recipe.penalty(gram.m, self.rho[columns], ones[columns])
         return RowProblem(small, penalty, ball, recipe.loss)
 
@@ -332,6 +328,7 @@ class Matching:
             The model, in the teacher's dtype unless another is given.
         """
         e, n, p = self.equations, self.equations.n, self.equations.p
+        constraint = self.constraint
         states, outputs = self.W[:n], self.W[n:]
         biased = self.recipe.bias
         blocks = [Block(eq.name, eq.size, eq.phi) for eq in reversed(e.hidden)]
@@ -346,6 +343,6 @@ class Matching:
             structure=self.structure,
             input_shape=e.input_shape,
             reference_nonzeros=e.nonzeros,
-            weights=self.omega if self.structure == "full" else None,
+            weights=constraint.omega if constraint and self.structure == "full" else None,
         )
         return model.cast(dtype or e.output.terms[0].weight.dtype)

@@ -2,16 +2,27 @@
 
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from .constraint import Constraint
 from .duality import Loss
 from .errors import InputError
 from .problem import Penalty
 
-PRESETS = ("paper",)
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"structure": "full", "bias": False, "closed_loop": False},
+    "acml2025": {
+        "structure": "full",
+        "bias": False,
+        "closed_loop": False,
+        "constraint": "row",
+        "alpha": 0.0,
+    },
+}
+"""What a named recipe sets."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,9 @@ class Recipe:
         sparsity: Budget: 1 − non-zero weights / N0 of the explicit network, in [0, 1). The penalty
             level is then found on a path, and alpha and sparsity_ratio are not used.
         structure: `full`, `triangular`, `layered`, or `auto`: triangular.
-        kappa: Bound κ in (0, 1) on ‖A‖∞,ω; only `full` needs it.
+        kappa: Bound κ in (0, 1) on ‖A‖∞,ω, which `full` needs, or on whole rows.
+        constraint: What κ bounds: the `states` of a row of [A B], in `full` only, or the whole
+            `row`, in any structure (see `constraint`).
         bias: Whether rows have a bias.
         support: Which weights a budget keeps: `elimination`, one removed after another where the
             loss of it is least, or `relaxation`, those of the convex penalty; `full` and
@@ -50,6 +63,7 @@ class Recipe:
     sparsity: float | None = None
     structure: Literal["auto", "full", "triangular", "layered"] = "auto"
     kappa: float = 0.99
+    constraint: Constraint = "states"
     bias: bool = True
     support: Literal["elimination", "relaxation"] = "elimination"
     sweeps: int = 9
@@ -74,6 +88,7 @@ class Recipe:
             "structure",
             "auto, full, triangular or layered",
         )
+        check(self.constraint in ("states", "row"), "constraint", "states or row")
         check(self.support in ("elimination", "relaxation"), "support", "elimination or relaxation")
         check(self.sweeps == 0 or self.sweeps >= 4, "sweeps", "0, or a whole number, at least 4")
         check(self.sparsity is None or 0 <= self.sparsity < 1, "sparsity", "None or [0, 1)")
@@ -86,13 +101,18 @@ class Recipe:
     def with_preset(self, preset: str | None) -> "Recipe":
         """Apply a named recipe.
 
-        `paper` is a documented reconstruction of SIM (arXiv 2209.09389), whose own settings are
-        not published in full: a full A under the row constraint ‖A‖∞,ω ≤ κ, with ω that makes the
-        teacher feasible (the papers rescale the teacher instead, which is the same for ReLU); no
-        biases; states matched as they are; the seed's α and λ1.
+        Both are documented reconstructions: neither paper publishes all of its settings. States
+        are matched as they are, without biases, with a full A.
+
+        `paper` is SIM (arXiv 2209.09389): the row constraint ‖A‖∞,ω ≤ κ, with ω that makes the
+        teacher feasible (the papers rescale the teacher instead, which is the same for ReLU), and
+        the seed's α and λ1. `acml2025` is its successor (Tsai, Gao, El Ghaoui, PMLR v260): the
+        least-squares loss alone, every row of [A B] in an l1 ball of radius κ, relative to the
+        teacher's own row; C and D by least squares. That paper finds the ball's multiplier by
+        bisection; the solver here does so by Newton, with the same result.
 
         Args:
-            preset: `paper` or None.
+            preset: `paper`, `acml2025` or None.
 
         Returns:
             The recipe.
@@ -104,13 +124,14 @@ class Recipe:
             return self
         if preset not in PRESETS:
             raise InputError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
-        return replace(self, structure="full", bias=False, closed_loop=False)
+        return replace(self, **PRESETS[preset])
 
     @property
     def eliminates(self) -> bool:
         """Whether a budget is met by elimination, which knows no constraint on the rows."""
         chosen = self.support == "elimination" and self.sparsity is not None
-        return chosen and self.objective == "sparsity" and self.structure != "full"
+        bounded = self.structure == "full" or self.constraint == "row"
+        return chosen and self.objective == "sparsity" and not bounded
 
     @property
     def loss(self) -> Loss:

@@ -155,7 +155,8 @@ def advise(settings: Config, say: Advice) -> None:
     structure = "triangular" if implicit.structure == "auto" else implicit.structure
     if implicit.workers > available:
         say(f"note: workers: {implicit.workers} reduced to {available}, the processors there are")
-    if "kappa" in implicit.model_fields_set and structure != "full":
+    bounded = structure == "full" or implicit.constraint == "row"
+    if "kappa" in implicit.model_fields_set and not bounded:
         say(
             f"note: kappa: {implicit.kappa} does nothing for structure {structure}, which is "
             "well-posed whatever the weights; it bounds structure full"

@@ -95,7 +95,9 @@ class SeedRun:
         """
         settings, dataset = self.settings, self.dataset
         net, _ = self._explicit()
-        trained = data.sample(len(dataset.train_labels), settings.explicit.training_size, self.seed)
+        # by default those the implicit model is matched on, here with their labels
+        part = settings.evaluation.training_size or settings.implicit.training_size
+        trained = data.sample(len(dataset.train_labels), part, self.seed)
         task = baselines.Task(
             net,
             self._calibration(),
