@@ -160,13 +160,39 @@ class Implicit(Section):
         "equilibrium",
         SWITCH,
     )
+    robustness: Inside | None = key(
+        None,
+        "accuracy that objective robustness may cost, estimated without labels on held-out "
+        "calibration inputs; the strongest level that costs no more is taken",
+        "a number above 0 and below 1 (0.01 is one point), or null",
+    )
+    loss: Literal["root", "squared"] = key(
+        "root", "matching loss of objective robustness without a level", ("root", "squared")
+    )
     finetune: Annotated[int, Field(ge=0)] = key(
         0,
         "passes over the calibration inputs that distil the model on its support, with gradients; "
         "reported apart, as model finetuned",
         "a whole number, at least 0",
     )
+    finetune_eps: Radius = key(
+        0.0,
+        "radius within which finetune also trains for the worst case of intervals; for inputs in "
+        "[0, 1] and structure triangular or layered",
+        "a number, at least 0",
+    )
     tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
+
+    @model_validator(mode="after")
+    def _level_of_robustness(self) -> "Implicit":
+        met = self.sparsity is not None and self.support == "elimination" and self.sweeps > 0
+        free = self.structure != "full" and self.constraint == "states"
+        if self.robustness is not None and not (self.objective == "robustness" and met and free):
+            raise ValueError(
+                "implicit.robustness: only with objective robustness, a sparsity to meet by "
+                "elimination and sweeps, and structure triangular or layered"
+            )
+        return self
 
     @field_validator("sweeps")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import threads
+from . import progress, robustify, threads
 from .capture import capture
 from .dead import without_dead_states
 from .errors import InputError
@@ -28,12 +28,14 @@ class Fit:
         model: The model, in the teacher's dtype.
         rows: One record per row problem: layer, row, status, gap, objective, bound, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
+        levels: The path to a level of robustness: price, loss, path norm; empty without one.
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
     """
 
     model: ImplicitModel
     rows: list[Row]
     trace: list[Row]
+    levels: list[Row]
     seconds: dict[str, float]
 
 
@@ -130,8 +132,17 @@ def fit(
     if recipe.eliminates and recipe.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
+    levels: list[Row] = []
+    if recipe.robustness is not None:
+        with (
+            threads.single_threaded(),
+            progress.task("finding the level of robustness", total=robustify.LEVELS) as step,
+        ):
+            found = robustify.robustify(model, *matching.calibration(), recipe.robustness, step)
+        model, levels = without_dead_states(found[0]), [vars(level) for level in found[1]]
+        clock.lap("robustness")
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds)
+    return Fit(model, matching.rows, matching.trace, levels, seconds)
 
 
 @dataclass

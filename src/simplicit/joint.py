@@ -21,6 +21,7 @@ from torch import Tensor
 from .budget import spend
 from .elimination import eliminate
 from .match import RowBlock
+from .path_norm import path_norm, prices, shrink
 from .phi import Phi
 
 DAMPING = 1e-3
@@ -50,6 +51,9 @@ class JointMatching:
         Y: The teacher's logits, (m, q).
         free: Features that are never removed and do not count, (N,).
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
+
+    Attributes:
+        level: Price of the path norm, see `path_norm`; with one, rows also shrink.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class JointMatching:
         self.log_p = self.T.log_softmax(0)
         self.variance = float(self.T.var(1, correction=0).sum()) or 1.0
         self.costs: dict[int, Tensor] = {}
+        self.level = 0.0
+        self.down = self.up = self.V.new_zeros(0).double()
 
     def distance(self, Y: Tensor) -> float:
         """Measure how far outputs are from the teacher's, as a mean over the samples.
@@ -126,9 +132,31 @@ class JointMatching:
             kept = spend([self.costs[k].cpu() for k in order], budget)
             keep = dict(zip(order, kept, strict=True))
         for index, block in enumerate(self.blocks):
+            if self.level:
+                self.down, self.up = prices(self.W, self.slopes(), self.free)
             for k in range(block.rows.start, block.rows.stop):
                 self._solve(k, index, keep.get(k), measure=budget is not None)
                 step(1)
+
+    def slopes(self) -> Float[Tensor, " n"]:
+        """Average the slope of φ over the samples.
+
+        Returns:
+            One number a state.
+        """
+        parts = [
+            phi.derivative(self.Z[block.rows]).abs().mean(1)
+            for block, phi in zip(self.blocks, self.phis, strict=False)
+        ]
+        return torch.cat(parts[::-1])
+
+    def path_norm(self) -> float:
+        """Sum the products of |weights| over all paths, as the samples pass them on average.
+
+        Returns:
+            S of `path_norm`.
+        """
+        return path_norm(self.W, self.slopes(), self.free)
 
     def nonzeros(self) -> int:
         """Count the weights of features that are not free.
@@ -179,7 +207,11 @@ class JointMatching:
         small = 1e-9 * float(H.diagonal().mean()) + torch.finfo(torch.float32).tiny
         H.diagonal().mul_(1 + DAMPING).add_(small)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-        w = old + inverse @ ((V @ g).double() / self.m)
+        moment = (V @ g).double() / self.m
+        w, price = old + inverse @ moment, torch.zeros_like(old)
+        if self.level:
+            price = self.level * self.down[k] * self.up[S]
+            w = shrink(H, H @ old + moment, old, price)
         gone = S[:0]
         if measure:
             gone, self.costs[k] = _removals(inverse, w, self.free[S], keep)
@@ -188,11 +220,11 @@ class JointMatching:
             w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
             w[gone] = 0.0
         # what makes room for the budget may take the outputs further away, a refit may not
-        most = torch.inf if len(gone) else self.distance(self.Y)
+        most = torch.inf if len(gone) else self.distance(self.Y) + float(price @ old.abs())
         change = w - old
         for _ in range(HALVINGS):
             changed, Y = self._downstream(k, index, change.float() @ V)
-            if self.distance(Y) <= most:
+            if self.distance(Y) + float(price @ (old + change).abs()) <= most:
                 for rows, z, x in changed:
                     self.Z[rows], self.V[rows] = z, x
                 self.Y = Y

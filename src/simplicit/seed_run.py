@@ -128,6 +128,7 @@ class SeedRun:
             net,
             self._calibration().to(self.settings.device),
             epochs=self.settings.implicit.finetune,
+            eps=self.settings.implicit.finetune_eps,
             batch_size=self.settings.evaluation.bs,
             seed=self.seed,
         )
@@ -244,6 +245,8 @@ class SeedRun:
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace}
+        if result.levels:
+            self._tables["levels"] = result.levels
         return result.model, {
             "seconds": sum(result.seconds.values()),
             "rows": len(result.rows),

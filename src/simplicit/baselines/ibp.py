@@ -6,18 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..worst_case import Ramp, mixed
 from . import weights
 from .finetune import hold, train
 from .task import Task
 
 EPS = 0.05
 """Radius that is trained for."""
-
-RAMP = 0.5
-"""Part of the steps over which the radius, and the weight of the bound, grow from 0."""
-
-SHARE = 0.5
-"""Weight of the worst case in the loss after the ramp, as in the paper; the rest is the inputs'."""
 
 MONOTONE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten)
 """Modules that map a box by its two ends."""
@@ -42,16 +37,12 @@ def ibp(task: Task, sparsity: float) -> nn.Module:
     masks = weights.largest(weights.magnitudes(net), count)
     held = [(layer.weight, mask) for layer, mask in zip(weights.layers(net), masks, strict=True)]
     hold(held)
-    ramp = max(1.0, RAMP * task.epochs * math.ceil(len(task.train_inputs) / task.batch_size))
-    steps = 0
+    ramp = Ramp(task.epochs * math.ceil(len(task.train_inputs) / task.batch_size))
 
     def objective(u: Tensor, y: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        part = min(1.0, steps / ramp)
+        part = ramp()
         worst = worst_logits(net, u, y, part * EPS)
-        share = part * SHARE
-        return (1 - share) * F.cross_entropy(net(u), y) + share * F.cross_entropy(worst, y)
+        return mixed(F.cross_entropy(net(u), y), worst, y, part)
 
     train(task, net, task.epochs, objective=objective, after_step=lambda: hold(held))
     return net
