@@ -111,6 +111,13 @@ def fake_run(path: Path, seed: int = 0) -> Path:
                   "relative_gap": 10 ** rng.uniform(-8, -4.1), "objective": 0.01,
                   "bound": 0.0099, "nonzeros": int(rng.integers(20, 300)),
                   "iterations": int(rng.integers(8, 60))} for i in range(size)]  # fmt: skip
+    write_table(
+        path / "layers.csv",
+        [{"seed": seed, "model": model, "layer": layer, "nonzeros": round(share * n)}
+         for seed in range(3)
+         for model, share in {"explicit": 1, "implicit": 0.25, "obs": 0.2}.items()
+         for layer, n in {"0": 784 * 64, "2": 64 * 32, "4": 32 * 16, "6": 160}.items()],
+    )  # fmt: skip
     write_table(path / "trace.csv", trace)
     write_table(path / "rows.csv", rows)
     write_table(

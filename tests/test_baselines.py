@@ -15,6 +15,7 @@ from simplicit.baselines.gmp import cubic
 from simplicit.baselines.obs import prune
 from simplicit.baselines.spr import perspective
 from simplicit.baselines.sss import MOMENTUM, apg_step
+from simplicit.convnets import ResNet20, StagewiseResNet20
 from simplicit.elimination import eliminate
 from simplicit.errors import InputError
 
@@ -385,6 +386,76 @@ def test_removed_columns_were_never_needed() -> None:
         expected = net.head((x + y).flatten(1))
         structures.remove(task, net, groups, stays)
         torch.testing.assert_close(net(task.calibration), expected)
+
+
+def residual(kind: type[nn.Module] = StagewiseResNet20) -> tuple[Task, nn.Module]:
+    """A residual network with batch norm that is not the identity, and eight images."""
+    torch.manual_seed(0)
+    net = kind(classes=3).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    u = torch.rand(8, 3, 32, 32)
+    return Task(net, u, u, torch.arange(8) % 3, epochs=1, batch_size=4), net
+
+
+@pytest.mark.parametrize("kind", [ResNet20, StagewiseResNet20])
+def test_residual_branches_end_where_their_last_norm_does(kind: type[nn.Module]) -> None:
+    task, net = residual(kind)
+    names = {module: name for name, module in net.named_modules()}
+    ends = [names[entry.last] for entry in structures.hidden(task, net) if entry.branch]
+    assert ends == [f"layer{i}.{j}.bn2" for i in (1, 2, 3) for j in range(3)]
+
+
+@pytest.mark.parametrize("kind", [ResNet20, StagewiseResNet20])
+def test_without_a_branch_the_block_is_its_shortcut(kind: type[nn.Module]) -> None:
+    task, net = residual(kind)
+    groups = structures.hidden(task, net)
+    gone = net.get_submodule("layer2.0.bn2")
+    stays = [torch.full((len(e.layer.weight),), e.last is not gone) for e in groups]
+    block = net.get_submodule("layer2.0")
+    with torch.no_grad():
+        hook = gone.register_forward_hook(lambda *given: torch.zeros_like(given[2]))
+        expected = net(task.calibration)
+        hook.remove()
+        before = weights.by_name(net)
+        structures.remove(task, net, groups, stays)
+        torch.testing.assert_close(net(task.calibration), expected)
+    changed = [name for name, count in weights.by_name(net).items() if count != before[name]]
+    # nobody reads the first any more; the channels that shortcut A fills with zeros hold nothing
+    empty = ["layer2.1.conv1"] if kind is ResNet20 else []
+    assert changed == ["layer2.0.conv1", "layer2.0.conv2", *empty]
+    for conv in ("conv1", "conv2"):
+        assert not block.get_submodule(conv).weight.any()  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [ResNet20, StagewiseResNet20])
+def test_channels_of_a_residual_sum_go_only_with_all_that_write_them(
+    kind: type[nn.Module],
+) -> None:
+    task, net = residual(kind)
+    groups = structures.hidden(task, net)
+    generator = torch.Generator().manual_seed(1)
+    stays = [torch.rand(len(e.layer.weight), generator=generator) > 0.5 for e in groups]
+    handles = [
+        entry.last.register_forward_hook(lambda _, __, out, stay=stay: out * stay.view(-1, 1, 1))
+        for entry, stay in zip(groups, stays, strict=True)
+    ]
+    with torch.no_grad():
+        expected = net(task.calibration)
+        for handle in handles:
+            handle.remove()
+        held = structures.remove(task, net, groups, stays)
+        torch.testing.assert_close(net(task.calibration), expected)
+    assert all(not parameter[~stay].any() for parameter, stay in held)
+
+
+def test_structured_methods_take_residual_networks(two_trainings: None) -> None:
+    task, _ = residual()
+    pruned = baselines.sss(task, 0.3)
+    assert parameters(pruned).isfinite().all()
+    assert weights.nonzeros(pruned) < weights.nonzeros(task.net)
 
 
 def test_structured_methods_take_convolutions_with_groups(two_trainings: None) -> None:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import test_cifar
 from simplicit import data
+from simplicit.cifar import CIFAR10, CIFAR100, Layout
 from simplicit.errors import InputError
+from test_cifar import tiny
 from test_idx import pack
 
 
@@ -90,3 +93,27 @@ def test_a_sample_is_a_seeded_subset() -> None:
 def test_a_sample_holds_everything_or_at_least_one() -> None:
     assert torch.equal(data.sample(7, 1.0, seed=0), torch.arange(7))
     assert len(data.sample(7, 1e-6, seed=0)) == 1
+
+
+@pytest.mark.parametrize(("name", "layout"), [("CIFAR10", CIFAR10), ("CIFAR100", CIFAR100)])
+def test_cifar_comes_out_of_its_archive(
+    name: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, images, labels = tiny(layout)
+    folder = tmp_path / name
+    folder.mkdir()
+    source = getattr(data, name)
+    archive = test_cifar.pack(folder / source.file, files)
+    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(data, name, replace(source, sha256=checksum, mirrors=()))
+    loaded = data.load(name, tmp_path)
+    assert loaded.name == name and loaded.origin == str(archive)
+    assert loaded.test_inputs.shape == (2, 3, 32, 32)
+    np.testing.assert_array_equal((loaded.test_inputs * 255).round().numpy(), images[-2:])
+    assert loaded.test_labels.tolist() == labels[-2:].tolist()
+    monkeypatch.setattr(data, name, replace(source, mirrors=()))
+    with pytest.raises(InputError, match="damaged or another version"):
+        data.load(name, tmp_path)
+    archive.unlink()
+    with pytest.raises(InputError, match=f"{name} could not be fetched: put {source.file} into"):
+        data.load(name, tmp_path)

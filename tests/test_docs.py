@@ -90,7 +90,7 @@ def test_every_metric_is_documented(folder: Path) -> None:
         assert record.keys() == wanted
 
 
-@pytest.mark.parametrize("table", ["rows.csv", "trace.csv", "convergence.csv"])
+@pytest.mark.parametrize("table", ["rows.csv", "layers.csv", "trace.csv", "convergence.csv"])
 def test_every_column_is_documented(folder: Path, table: str) -> None:
     with (folder / table).open(encoding="utf-8", newline="") as file:
         columns = next(csv.reader(file))

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from simplicit import data
 from simplicit.errors import InputError
-from simplicit.explicit import OPTIMIZERS, accuracy, build, check, evaluating, train
+from simplicit.explicit import OPTIMIZERS, accuracy, build, check, evaluating, suited, train
 
 
 @pytest.fixture
@@ -130,3 +133,45 @@ def test_a_network_that_does_not_fit_the_data_is_told_early() -> None:
         check(build("fnn", [64, 9]), images, 10)
     with pytest.raises(InputError, match=r"returns tuple for one sample"):
         check(nn.MaxPool1d(2, return_indices=True), images, 10)
+
+
+def test_grey_images_get_a_channel_where_the_network_wants_one() -> None:
+    digits = data.load("digits")
+    assert suited(build("fnn", [64, 10]), digits) is digits
+    convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+    assert suited(convolution, digits).train_inputs.shape == (1297, 1, 8, 8)
+    with pytest.raises(InputError, match="does not take samples of 8 x 8"):
+        suited(build("fnn", [63, 10]), digits)
+    grey = replace(
+        digits, train_inputs=torch.rand(1297, 28, 28), test_inputs=torch.rand(500, 28, 28)
+    )
+    assert suited(build("lenet", ()), grey).test_inputs.shape == (500, 1, 28, 28)
+    with pytest.raises(InputError, match="does not take samples of 1 x 8 x 8"):
+        suited(build("fnn", [63, 10]), digits.with_channel())
+
+
+@pytest.mark.parametrize("total", [1, 31, 32, 33, 64, 65])
+def test_batch_norm_never_sees_one_sample_alone(total: int) -> None:
+    seen: list[int] = []
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    net[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    inputs, labels = torch.rand(total, 2), torch.arange(total) % 3
+    if total == 1:
+        with pytest.raises(InputError, match="batches of 2 at least"):
+            train(net, inputs, labels, epochs=1)
+        return
+    train(net, inputs, labels, epochs=1, batch_size=32)
+    assert sum(seen) == total and min(seen) > 1 and max(seen) <= 33
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm1d) and int(norm.num_batches_tracked or 0) == len(seen)
+
+
+def test_a_convolutional_network_learns() -> None:
+    digits = data.load("digits").with_channel()
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(512, 10),
+    )  # fmt: skip
+    train(net, digits.train_inputs, digits.train_labels, lr=0.01, epochs=3)
+    assert accuracy(net, digits.test_inputs, digits.test_labels) > 0.9

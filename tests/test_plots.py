@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,17 @@ from PIL import Image
 from fake_run import N0, SIZES, N, P, Q, fake_run, metrics, weights
 from simplicit import plots
 from simplicit.errors import InputError
-from simplicit.plots import comparison, curves, gap, magnitudes, pattern, pixels, residual, style
+from simplicit.plots import (
+    comparison,
+    curves,
+    gap,
+    layers,
+    magnitudes,
+    pattern,
+    pixels,
+    residual,
+    style,
+)
 from simplicit.plots.matrices import Matrices, layer_labels, matrices
 from simplicit.plots.save import save
 
@@ -81,9 +92,10 @@ def test_unfinished_run_gets_the_figures_it_has_data_for(tmp_path):
     for file in ("model.safetensors", "trace.csv"):
         (run / file).unlink()
     (run / "convergence.csv").write_text("model,seed,step\nimplicit,0,0\n")
-    assert [path.stem for path in plots.draw_all(run)] == ["comparison"]
+    assert [path.stem for path in plots.draw_all(run)] == ["comparison", "layers"]
     left = sorted(path.name for path in (run / "plots").iterdir())
-    assert left == ["comparison.csv", "comparison.png", plots.SKIPPED]
+    drawn = [f"{name}.{kind}" for name in ("comparison", "layers") for kind in ("csv", "png")]
+    assert left == [*drawn, plots.SKIPPED]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert set(skipped) == {"pattern", "magnitudes", "pixels", "gap", "residual"}
     assert "model.safetensors is missing" in skipped["pattern"]
@@ -96,7 +108,7 @@ def test_damaged_files_are_reasons_not_crashes(tmp_path):
     (run / "model.safetensors").write_bytes(b"\x00" * 20)
     (run / "metrics.json").write_text("[{")
     (run / "trace.csv").write_text("layer,seconds,gap_median,gap_max\n")
-    assert [path.stem for path in plots.draw_all(run)] == ["residual"]
+    assert [path.stem for path in plots.draw_all(run)] == ["layers", "residual"]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert "damaged" in skipped["pattern"]
     assert "not valid JSON" in skipped["comparison"]
@@ -265,6 +277,52 @@ def test_nothing_to_draw_is_said():
         residual.draw([{"model": "a", "seed": 0, "step": 0, "residual_median": "nan"}])
     with pytest.raises(InputError, match="neither an accuracy nor a sparsity"):
         comparison.draw([{"model": "explicit", "seed": 0}])
+
+
+def counted(model: str, nonzeros: Mapping[str, object], seed: int = 0) -> list[dict[str, object]]:
+    return [{"seed": seed, "model": model, "layer": k, "nonzeros": v} for k, v in nonzeros.items()]
+
+
+def test_layers_show_means_over_the_seeds_and_shares_of_the_explicit_network():
+    rows = counted("explicit", {"conv1": 10, "dead": 0, "fc": "40"})
+    rows += counted("explicit", {"conv1": 20, "dead": 0, "fc": 40}, seed=1)
+    rows += counted("implicit", {"conv1": 3, "dead": 0, "fc": 50, "new": 7})
+    rows += counted("obs", {"conv1": "nan", "fc": 10})
+    drawing = layers.draw(rows)
+    found = {(r["model"], r["layer"]): r["share"] for r in drawing.data}
+    assert found == {
+        ("explicit", "conv1"): 1, ("explicit", "fc"): 1, ("implicit", "conv1"): 0.2,
+        ("implicit", "fc"): 1.25, ("obs", "fc"): 0.25,
+    }  # fmt: skip
+    left, right = drawing.figure.axes
+    bars = [bar.get_width() for bar in left.patches if isinstance(bar, Rectangle)]
+    assert bars == pytest.approx([0.2, 1.25])
+    assert [label.get_text() for label in left.get_yticklabels()] == ["conv1", "fc"]
+    outlines = [b for b in right.patches if isinstance(b, Rectangle) and not b.get_fill()]
+    assert [bar.get_width() for bar in outlines] == [15, 40]
+
+
+def test_layers_of_many_fit_and_of_none_are_said():
+    many = {f"layer{i}.{j}.conv": 100 for i in range(5) for j in range(11)}
+    drawing = layers.draw(counted("explicit", many) + counted("magnitude", many))
+    assert drawing.figure.get_figheight() > 55 * 0.2
+    with pytest.raises(InputError, match="no layer of the explicit network beside"):
+        layers.draw(counted("explicit", many) + counted("implicit", {"states": 3}))
+
+
+def test_a_model_with_convolutions_is_a_reason_not_a_crash(tmp_path):
+    run = fake_run(tmp_path / "run")
+    header = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(header | {"matrices": {"C": {}}}))
+    drawn = [path.stem for path in plots.draw_all(run)]
+    assert drawn == ["comparison", "layers", "gap", "residual"]
+    skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
+    assert set(skipped) == {"pattern", "magnitudes", "pixels"}
+    assert all("has convolutions" in reason for reason in skipped.values())
+    header["matrices"]["A"]["shape"] = [10**5, 10**5]
+    (run / "model.json").write_text(json.dumps(header))
+    with pytest.raises(InputError, match="more than a figure can show"):
+        matrices(run)
 
 
 def test_models_keep_their_colours():

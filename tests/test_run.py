@@ -24,6 +24,7 @@ IMPLICIT |= {"rows_solved", "max_relative_gap", "seconds_capture", "seconds_stat
 IMPLICIT |= {"seconds_level", "seconds_solve", "seconds_sweeps"}
 
 TABLES = {
+    "layers": ["seed", "model", "layer", "nonzeros"],
     "rows": ["seed", "layer", "row", "status", "gap", "relative_gap", "objective", "bound"]
     + ["nonzeros", "iterations"],
     "trace": ["seed", "layer", "seconds", "iteration", "gap_median", "gap_max", "solved"],
@@ -107,6 +108,11 @@ def test_tables_have_every_column_and_both_seeds(finished):
     rows = table(finished / "rows.csv")
     assert len(rows) == 60 and {row["layer"] for row in rows} == {"1", "3", "output"}
     assert sum(int(row["nonzeros"]) for row in rows) == 2 * (N0 // 4)
+    for row in metrics(finished):
+        same = {"model": row["model"], "seed": str(row["seed"])}
+        own = [r for r in table(finished / "layers.csv") if same.items() <= r.items()]
+        assert [r["layer"] for r in own] == ["1", "3", "5"]
+        assert sum(int(r["nonzeros"]) for r in own) == row["nonzeros"]
     steps = [row for row in table(finished / "convergence.csv") if row["seed"] == "1"]
     assert [int(row["step"]) for row in steps] == list(range(1, len(steps) + 1))
     assert float(steps[-1]["residual_max"]) <= 5e-6 < float(steps[0]["residual_max"])

@@ -174,7 +174,7 @@ def _written(value: Any) -> str:
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="FashionMNIST, MNIST or digits.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, or an .npz file.")],
     folder: Annotated[Path, typer.Option("--dir", help="The data folder.")] = Path("data"),
 ) -> None:
     """Fetch a dataset if need be, check it, and describe it.

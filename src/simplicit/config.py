@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yaml import MarkedYAMLError, YAMLError
 
 from .config_errors import explain, key
-from .data import DATASETS
+from .data import DATASETS, is_file
 from .errors import InputError
 from .evaluate.robustness import Attack
 from .explicit import OPTIMIZERS
-from .networks import ACTIVATIONS
+from .networks import ACTIVATIONS, CONVOLUTIONAL
 from .recipe import PRESETS
 
 COUNT = "a whole number, at least 1"
@@ -64,9 +64,9 @@ class Explicit(Section):
 
     type: str = key(
         "fnn",
-        "plain feed-forward network, or a class of your own",
-        "fnn or an import path package.module:Class",
-        pattern=r"^(fnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        "plain feed-forward network, a convolutional one, or a class of your own",
+        f"fnn, {', '.join(CONVOLUTIONAL)} or an import path package.module:Class",
+        pattern=rf"^(fnn|{'|'.join(CONVOLUTIONAL)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
     )
     architecture: tuple[Count, ...] = key(
         (784, 64, 32, 16, 10),
@@ -80,7 +80,9 @@ class Explicit(Section):
         "relu", "what an fnn has between its layers", tuple(ACTIVATIONS)
     )
     arguments: dict[str, Any] = key(
-        {}, "keyword arguments of the class of an import path", "a mapping of argument names"
+        {},
+        "keyword arguments of the class of another network than an fnn",
+        "a mapping of argument names",
     )
     weights: File | None = key(
         None, "trained weights to load instead of training", "a .safetensors file, or null"
@@ -99,7 +101,10 @@ class Explicit(Section):
     @model_validator(mode="after")
     def _arguments_of_a_class(self) -> "Explicit":
         if self.arguments and self.type == "fnn":
-            raise ValueError("explicit.arguments: only with an import path as explicit.type")
+            raise ValueError(
+                "explicit.arguments: only with a convolutional network or an import path as "
+                "explicit.type"
+            )
         return self
 
 
@@ -237,7 +242,7 @@ class Evaluation(Section):
         strict=False,
     )
     samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)
-    dataset: str = key("FashionMNIST", "dataset", DATASETS)
+    dataset: str = key("FashionMNIST", "dataset", (*DATASETS, "the path of a file name.npz"))
     epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
     training_size: Part | None = key(
         None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
@@ -252,7 +257,7 @@ class Evaluation(Section):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        return _one_of(DATASETS, name)
+        return name if is_file(name) else _one_of(DATASETS, name)
 
 
 class Config(Section):

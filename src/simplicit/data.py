@@ -1,6 +1,6 @@
 """Datasets by name: images as float32 in [0, 1], labels as int64, samples first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from . import fetch, idx
+from . import cifar, fetch, idx, npz
 from .errors import InputError
 from .suggest import did_you_mean
 
@@ -60,6 +60,20 @@ MNIST = fetch.Source(
     ),
 )
 
+CIFAR10 = fetch.Archive(
+    name="CIFAR10",
+    file="cifar-10-binary.tar.gz",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    mirrors=("https://www.cs.toronto.edu/~kriz/",),
+)
+
+CIFAR100 = fetch.Archive(
+    name="CIFAR100",
+    file="cifar-100-binary.tar.gz",
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    mirrors=("https://www.cs.toronto.edu/~kriz/",),
+)
+
 DIGITS = tuple(str(digit) for digit in range(10))
 CLOTHES = (
     "T-shirt/top",
@@ -74,8 +88,8 @@ CLOTHES = (
     "Ankle boot",
 )
 
-DATASETS = ("FashionMNIST", "MNIST", "digits")
-"""Every name `load` accepts."""
+DATASETS = ("FashionMNIST", "MNIST", "CIFAR10", "CIFAR100", "digits")
+"""Every name `load` accepts; besides them, the path of an `.npz` file."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,9 @@ class Dataset:
     """A split set of labelled images.
 
     Args:
-        name: One of `DATASETS`.
-        train_inputs: Images, float32 in [0, 1], (m, height, width).
+        name: One of `DATASETS`, or the name of an `.npz` file without its ending.
+        train_inputs: Images, float32 in [0, 1]: grey ones (m, height, width), others with channels
+            first, (m, channels, height, width).
         train_labels: Their classes, int64, (m,).
         test_inputs: As `train_inputs`, never used for training or calibration.
         test_labels: Their classes.
@@ -99,6 +114,15 @@ class Dataset:
     test_labels: Int[Tensor, "m_test"]
     classes: tuple[str, ...]
     origin: str
+
+    def with_channel(self) -> "Dataset":
+        """Give grey images the one channel that convolutions want.
+
+        Returns:
+            The same data as (m, 1, height, width), nothing copied.
+        """
+        train, test = self.train_inputs.unsqueeze(1), self.test_inputs.unsqueeze(1)
+        return replace(self, train_inputs=train, test_inputs=test)
 
     def describe(self) -> str:
         """Counts, shapes and where it was found, in a few lines for a person.
@@ -119,8 +143,9 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a dataset, fetching it first where need be.
 
     Args:
-        name: One of `DATASETS`.
-        data_dir: The data folder; `data` if None. Not used for `digits`, which scikit-learn embeds.
+        name: One of `DATASETS`, or the path of an `.npz` file, see `npz.read`.
+        data_dir: The data folder; `data` if None. Not used for a path, nor for `digits`, which
+            scikit-learn embeds.
 
     Returns:
         The dataset.
@@ -134,10 +159,30 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
             return _load_mnist_like(FASHION_MNIST, CLOTHES, folder)
         case "MNIST":
             return _load_mnist_like(MNIST, DIGITS, folder)
+        case "CIFAR10":
+            return _load_cifar(CIFAR10, cifar.CIFAR10, folder)
+        case "CIFAR100":
+            return _load_cifar(CIFAR100, cifar.CIFAR100, folder)
         case "digits":
             return _load_digits()
+        case _ if is_file(name):
+            return _of_arrays(Path(name).stem, *npz.read(Path(name)), origin=name)
         case _:
-            raise InputError(f"no dataset {name!r}: {did_you_mean(name, DATASETS)}")
+            raise InputError(
+                f"no dataset {name!r}: {did_you_mean(name, DATASETS)}; or the path of an .npz file"
+            )
+
+
+def is_file(name: str) -> bool:
+    """Tell the path of a dataset from a name.
+
+    Args:
+        name: What `load` is given.
+
+    Returns:
+        Whether it is to be read as an `.npz` file.
+    """
+    return name.endswith(".npz")
 
 
 def sample(total: int, fraction: float, seed: int) -> Int[Tensor, "m"]:
@@ -170,6 +215,31 @@ def _load_mnist_like(source: fetch.Source, classes: tuple[str, ...], data_dir: P
         test_labels=array("t10k-labels-idx1-ubyte").long(),
         classes=classes,
         origin=str(folder),
+    )
+
+
+def _load_cifar(source: fetch.Archive, layout: cifar.Layout, data_dir: Path) -> Dataset:
+    path = fetch.archive(source, data_dir)
+    return _of_arrays(source.name, *cifar.read(path, layout), origin=str(path))
+
+
+def _of_arrays(
+    name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...], *, origin: str
+) -> Dataset:
+    def inputs(part: str) -> Tensor:
+        return torch.tensor(arrays[f"{part}_images"]).float().div_(255).contiguous()
+
+    def labels(part: str) -> Tensor:
+        return torch.tensor(arrays[f"{part}_labels"].astype(np.int64))
+
+    return Dataset(
+        name=name,
+        train_inputs=inputs("train"),
+        train_labels=labels("train"),
+        test_inputs=inputs("test"),
+        test_labels=labels("test"),
+        classes=classes,
+        origin=origin,
     )
 
 

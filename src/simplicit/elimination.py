@@ -5,8 +5,11 @@ on many rows at once: with H the inverse of the Gram on a row's support, removin
 w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Int
+from joblib import Parallel, delayed
 from torch import Tensor
 
 LAZY = 64
@@ -21,6 +24,7 @@ def eliminate(
     W: Float[Tensor, "K s"],
     protected: Bool[Tensor, " s"],
     keep: int = 0,
+    workers: int = 1,
 ) -> tuple[Int[Tensor, "K T"], Float[Tensor, "K T"]]:
     """Remove one weight after another from each row, exactly.
 
@@ -29,11 +33,15 @@ def eliminate(
         W: Weights that minimise each row's loss.
         protected: Features never removed.
         keep: Weights left in each row, protected ones not counted.
+        workers: Threads that take tiles of rows side by side.
 
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
-    parts = [_tile(H, rows, protected, keep) for rows in W.split(TILE)]
+    tiles = W.split(TILE)
+    pool = Parallel(n_jobs=max(1, min(workers, len(tiles))), backend="threading")
+    found = pool(delayed(_tile)(H, rows, protected, keep) for rows in tiles)
+    parts = cast(list[tuple[Tensor, Tensor]], found)
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from . import progress
+from .data import Dataset
 from .errors import InputError
 from .networks import build, first_line, load_weights
 from .suggest import did_you_mean
 
-__all__ = ["OPTIMIZERS", "accuracy", "build", "check", "evaluating", "load_weights", "train"]
+__all__ = [
+    "OPTIMIZERS",
+    "accuracy",
+    "build",
+    "check",
+    "evaluating",
+    "load_weights",
+    "suited",
+    "train",
+]
 
 # those that need a closure, sparse gradients or matrices only are of no use here
 _SPECIAL = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
@@ -47,7 +57,10 @@ def check(net: nn.Module, inputs: Float[Tensor, "m *shape"], classes: int) -> No
     shape = " x ".join(str(size) for size in inputs.shape[1:])
     with evaluating(net), torch.no_grad():
         try:
-            outputs = net(inputs[:1].to(_device(net)))
+            sample = inputs[:1].to(_device(net))
+            outputs = net(sample)
+            # a convolution takes one grey image without channel for a channel without batch
+            net(torch.cat([sample, sample]))
         except Exception as error:
             raise InputError(
                 f"the explicit network does not take samples of {shape} "
@@ -59,6 +72,33 @@ def check(net: nn.Module, inputs: Float[Tensor, "m *shape"], classes: int) -> No
             f"the explicit network returns {found} for one sample; expected are logits of "
             f"shape (1, {classes}), one a class"
         )
+
+
+def suited(net: nn.Module, dataset: Dataset) -> Dataset:
+    """Give a network the layout of images it takes: grey ones as they are, or with one channel.
+
+    Args:
+        net: Any network that returns logits.
+        dataset: The data.
+
+    Returns:
+        The same data, nothing copied.
+
+    Raises:
+        InputError: If the network takes neither, as `check`.
+    """
+    try:
+        check(net, dataset.train_inputs, len(dataset.classes))
+    except InputError as error:
+        if dataset.train_inputs.ndim != 3:
+            raise
+        try:
+            with_channel = dataset.with_channel()
+            check(net, with_channel.train_inputs, len(dataset.classes))
+        except InputError:
+            raise error from None
+        return with_channel
+    return dataset
 
 
 def train(
@@ -97,8 +137,8 @@ def train(
         after_step: Called after each step, for instance to hold weights at zero.
 
     Raises:
-        InputError: On an unknown optimiser, no samples, NaN or infinity in the inputs, or a loss
-            that is no longer finite.
+        InputError: On an unknown optimiser, no samples, NaN or infinity in the inputs, a batch of
+            one that batch norm cannot take, or a loss that is no longer finite.
     """
     if optimizer not in OPTIMIZERS:
         raise InputError(f"no optimizer {optimizer!r}: {did_you_mean(optimizer, OPTIMIZERS)}")
@@ -107,6 +147,8 @@ def train(
         raise InputError("the training set is empty: at least one sample is needed")
     if not inputs.isfinite().all():
         raise InputError("the training inputs hold NaN or infinity: every value must be finite")
+    if min(total, batch_size) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in net.modules()):
+        raise InputError("batch norm has no variance of one sample: give batches of 2 at least")
     device = torch.device(device)
     net.to(device)
     inputs, labels = inputs.to(device), labels.to(device)
@@ -135,7 +177,7 @@ def train(
         net.train()
         for epoch in range(1, epochs + 1):
             waiting, loss = 0, inputs.new_zeros(())
-            for batch in torch.randperm(total).to(device).split(batch_size):
+            for batch in _steps(torch.randperm(total).to(device), batch_size):
                 loss = loss_of(inputs[batch], labels[batch])
                 if penalty is not None:
                     loss = loss + penalty()
@@ -175,6 +217,14 @@ def accuracy(
         for u, label in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
             correct += int((net(u.to(device)).argmax(dim=1) == label.to(device)).sum())
     return correct / len(labels)
+
+
+# batch norm has no variance of one value: a last sample alone joins the others
+def _steps(order: Int[Tensor, " m"], batch_size: int) -> list[Tensor]:
+    steps = list(order.split(batch_size))
+    if len(steps) > 1 and len(steps[-1]) == 1 < batch_size:
+        steps[-2:] = [torch.cat(steps[-2:])]
+    return steps
 
 
 @contextmanager

@@ -10,16 +10,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pooch
 import requests
 
 from .errors import InputError
+from .progress import LOG_EVERY
 
 TIMEOUT = (5.0, 30.0)
 """Seconds a mirror may take to be reached, and to send its next bytes."""
@@ -48,6 +51,68 @@ class Source:
     sha256: Mapping[str, str]
     mirrors: tuple[str, ...]
     debian: DebianPackage | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A dataset whose files its publisher has packed into one.
+
+    Args:
+        name: Its name, also the name of its folder.
+        file: Name of the archive.
+        sha256: SHA-256 of the archive as it is.
+        mirrors: Addresses to which `file` is appended, best first.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    mirrors: tuple[str, ...]
+
+
+def archive(source: Archive, data_dir: Path) -> Path:
+    """The archive `<data_dir>/<name>/<file>`, downloaded first where need be, and checked.
+
+    Args:
+        source: The dataset.
+        data_dir: The configured data folder; made if it is missing and something is fetched.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: If it cannot be fetched, with what to put where, or is damaged.
+    """
+    path = data_dir / source.name / source.file
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = _first_good(source.mirrors, source.file, path.parent, _check_archive(source))
+        except OSError as error:
+            raise InputError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+        if not found:
+            raise InputError(
+                f"{source.name} could not be fetched: put {source.file} into {path.parent}"
+            )
+        return path
+    _check_archive(source)(path)
+    return path
+
+
+def _check_archive(source: Archive) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        if found != source.sha256:
+            raise InputError(
+                f"{path}: damaged or another version (its SHA-256 begins {found[:12]}, "
+                f"{source.name} has {source.sha256[:12]}); delete it and run again"
+            )
+
+    return check
 
 
 def locate(source: Source, data_dir: Path) -> Path:
@@ -130,20 +195,50 @@ def _download(source: Source, folder: Path) -> bool:
 
 
 def _download_one(source: Source, file: str, folder: Path) -> bool:
-    get = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)
+    def check(path: Path) -> None:
+        contents(source, path.parent, file)
+
+    return _first_good(source.mirrors, f"{file}.gz", folder, check)
+
+
+def _first_good(
+    mirrors: tuple[str, ...], file: str, folder: Path, check: Callable[[Path], None]
+) -> bool:
+    # the first mirror's file that passes the check goes into the folder
     with TemporaryDirectory(dir=folder) as scratch:
-        packed = Path(scratch) / f"{file}.gz"
-        for mirror in source.mirrors:
-            _say(f"downloading {mirror}{file}.gz")
+        packed = Path(scratch) / file
+        for mirror in mirrors:
+            _say(f"downloading {mirror}{file}")
+            shown: Any = _Megabytes()
+            get = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16, progressbar=shown)
             try:
-                get(f"{mirror}{file}.gz", str(packed), None)
-                contents(source, Path(scratch), file)
+                get(f"{mirror}{file}", str(packed), None)
+                check(packed)
             except (requests.RequestException, InputError) as error:
-                _say(f"could not download {file}.gz from there ({type(error).__name__})")
+                _say(f"could not download {file} from there ({type(error).__name__})")
                 continue
-            os.replace(packed, folder / packed.name)
+            os.replace(packed, folder / file)
             return True
     return False
+
+
+class _Megabytes:
+    """What `pooch` tells of a download, as a line now and then."""
+
+    def __init__(self) -> None:
+        self.total, self._done, self._last = 0, 0, time.monotonic()
+
+    def update(self, size: int) -> None:
+        self._done += size
+        if time.monotonic() - self._last >= LOG_EVERY and self._done < self.total:
+            self._last = time.monotonic()
+            _say(f"{self._done / 1e6:.0f} of {self.total / 1e6:.0f} MB")
+
+    def reset(self) -> None:
+        self._done = 0
+
+    def close(self) -> None:
+        pass
 
 
 def _unpack_debian(source: Source, folder: Path) -> bool:

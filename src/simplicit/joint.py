@@ -1,24 +1,25 @@
 """Joint matching: one row after another, each by least squares on the network's outputs.
 
-Matching states treats every row alike; what counts is the output. With all other rows as they are,
-a change δ of row i's pre-activation moves the outputs by J δ, where J goes through every state
-downstream. So row i's weights minimise, to second order, the distance of the model's outputs from
-the teacher's:
+Matching states treats every row alike; what counts is the output. To second order in a change δ of
+row i's pre-activation, the distance of the model's outputs from the teacher's is (see `downstream`)
 
-    min_w  1/m Σ_s  ½ h_s δ_s² − g_s δ_s,    δ = V w − z_i,    h = J'FJ,    g = −J'∇ℓ
+    1/m Σ_s  ½ h_s δ_s² − g_s δ_s,    δ = V w − z_i,
 
-with ∇ℓ, F the slope and curvature of that distance: convex weighted least squares on the row's own
-Gram (Gauss-Newton by rows; no labels, no step lengths). Between two sweeps the weights that cost
-the outputs least are eliminated, over all rows together: here all costs are in one unit.
+so row i's weights are convex weighted least squares on the row's own Gram (Gauss-Newton by rows; no
+labels, no step lengths). Between two sweeps the weights that cost the outputs least are eliminated,
+over all rows together: here all costs are in one unit.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .budget import spend
+from .downstream import Downstream
 from .elimination import eliminate
 from .match import RowBlock
 from .path_norm import path_norm, prices, shrink
@@ -36,12 +37,15 @@ BYTES = 24.0
 HALVINGS = 4
 """Shorter steps tried where a refit would take the outputs further away."""
 
+PARTS = 2
+"""Parts of the samples that threads work on side by side; fixed, so that bits do not depend on how
+many threads there are."""
+
 Step = Callable[..., None]
-Changed = list[tuple[slice, Tensor, Tensor]]
 
 
 class JointMatching:
-    """A model without feedback and all its states on the calibration inputs, features-major.
+    """A model without feedback, matched on the outputs of its teacher.
 
     Args:
         W: Weights of [Z Y] on V = [X U 1], (n + q, N).
@@ -51,6 +55,7 @@ class JointMatching:
         Y: The teacher's logits, (m, q).
         free: Features that are never removed and do not count, (N,).
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
+        workers: Threads that share the samples.
 
     Attributes:
         level: Price of the path norm, see `path_norm`; with one, rows also shrink.
@@ -65,38 +70,27 @@ class JointMatching:
         Y: Float[Tensor, "m q"],
         free: Bool[Tensor, " N"],
         inactive: float,
+        workers: int = 1,
     ) -> None:
-        self.m = len(V)
-        self.blocks, self.phis, self.free, self.inactive = blocks, phis, free, inactive
-        self.n = blocks[-1].rows.start
-        self.W, self.V = W.float(), V.T.float().contiguous()
-        self.Z = self.V.new_empty(self.n, self.m)
-        for block, phi in zip(blocks[:-1], phis, strict=True):
-            self.Z[block.rows] = self.W[block.rows] @ self.V
-            self.V[block.rows] = phi(self.Z[block.rows])
-        self.Y = self.W[self.n :] @ self.V
-        self.T = Y.T.float().contiguous()
-        self.log_p = self.T.log_softmax(0)
-        self.variance = float(self.T.var(1, correction=0).sum()) or 1.0
+        self.m, self.W = len(V), W.float()
+        self.blocks, self.free = blocks, free
+        variance = float(Y.float().var(0, correction=0).sum()) or 1.0
+        self.parts = [
+            Downstream(
+                self.W, blocks, phis, v.T.float().contiguous(), y.T.float().contiguous(),
+                variance, inactive,
+            )
+            for v, y in zip(V.tensor_split(PARTS), Y.tensor_split(PARTS), strict=True)
+        ]  # fmt: skip
+        self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self.costs: dict[int, Tensor] = {}
         self.level = 0.0
-        self.down = self.up = self.V.new_zeros(0).double()
+        self.down = self.up = self.W.new_zeros(0).double()
 
-    def distance(self, Y: Tensor) -> float:
-        """Measure how far outputs are from the teacher's, as a mean over the samples.
-
-        Half of it is the squared error relative to the variance of the teacher's outputs, half the
-        Kullback-Leibler divergence of the classes' probabilities.
-
-        Args:
-            Y: Outputs (q, m).
-
-        Returns:
-            The distance, 0 for the teacher's own.
-        """
-        square = (Y - self.T).square().sum(0).mean() / self.variance
-        divergence = (self.log_p.exp() * (self.log_p - Y.log_softmax(0))).sum(0).mean()
-        return float(square / 4 + divergence / 2)
+    @property
+    def distance(self) -> float:
+        """How far the outputs are from the teacher's, a mean over the samples."""
+        return sum(part.distance(part.Y) for part in self.parts) / self.m
 
     def match(self, budget: int, sweeps: int, step: Step = lambda *_: None) -> None:
         """Go down to a budget in equal ratios, sweep by sweep, and refit.
@@ -144,11 +138,16 @@ class JointMatching:
         Returns:
             One number a state.
         """
-        parts = [
-            phi.derivative(self.Z[block.rows]).abs().mean(1)
-            for block, phi in zip(self.blocks, self.phis, strict=False)
-        ]
-        return torch.cat(parts[::-1])
+        states = []
+        for block, phi in zip(self.blocks, self.parts[0].phis, strict=False):
+            slopes = [phi.derivative(part.Z[block.rows]).abs().sum(1) for part in self.parts]
+            states.append(torch.stack(slopes).sum(0) / self.m)
+        return torch.cat(states[::-1])
+
+    @property
+    def outputs(self) -> Float[Tensor, "m q"]:
+        """The model's outputs on the samples."""
+        return torch.cat([part.Y for part in self.parts], 1).T
 
     def path_norm(self) -> float:
         """Sum the products of |weights| over all paths, as the samples pass them on average.
@@ -171,7 +170,7 @@ class JointMatching:
         counted, one = ~self.free, self.free.nonzero()[:, 0]
         for block in self.blocks[:-1]:  # forward: a row that read constants only is one, too
             empty = (self.W[block.rows][:, counted] == 0).all(1).nonzero()[:, 0] + block.rows.start
-            value = self.V[empty, 0]
+            value = self.parts[0].V[empty, 0]
             if len(one):
                 self.W[:, one[0]] += self.W[:, empty] @ value
             else:
@@ -185,33 +184,39 @@ class JointMatching:
     def _grow(self, count: int) -> None:
         if count < 1:
             return
+        tiny = torch.finfo(torch.float32).tiny
         gains = torch.zeros_like(self.W)
         for index, block in enumerate(self.blocks):
             for k in range(block.rows.start, block.rows.stop):
-                h, g = self._expand(k, index)
-                curvature = (self.V.square() @ h).clamp_min(torch.finfo(torch.float32).tiny)
-                gain = (self.V @ g).square() / curvature
+                slope, curvature = self._sum("gains", k, index)
+                gain = slope.square() / curvature.clamp_min(tiny)
                 absent = (self.W[k] == 0) & ~self.free
                 gains[k, block.columns] = (gain * absent)[block.columns]
         best = gains.flatten().topk(min(count, gains.numel()))
         added = best.indices[best.values > 0]
         # a weight that is there and does nothing yet: the next sweep finds its value
-        self.W.view(-1)[added] = torch.finfo(torch.float32).tiny
+        self.W.view(-1)[added] = tiny
+
+    # asks every part of the samples the same
+    def _each(self, question: str, *arguments: Any) -> list[Any]:
+        return list(self._pool.map(lambda part: getattr(part, question)(*arguments), self.parts))
+
+    def _sum(self, question: str, *arguments: Any) -> list[Tensor]:
+        answers = zip(*self._each(question, *arguments), strict=True)
+        return [torch.stack(parts).sum(0) for parts in answers]
 
     def _solve(self, k: int, index: int, keep: int | None, measure: bool) -> None:
-        h, g = self._expand(k, index)
         columns = self.blocks[index].columns
         S = columns[(self.W[k, columns] != 0) | self.free[columns]]
-        V, old = self.V[S], self.W[k, S].double()
-        H = ((V * h) @ V.T).double() / self.m
+        old = self.W[k, S].double()
+        H, slope = (t / self.m for t in self._sum("moments", k, index, S))
         small = 1e-9 * float(H.diagonal().mean()) + torch.finfo(torch.float32).tiny
         H.diagonal().mul_(1 + DAMPING).add_(small)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-        moment = (V @ g).double() / self.m
-        w, price = old + inverse @ moment, torch.zeros_like(old)
+        w, price = old + inverse @ slope, torch.zeros_like(old)
         if self.level:
             price = self.level * self.down[k] * self.up[S]
-            w = shrink(H, H @ old + moment, old, price)
+            w = shrink(H, H @ old + slope, old, price)
         gone = S[:0]
         if measure:
             gone, self.costs[k] = _removals(inverse, w, self.free[S], keep)
@@ -220,57 +225,17 @@ class JointMatching:
             w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
             w[gone] = 0.0
         # what makes room for the budget may take the outputs further away, a refit may not
-        most = torch.inf if len(gone) else self.distance(self.Y) + float(price @ old.abs())
+        most = torch.inf if len(gone) else self.distance + float(price @ old.abs())
         change = w - old
         for _ in range(HALVINGS):
-            changed, Y = self._downstream(k, index, change.float() @ V)
-            if self.distance(Y) + float(price @ (old + change).abs()) <= most:
-                for rows, z, x in changed:
-                    self.Z[rows], self.V[rows] = z, x
-                self.Y = Y
+            moves = self._each("move", k, index, S, change.float())
+            distance = sum(move.distance for move in moves) / self.m
+            if distance + float(price @ (old + change).abs()) <= most:
                 self.W[k, S] = (old + change).float()
+                for part, move in zip(self.parts, moves, strict=True):
+                    part.accept(move)
                 return
             change = change / 2
-
-    # curvature h and downward slope g of the distance in row k's pre-activation, (m,) each
-    def _expand(self, k: int, index: int) -> tuple[Tensor, Tensor]:
-        p = self.Y.softmax(0)
-        slope = (self.T - self.Y) / (2 * self.variance) + (self.log_p.exp() - p) / 2
-        if k >= self.n:
-            j = k - self.n
-            return 1 / (2 * self.variance) + p[j] * (1 - p[j]) / 2, slope[j]
-        J = self._tangent(k, index)
-        square = J.square()
-        spread = (square * p).sum(0) - (J * p).sum(0).square()
-        h = square.sum(0) / (2 * self.variance) + spread / 2
-        derivative = self.phis[index].derivative(self.Z[k])
-        return h * derivative.square().clamp_min(self.inactive), derivative * (J * slope).sum(0)
-
-    # the outputs' derivative in state k, through all states downstream, (q, m)
-    def _tangent(self, k: int, index: int) -> Tensor:
-        columns, tangents = [k], [torch.ones_like(self.Z[k : k + 1])]
-        for block, phi in zip(self.blocks[index + 1 : -1], self.phis[index + 1 :], strict=True):
-            dz = self.W[block.rows][:, columns] @ torch.cat(tangents)
-            tangents.append(phi.derivative(self.Z[block.rows]) * dz)
-            columns += range(block.rows.start, block.rows.stop)
-        return self.W[self.n :][:, columns] @ torch.cat(tangents)
-
-    # what a change of row k's pre-activation makes of the states downstream and of the outputs
-    def _downstream(self, k: int, index: int, dz: Tensor) -> tuple[Changed, Tensor]:
-        if k >= self.n:
-            Y = self.Y.clone()
-            Y[k - self.n] += dz
-            return [], Y
-        columns, moves, changed = [], [], []
-        rows, dz = slice(k, k + 1), dz[None]
-        for block, phi in zip(self.blocks[index:-1], self.phis[index:], strict=True):
-            if columns:
-                rows, dz = block.rows, self.W[block.rows][:, columns] @ torch.cat(moves)
-            z = self.Z[rows] + dz
-            changed.append((rows, z, phi(z)))
-            moves.append(changed[-1][2] - self.V[rows])
-            columns += range(rows.start, rows.stop)
-        return changed, self.Y + self.W[self.n :][:, columns] @ torch.cat(moves)
 
 
 # The weights that go, and what further removals would cost. A row loses at most half of its

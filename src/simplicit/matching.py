@@ -192,7 +192,7 @@ class Matching:
             self.importance = torch.where(t2 > 0, 1 / t2, 0.0)
         with progress.task("spending the budget over the rows", total=1) as step:
             importance = [self.importance[block.rows] for block in self.blocks]
-            self.level, self.keep, self.orders = plan(problems, importance, budget)
+            self.level, self.keep, self.orders = plan(problems, importance, budget, self.workers)
             step(1, f"{sum(map(sum, self.keep))} weights")
         records = {"level": self.level, "keep": self.keep, "seconds": time.monotonic() - begin}
         self.checkpoint.keep("plan", self.importance[:, None], records)
@@ -201,7 +201,7 @@ class Matching:
     def _eliminate(
         self, index: int, problem: RowProblem, order: Tensor | None, look: Callback
     ) -> tuple[RowProblem, Solution, Tensor]:
-        W = choose(problem, self.keep[index], order)
+        W = choose(problem, self.keep[index], order, self.workers)
         hidden, output = self.equations.hidden, self.equations.output
         relu = [q.phi.name == "relu" for q in (*hidden, output)][index]
         # sweeps look at the outputs instead
@@ -254,7 +254,7 @@ class Matching:
         blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
         phis = [equation.phi for equation in e.hidden]
         inactive = INACTIVE if self.recipe.relu_aware else 1.0
-        joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive)
+        joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive, self.workers)
         with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
             joint.match(self.budget, sweeps, step)
         self.W[:] = joint.W.to(self.W)

@@ -1,9 +1,9 @@
-"""Networks by name: a plain feed-forward one, or any class by its import path; their weights."""
+"""Networks by name, or any class by its import path; their weights."""
 
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
+from .convnets import LeNet, ResNet20, StagewiseResNet20
 from .errors import InputError
 from .suggest import did_you_mean
 
@@ -23,6 +24,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
 }
 """Names of the activations an `fnn` can have."""
+
+CONVOLUTIONAL: dict[str, type[nn.Module]] = {
+    "lenet": LeNet,
+    "resnet20": ResNet20,
+    "resnet20_stagewise": StagewiseResNet20,
+}
+"""Names of the convolutional networks."""
 
 
 def build(
@@ -37,24 +45,25 @@ def build(
     """Make a network with freshly drawn weights, which returns logits.
 
     Args:
-        type: `fnn`, or an import path `package.module:Class`; modules in the current directory
-            can be imported.
-        architecture: Sizes of the layers of an `fnn`, inputs first, logits last. Not used for an
-            import path.
+        type: `fnn`, one of `CONVOLUTIONAL`, or an import path `package.module:Class`; modules in
+            the current directory can be imported.
+        architecture: Sizes of the layers of an `fnn`, inputs first, logits last. Not used for
+            others.
         bias: Whether the layers of an `fnn` have biases.
         activation: What an `fnn` has between them, one of `ACTIVATIONS`.
-        arguments: Keyword arguments of the class of an import path.
+        arguments: Keyword arguments of the class of another network than an `fnn`.
         seed: Seed of the weights; the global random state is left as it was.
 
     Returns:
-        The network. An import path that cannot be imported or called, or that makes no
-        `torch.nn.Module`, is an `InputError`.
+        The network. An import path that cannot be imported, one that makes no `torch.nn.Module`,
+        and arguments that the class does not take are an `InputError`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if type == "fnn":
             return _fnn(architecture, bias, ACTIVATIONS[activation])
-        return _make(type, arguments or {})
+        make = CONVOLUTIONAL[type] if type in CONVOLUTIONAL else _imported(type)
+        return _call(make, type, arguments or {})
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
@@ -95,7 +104,7 @@ def _fnn(architecture: Sequence[int], bias: bool, phi: type[nn.Module]) -> nn.Se
     return nn.Sequential(*layers[:-1])
 
 
-def _make(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _imported(path: str) -> Callable[..., Any]:
     # a class, or any function that returns a network
     module_name, _, name = path.partition(":")
     # a console script, unlike `python -m`, does not look for modules where it is started
@@ -113,16 +122,21 @@ def _make(path: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"explicit type {path!r}: {module_name} has no {name}; {did_you_mean(name, classes)}"
         )
+    return getattr(module, name)
+
+
+def _call(make: Callable[..., Any], type: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        net = getattr(module, name)(**arguments)
+        net = make(**arguments)
     except Exception as error:
         raise InputError(
-            f"explicit type {path!r}: cannot be made with arguments {dict(arguments)} "
+            f"explicit type {type!r}: cannot be made with arguments {dict(arguments)} "
             f"({first_line(error)})"
         ) from error
     if not isinstance(net, nn.Module):
         raise InputError(
-            f"explicit type {path!r} makes a {type(net).__name__}; expected is a torch.nn.Module"
+            f"explicit type {type!r} makes a {net.__class__.__name__}; expected is a "
+            "torch.nn.Module"
         )
     return net
 

@@ -101,11 +101,11 @@ def robustify(
             joint.sweep()
             W = joint.W
         seen = matching(W, held_inputs, held_targets)
-        return Level(price, _loss(seen.Y.T, held_targets), seen.path_norm()), W
+        return Level(price, _loss(seen.outputs, held_targets), seen.path_norm()), W
 
     W = _weights(model)
     start = matching(W, held_inputs, held_targets)
-    path = [Level(0.0, _loss(start.Y.T, held_targets), start.path_norm())]
+    path = [Level(0.0, _loss(start.outputs, held_targets), start.path_norm())]
     if start.path_norm() <= 0:
         return model, path
     price, good, bad = FIRST / start.path_norm(), 0.0, None

@@ -53,7 +53,8 @@ def run(settings: Config, folder: Path) -> list[Row]:
         SeedRun(settings, dataset, seed, folder / f"seed-{seed}" if index else folder)
         for index, seed in enumerate(settings.seeds)
     ]
-    parts[0].build()
+    for part in parts:
+        part.build()  # what does not fit is told before anything is written
     if not (folder / "config.yaml").exists():
         files.write_text(folder / "config.yaml", settings.to_yaml())
     if not (folder / "environment.json").exists():

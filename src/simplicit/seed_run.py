@@ -28,6 +28,9 @@ Row = dict[str, Any]
 CURVE_STEPS = 60
 """Most steps of the equilibrium's residual curve."""
 
+STATES = 1 << 26
+"""Most states of test images side by side: 256 MB a copy."""
+
 MADE = ("seconds", "rows", "max_relative_gap")
 """How the columns begin that say how a model was made; `evaluate` keeps them."""
 
@@ -52,6 +55,8 @@ class SeedRun:
     def build(self) -> nn.Module:
         """Build the explicit network, with the weights saved or configured, if any.
 
+        The dataset gets the layout that the network takes.
+
         Returns:
             A network that takes the dataset's samples.
         """
@@ -64,7 +69,7 @@ class SeedRun:
             arguments=wanted.arguments,
             seed=self.seed,
         )
-        explicit.check(net, self.dataset.train_inputs, len(self.dataset.classes))
+        self.dataset = explicit.suited(net, self.dataset)
         source = self._weights if self._weights.exists() else wanted.weights
         if source is not None:
             explicit.load_weights(net, source)
@@ -78,6 +83,7 @@ class SeedRun:
         """
         net, seconds = self._explicit()
         equations = capture(net, self.dataset.train_inputs[:2])
+        self._count("explicit", baselines.by_name(net))
         return self._row("explicit", net) | {
             "seconds": seconds,
             **_size(net, equations.nonzeros, equations.nonzeros),
@@ -113,6 +119,7 @@ class SeedRun:
         pruned = methods[name](task, settings.implicit.sparsity or 0.0)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
+        self._count(name, baselines.by_name(pruned))
         return self._row(name, pruned) | {"seconds": seconds, **_size(pruned, nonzeros, before)}
 
     def finetuned_row(self) -> Row:
@@ -158,7 +165,7 @@ class SeedRun:
         else:
             model, made = self._fit()
         with torch.no_grad():
-            found = [model.equilibrium(u) for u in self._test_batches()]
+            found = [model.equilibrium(u) for u in self._test_batches(model)]
         certificate = model.certificate
         self._tables["convergence"] = self._curve(model)
         return self._row("implicit", model) | {
@@ -182,7 +189,7 @@ class SeedRun:
         }
 
     def write_tables(self, folder: Path) -> None:
-        """Write this seed's records into the run's tables, the other seeds' kept.
+        """Write this seed's records into the run's tables, other seeds' and models' kept.
 
         Args:
             folder: The run folder.
@@ -190,10 +197,9 @@ class SeedRun:
         for name, rows in self._tables.items():
             path = folder / f"{name}.csv"
             others = read.table(path, ["seed"]) if path.exists() else []
-            new = [{"seed": self.seed, **row} for row in rows]
-            again = {(str(self.seed), row.get("model")) for row in new}
-            kept = [row for row in others if (row["seed"], row.get("model")) not in again]
-            files.write_csv(path, [*kept, *new])
+            new = {row.get("model") for row in rows}
+            kept = [r for r in others if r["seed"] != str(self.seed) or r.get("model") not in new]
+            files.write_csv(path, [*kept, *({"seed": self.seed, **row} for row in rows)])
         self._tables.clear()
 
     # the explicit network and the seconds its training took
@@ -247,6 +253,7 @@ class SeedRun:
         self._tables |= {"rows": result.rows, "trace": result.trace}
         if result.levels:
             self._tables["levels"] = result.levels
+        self._count("implicit", _by_layer(result.rows, net))
         return result.model, {
             "seconds": sum(result.seconds.values()),
             "rows": len(result.rows),
@@ -254,6 +261,10 @@ class SeedRun:
             "max_relative_gap": max(row["relative_gap"] for row in result.rows),
             **{f"seconds_{name}": value for name, value in result.seconds.items()},
         }
+
+    def _count(self, model: str, nonzeros: dict[str, int]) -> None:
+        records = [{"model": model, "layer": k, "nonzeros": n} for k, n in nonzeros.items()]
+        self._tables.setdefault("layers", []).extend(records)
 
     # unlabelled: the same samples for all that match or prune with them
     def _calibration(self) -> Tensor:
@@ -300,12 +311,13 @@ class SeedRun:
         mine = {f"{name}/{key}": value for key, value in shown.items()}
         files.write_bytes(kept, safetensors.torch.save(before | mine))
 
-    def _test_batches(self) -> tuple[Tensor, ...]:
-        return self.dataset.test_inputs.to(self.settings.device).split(2000)
+    def _test_batches(self, model: ImplicitModel) -> tuple[Tensor, ...]:
+        size = max(1, min(2000, STATES // model.n))
+        return self.dataset.test_inputs.to(self.settings.device).split(size)
 
     # residual against step of Picard's iteration on the first test images
     def _curve(self, model: ImplicitModel) -> list[Row]:
-        u = self._test_batches()[0]
+        u = self._test_batches(model)[0]
         with torch.no_grad():
             found = model.equilibrium(u, method="picard", max_steps=CURVE_STEPS, history=True)
         assert found.history is not None
@@ -341,6 +353,16 @@ def _size(net: nn.Module, nonzeros: int, before: int) -> Row:
         "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
         "sparsity": 1 - nonzeros / before,
     }
+
+
+# non-zeros by the layer's name in the network, where the rows say `output` of the last one
+def _by_layer(rows: list[Row], net: nn.Module) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row["layer"]] = found.get(row["layer"], 0) + row["nonzeros"]
+    others = [name for name in baselines.by_name(net) if name not in found]
+    last = others[0] if len(others) == 1 else "output"
+    return {last if layer == "output" else layer: n for layer, n in found.items()}
 
 
 # gives samples that have converged their last residual at the later steps

@@ -38,7 +38,10 @@ def first_budget(budget: int, N0: int) -> int:
 
 
 def plan(
-    problems: Sequence[RowProblem], importance: Sequence[Float[Tensor, "_"]], budget: int
+    problems: Sequence[RowProblem],
+    importance: Sequence[Float[Tensor, "_"]],
+    budget: int,
+    workers: int = 1,
 ) -> tuple[float, list[list[int]], list[Order]]:
     """Spend a budget over the rows of all problems.
 
@@ -46,6 +49,7 @@ def plan(
         problems: Blocks of rows; penalty and ball are left out.
         importance: What a unit of each row's loss is worth, one vector per problem.
         budget: Non-zeros to keep in all rows together, free features not counted.
+        workers: Parallel blocks of rows.
 
     Returns:
         The level: the loss, times importance, up to which weights were removed; how many each row
@@ -58,7 +62,7 @@ def plan(
     orders: list[Order] = []
     for problem, worth in zip(problems, importance, strict=True):
         keep = min(surely, int((~problem.free).sum()))
-        order, cost = eliminate(*_least_squares(problem), problem.free, keep)
+        order, cost = eliminate(*_least_squares(problem), problem.free, keep, workers)
         orders.append(order)
         costs += [
             torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
@@ -71,7 +75,7 @@ def plan(
 
 
 def choose(
-    problem: RowProblem, keep: Sequence[int], order: Order | None = None
+    problem: RowProblem, keep: Sequence[int], order: Order | None = None, workers: int = 1
 ) -> Float[Tensor, "K N"]:
     """Eliminate weights until each row has its number, and refit.
 
@@ -79,12 +83,14 @@ def choose(
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
         order: In which the rows' weights go, if that is known.
+        workers: Parallel blocks of rows.
 
     Returns:
         Weights (K, N).
     """
     if order is None:
-        order, _ = eliminate(*_least_squares(problem), problem.free, min(keep, default=0))
+        most = min(keep, default=0)
+        order, _ = eliminate(*_least_squares(problem), problem.free, most, workers)
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):

@@ -34,11 +34,13 @@ def verify(folder: Path) -> list[Row]:
     for row in recorded:
         seed = row.get("seed")
         model = archive.load(folder if seed == settings.seeds[0] else folder / f"seed-{seed}")
+        one_channel = model.input_shape == (1, *dataset.test_inputs.shape[1:])
+        taken = dataset.with_channel() if one_channel else dataset
         certificate = model.certificate
         quantities = {
             "nonzeros": model.nonzeros,
             "sparsity": model.sparsity,
-            "test_accuracy": accuracy(model, dataset, settings.evaluation.bs),
+            "test_accuracy": accuracy(model, taken, settings.evaluation.bs),
             "certificate_norm": certificate.norm,
             "well_posed": certificate.well_posed,
         }

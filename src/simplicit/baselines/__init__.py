@@ -16,6 +16,7 @@ from .spr import spr
 from .sss import sss
 from .task import Task
 from .wanda import wanda
+from .weights import by_name
 
 __all__ = [
     "ONE_SHOT",
@@ -23,6 +24,7 @@ __all__ = [
     "TRAINED",
     "Task",
     "adversarial",
+    "by_name",
     "decay",
     "gmp",
     "ibp",

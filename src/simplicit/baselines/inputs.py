@@ -1,6 +1,8 @@
 """What each layer reads on the calibration inputs, as the rows of a matrix."""
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +14,14 @@ from .task import Task
 from .weights import Layer, layers
 
 BATCH = 128
-"""Samples at a time: the patches of a 3 x 3 convolution on 64 x 32 x 32 values take 300 MB."""
+"""Samples that run through the network at a time."""
+
+VALUES = 1 << 24
+"""Most numbers in the rows yielded at a time, unless one sample has more: 64 MB."""
+
+
+class _Enough(Exception):
+    """Ends a pass after the layer that is looked at."""
 
 
 def once(task: Task, net: nn.Module, handles: Sequence[RemovableHandle], inputs: Tensor) -> None:
@@ -69,22 +78,29 @@ def read_by(task: Task, net: nn.Module, layer: Layer) -> Iterator[Float[Tensor, 
         InputError: If a value is NaN or infinite.
     """
     seen: list[Tensor] = []
+    calls: float = math.inf  # how often a pass calls the layer: the first pass says
 
     def look(_: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.append(args[0] if args else kwargs["input"])
+        if len(seen) >= calls:
+            raise _Enough
 
     handle = layer.register_forward_pre_hook(look, with_kwargs=True)
     try:
         for batch in task.calibration.split(BATCH):
-            with task.observing(net):
+            with task.observing(net), suppress(_Enough):
                 net(batch.to(task.device))
+            if not seen:
+                return
             for x in seen:
                 if not x.isfinite().all():
                     raise InputError(
                         "a layer reads NaN or infinity on the calibration inputs: all values must "
                         "be finite"
                     )
-                yield rows(layer, x)
+                for part in x.split(max(1, VALUES // rows(layer, x[:1]).numel())):
+                    yield rows(layer, part)
+            calls = len(seen)
             seen.clear()
     finally:
         handle.remove()

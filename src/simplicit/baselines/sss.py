@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import weights
 from .finetune import train
 from .search import Found, nearest
-from .structures import hidden, remove
+from .structures import Structures, hidden, remove
 from .task import Task
 
 MOMENTUM = 0.9
@@ -21,7 +21,10 @@ TRAININGS = 8
 
 
 def sss(task: Task, sparsity: float) -> nn.Module:
-    """Train with a scale on each hidden neuron or channel, and remove those whose scale ends at 0.
+    """Train with scales on structures, and remove those whose scale ends at 0.
+
+    A hidden neuron or channel has a scale, and so has a whole residual block, the branch that is
+    added to what bypasses it.
 
     The loss is cross-entropy + γ ‖λ‖₁ over all scales λ; γ is searched. No fine-tuning: removing
     what is multiplied by zero changes nothing.
@@ -76,14 +79,19 @@ def apg_step(
 
 def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
     groups = hidden(task, net)
-    sizes = [entry.layer.weight.shape[0] for entry in groups]
+    # of each structure and, last, of the block
+    sizes = [entry.layer.weight.shape[0] + entry.branch for entry in groups]
     scales = [torch.ones(n, device=task.device, requires_grad=True) for n in sizes]
     velocities = [torch.zeros_like(scale) for scale in scales]
     handles = []
+
+    def of(entry: Structures, scale: Tensor) -> Tensor:
+        return scale[:-1] * scale[-1] if entry.branch else scale
+
     for entry, scale in zip(groups, scales, strict=True):
 
         def hook(_: nn.Module, __: tuple, out: Tensor, entry=entry, scale=scale) -> Tensor:
-            return out * entry.spread(scale, out)
+            return out * entry.spread(of(entry, scale), out)
 
         handles.append(entry.last.register_forward_hook(hook))
 
@@ -101,8 +109,9 @@ def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
         for handle in handles:
             handle.remove()
     with torch.no_grad():
-        for entry, scale in zip(groups, scales, strict=True):
+        factors = [of(entry, scale) for entry, scale in zip(groups, scales, strict=True)]
+        for entry, factor in zip(groups, factors, strict=True):
             for parameter in entry.last.parameters(recurse=False):
-                parameter.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))
-    remove(task, net, groups, [scale.detach() > 0 for scale in scales])
+                parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
+    remove(task, net, groups, [factor > 0 for factor in factors])
     return net

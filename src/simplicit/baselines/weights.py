@@ -44,6 +44,20 @@ def counts(some: Sequence[Layer]) -> Int[Tensor, " layers"]:
     )
 
 
+def by_name(net: nn.Module) -> dict[str, int]:
+    """Number of weights that are not zero, by the layer's module path.
+
+    Args:
+        net: Any network.
+
+    Returns:
+        The counts in the order of `layers`; a shared weight has the first path.
+    """
+    found = layers(net)
+    paths = {module: name for name, module in net.named_modules()}
+    return dict(zip((paths[layer] for layer in found), counts(found).tolist(), strict=True))
+
+
 def nonzeros(net: nn.Module) -> int:
     """Number of weights that are not zero.
 

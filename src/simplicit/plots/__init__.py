@@ -15,6 +15,7 @@ from . import (
     comparison,
     curves,
     gap,
+    layers,
     magnitudes,
     pattern,
     pixels,
@@ -28,6 +29,7 @@ __all__ = ["COMPARED", "FIGURES", "ROBUSTNESS", "SKIPPED", "Drawing", "draw_all"
 
 FIGURES = {
     "comparison": comparison,
+    "layers": layers,
     "pattern": pattern,
     "magnitudes": magnitudes,
     "pixels": pixels,

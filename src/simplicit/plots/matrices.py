@@ -1,5 +1,6 @@
 """The saved model's weights as plain arrays, with the names the figures give their blocks."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from safetensors.numpy import load_file
 
 from ..errors import InputError
 from . import read
+
+DRAWN = 10**8
+"""Most entries of A, B, C and D together that are written out: 800 MB."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,19 @@ def matrices(run_dir: Path) -> Matrices:
         Its matrices, dense.
 
     Raises:
-        InputError: If a file is missing or is not a saved model.
+        InputError: If a file is missing or is not a saved model, or the model has blocks that are
+            no matrices, or more entries than `DRAWN`.
     """
     header = read.from_json(run_dir / "model.json")
+    if isinstance(header, dict) and not set("ABCD") <= header.get("matrices", {}).keys():
+        raise InputError("the model has convolutions, so no matrices A, B, C, D to draw")
     tensors = arrays(run_dir / "model.safetensors")
     try:
+        shapes = {name: header["matrices"][name]["shape"] for name in "ABCD"}
+        if (entries := sum(math.prod(shape) for shape in shapes.values())) > DRAWN:
+            raise InputError(f"the model has {entries:,} entries, more than a figure can show")
         return Matrices(
-            **{name: _dense(tensors, name, header["matrices"][name]["shape"]) for name in "ABCD"},
+            **{name: _dense(tensors, name, shape) for name, shape in shapes.items()},
             blocks=tuple((block["name"], block["size"]) for block in header["blocks"]),
             input_shape=tuple(header["input_shape"]),
             structure=header["structure"],
