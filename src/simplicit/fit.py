@@ -129,9 +129,6 @@ def fit(
             matching.match_outputs()
             clock.lap("sweeps")
     model = matching.model()
-    if recipe.eliminates and recipe.sweeps:
-        # only the sweeps spend again what dead states had of the budget
-        model = without_dead_states(model)
     levels: list[Row] = []
     if recipe.robustness is not None:
         with (
@@ -139,8 +136,13 @@ def fit(
             progress.task("finding the level of robustness", total=robustify.LEVELS) as step,
         ):
             found = robustify.robustify(model, *matching.calibration(), recipe.robustness, step)
-        model, levels = without_dead_states(found[0]), [vars(level) for level in found[1]]
+        model, levels = found[0], [vars(level) for level in found[1]]
+        rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
+        matching.recount(torch.count_nonzero(rows, dim=1))
         clock.lap("robustness")
+    if recipe.eliminates and recipe.sweeps:
+        # only the sweeps spend again what dead states had of the budget
+        model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, levels, seconds)
 

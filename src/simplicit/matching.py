@@ -258,13 +258,20 @@ class Matching:
         with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
             joint.match(self.budget, sweeps, step)
         self.W[:] = joint.W.to(self.W)
-        weights = torch.count_nonzero(self.W[:, ~free], dim=1)
+        self.recount(torch.count_nonzero(self.W[:, ~free], dim=1))
+        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep("sweeps", self.W, records)
+
+    def recount(self, weights: Tensor) -> None:
+        """Write into the rows' records how many weights they have now.
+
+        Args:
+            weights: Non-zeros of every row of [A B; C D], biases not counted.
+        """
         for block in self.blocks:
             for row in self.rows:
                 if row["layer"] == block.name:
                     row["nonzeros"] = int(weights[block.rows.start + row["row"]])
-        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep("sweeps", self.W, records)
 
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, bring it to its share, refit, keep the records."""
