@@ -25,7 +25,7 @@ MATHEMATICS = [
     "equilibrium",
 ]
 MATHEMATICS += ["feedforward", "certificate", "model", "intervals", "lipschitz", "mixed_monotone"]
-MATHEMATICS += ["relaxation", "linear_bounds", "margins"]
+MATHEMATICS += ["relaxation", "linear_bounds", "radii"]
 PIPELINE = [
     "capture",
     "states",

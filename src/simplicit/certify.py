@@ -13,8 +13,8 @@ from .capture import capture
 from .equilibrium import Block
 from .errors import InputError
 from .lipschitz import require_well_posed
-from .margins import METHODS, Margins
 from .model import ImplicitModel
+from .radii import METHODS, Margins
 
 __all__ = ["METHODS", "Certified", "as_model", "certify"]
 
