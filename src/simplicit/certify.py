@@ -53,6 +53,9 @@ def certify(
     - `linear`: backward substitution (`linear_bounds`), started from those boxes;
     - `interval`: with feedback, boxes without the mixed-monotone refinement. Only if named.
 
+    Networks with convolutions, shortcuts or pooling have boxes only, map by map (`layer_boxes`);
+    with operations kept as they are they cannot be certified.
+
     Args:
         model: An implicit model, or any network that `implicitize` takes: then as its layers.
         x: Samples, in the model's own input shape.
@@ -107,6 +110,8 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
     if isinstance(model, ImplicitModel):
         return copy.deepcopy(model).cpu().cast(torch.float64)
     equations = capture(model, example[:2])
+    if equations.structured:
+        return ImplicitModel.from_equations(equations).cpu().cast(torch.float64)
     A, B, C, D, b, d = (t.cpu() for t in equations.dense())
     return ImplicitModel(
         A, B, C, D, b, d,

@@ -27,6 +27,7 @@ from .fixed_point import (
     picard,
     relative_residual,
 )
+from .phi import Phi
 
 __all__ = [
     "Block",
@@ -59,6 +60,12 @@ class Block:
     name: str
     size: int
     phi: StatePhi
+
+    @property
+    def elementwise(self) -> Phi:
+        """φ of a block of a model of matrices, where it is always elementwise."""
+        assert isinstance(self.phi, Phi)
+        return self.phi
 
 
 def apply_phi(z: States, blocks: Sequence[Block]) -> States:

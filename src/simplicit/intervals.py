@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .errors import InputError
-from .blockwise import StatePhi
 
 EPS = torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
@@ -153,9 +153,23 @@ def affine(W: Float[Tensor, "k n"], box: Box, b: Float[Tensor, "k"] | None = Non
     """
     k = slack(W.shape[1])
     centre, size = box.centre @ W.T, W.abs()
-    radius = (box.radius + k * box.centre.abs()) @ size.T * (1 + k) + TINY
+    radius = (box.radius + k * box.centre.abs()) @ size.T * (1 + k)
     if b is not None:
         centre, radius = centre + b, radius + k * b.abs()
+    return rounded_outward(centre, radius)
+
+
+def rounded_outward(centre: Float[Tensor, "m k"], radius: Float[Tensor, "m k"]) -> Box:
+    """Make the box of a centre and a radius.
+
+    Args:
+        centre: The middle.
+        radius: Half of the width, but for underflow.
+
+    Returns:
+        A box that holds it.
+    """
+    radius = radius + TINY
     return Box(_down(centre - radius), _up(centre + radius))
 
 

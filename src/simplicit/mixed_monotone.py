@@ -154,7 +154,7 @@ def _root(a: Float[Tensor, " n"], s: Tensor, t: Tensor, blocks: Sequence[Block])
     for _ in range(3):
         z = a * t + s
         slope = torch.cat(
-            [b.phi.derivative(p) for b, p in zip(blocks, z.split(sizes, 1), strict=True)], 1
+            [b.elementwise.derivative(p) for b, p in zip(blocks, z.split(sizes, 1), strict=True)], 1
         )
         t = t - (t - apply_phi(z, blocks)) / (1 - a * slope)
     return t

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from . import layer_boxes
 from .errors import InputError
 from .intervals import affine, around, propagate
 from .linear_bounds import substitution
@@ -33,6 +34,10 @@ SMALLEST = 1e-6
 
 CHUNK = 128
 """Samples at a time: for 784 inputs and 100 rows their coefficients take 80 MB."""
+
+
+STATES = 1 << 22
+"""Most states of samples side by side: their boxes take 64 MB."""
 
 
 class Margins:
@@ -62,6 +67,11 @@ class Margins:
         methods = ("lipschitz", "mixed-monotone", "linear") if methods is None else methods
         if unknown := set(methods) - set(METHODS):
             raise InputError(f"method {min(unknown)!r}: accepted are {', '.join(METHODS)}")
+        known = _known(model)
+        boxes: Method = "mixed-monotone" if "mixed-monotone" in known else "interval"
+        methods = [boxes if method == "mixed-monotone" else method for method in methods]
+        methods = [method for method in methods if method in known]
+        self.chunk = max(1, min(CHUNK, STATES // model.n))
         self.model, self.u, self.label, self.bounds = model, u, label, bounds
         self.methods: list[Method] = [method for method in METHODS if method in methods]
         self.begin = start(model, u) if full else None
@@ -69,7 +79,7 @@ class Margins:
         if "lipschitz" in methods:
             every = torch.arange(len(u))
             still = torch.cat(
-                [self._lower(self.reach[i], i, "mixed-monotone") for i in every.split(CHUNK)]
+                [self._lower(self.reach[i], i, boxes) for i in every.split(self.chunk)]
             )
             ratio = still / margin_lipschitz(model)[label]
             ratio = torch.where(still > 0, ratio.nan_to_num(torch.inf), 0.0)
@@ -91,13 +101,15 @@ class Margins:
                 done = eps <= self.reach[which]
                 continue
             rest = (~done).nonzero()[:, 0]
-            for part in rest.split(CHUNK):
+            for part in rest.split(self.chunk):
                 done[part] = (self._lower(eps[part], which[part], method) > 0).all(1)
         return done
 
     # lower bounds of y_label − y_k for every k; infinite for the label itself
     def _lower(self, eps: Tensor, which: Tensor, method: Method) -> Float[Tensor, "s q"]:
         model, u, label = self.model, around(self.u[which], eps, self.bounds), self.label[which]
+        if model.equations is not None:
+            return layer_boxes.margins(model.equations, u, label)
         if self.begin is not None:
             begin = self.begin.rows(which)
             boxes = equilibrium_boxes(model, u, begin, hold=method != "interval")
@@ -143,3 +155,16 @@ class Margins:
             coarse = (high > low * (1 + PRECISION)) & (low < LARGEST)
             active = torch.where(low == 0, trial > SMALLEST, coarse).nonzero()[:, 0]
         return low
+
+
+# lines are known around some activations, the mixed-monotone refinement needs monotone ones, and
+# networks of other maps than matrices have boxes only
+def _known(model: ImplicitModel) -> tuple[str, ...]:
+    if model.equations is not None:
+        return ("interval", "mixed-monotone")
+    names = {block.phi.name for block in model.blocks}
+    if names <= {"relu", "leaky_relu", "tanh", "sigmoid", "identity"}:
+        return METHODS
+    rising = names <= {"relu", "leaky_relu", "relu6", "tanh", "sigmoid", "identity"}
+    feedback = model.structure == "full"
+    return ("lipschitz", "interval", *(("mixed-monotone",) if rising or not feedback else ()))

@@ -40,7 +40,7 @@ def lines(blocks: Sequence[Block], z: Box) -> Lines:
     """
     sizes = [block.size for block in blocks]
     parts = [
-        _lines(block.phi, Box(low, high))
+        _lines(block.elementwise, Box(low, high))
         for block, low, high in zip(
             blocks, z.low.split(sizes, 1), z.high.split(sizes, 1), strict=True
         )

@@ -147,7 +147,7 @@ def _joint(model: ImplicitModel, W: Tensor, u: Tensor, y: Tensor) -> JointMatchi
         stop = rows.start
     every = torch.arange(total, device=W.device)
     blocks.append(RowBlock("output", slice(n, n + model.q), every))
-    phis = [block.phi for block in reversed(model.blocks)]
+    phis = [block.elementwise for block in reversed(model.blocks)]
     return JointMatching(W, blocks, phis, V, y, every >= n + model.p, INACTIVE)
 
 
