@@ -13,7 +13,7 @@ import simplicit
 
 ROOT = Path(simplicit.__file__).parent
 
-FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "maps", "fixed_maps"]
+FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "fixed", "maps", "fixed_maps"]
 MATHEMATICS = [
     "prox",
     "gram",
@@ -24,7 +24,15 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
+MATHEMATICS += [
+    "equation",
+    "equations",
+    "feedforward",
+    "certificate",
+    "structured",
+    "modules",
+    "model",
+]
 PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
 PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
