@@ -13,7 +13,7 @@ import simplicit
 
 ROOT = Path(simplicit.__file__).parent
 
-FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "maps", "fixed_maps"]
+FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "fixed", "maps", "fixed_maps"]
 MATHEMATICS = [
     "blocks",
     "prox",
@@ -25,7 +25,8 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
+MATHEMATICS += ["equation", "equations", "feedforward", "certificate", "structured", "modules"]
+MATHEMATICS += ["model"]
 MATHEMATICS += ["intervals", "lipschitz", "mixed_monotone", "relaxation", "linear_bounds", "radii"]
 PIPELINE = ["capture", "states", "match", "fit", "certify", "evaluate", "archive", "data"]
 PIPELINE += ["explicit", "config", "baselines", "plots", "report", "run", "cli"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from conv_networks import CONVOLUTIONAL, KEPT, structured
+from conv_networks import KEPT, structured
 from example_networks import captured
 from simplicit import cli, inspect
 from simplicit.inspect_target import equations_of
@@ -21,7 +21,7 @@ def printed(name: str) -> str:
     return "\n".join([capture.get(), *inspect.notes(structured(name), 100, 1e9)])
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name", ["encoder layer", "concatenation", "three dimensions"])
 def test_every_equation_has_its_line(name):
     equations, text = structured(name), printed(name)
     every = inspect.lines(equations, 100)
@@ -41,7 +41,7 @@ def test_shared_weights_are_solved_once():
 
 
 def test_time_and_memory_grow_as_they_should():
-    equations = structured("resnet, option A")
+    equations = structured("concatenation")
     few, many = (inspect.summary(equations, m, 1e9) for m in (100, 200))
     assert few["seconds"] < many["seconds"] < 2 * few["seconds"]
     assert few["memory"] < many["memory"] < 2 * few["memory"]
@@ -101,3 +101,12 @@ def test_torchvisions_resnet18_is_read_and_replayed():
         y, replayed = net(u), equations.replay(u)[1]
     assert (replayed - y).abs().amax(1).le(1e-5 * y.abs().amax(1)).all()
     assert not equations.kept and equations.n == 2_508_800
+
+
+def test_a_configuration_of_a_comparison_has_one_network(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        "explicit: {architecture: [64, 8, 10]}\nevaluation: {dataset: digits}\n"
+        "implicit: {sparsity: [0.5, 0.8]}\n"
+    )
+    assert equations_of(str(file), [], None).n == 8

@@ -30,7 +30,7 @@ def equations_of(target: str, overrides: Sequence[str], shape: str | None) -> St
     if ":" not in target or Path(target).exists():
         if shape is not None:
             raise InputError("--shape: only with a class; a configuration names its dataset")
-        settings = config.load(Path(target), overrides)
+        settings = config.load_each(Path(target), overrides)[0]  # all with the same network
         dataset = data.load(settings.evaluation.dataset, settings.data_dir)
         with tempfile.TemporaryDirectory() as folder:  # where no trained weights are yet
             run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))

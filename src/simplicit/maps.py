@@ -7,18 +7,18 @@ all; `absolute()`, the map with |weights|; `to_dense()`; and `to`, for dtype and
 position they are one matrix, `weight.flatten(1)`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 256
-"""Unit vectors at a time when a map is written out."""
+from .fixed import Gather, Sparse, written_out
+
+__all__ = ["Conv", "Dense", "Gather", "LinearMap", "Sparse", "patches"]
 
 Pairs = tuple[tuple[int, int], ...]
 """Before and after, for each spatial dimension."""
@@ -91,7 +91,7 @@ class Dense:
         Returns:
             The matrix; block diagonal where there are several positions.
         """
-        return self.weight if self.positions == 1 else _written_out(self, self.weight)
+        return self.weight if self.positions == 1 else written_out(self, self.weight)
 
     def absolute(self) -> "Dense":
         """Take absolute values.
@@ -214,7 +214,7 @@ class Conv:
         Returns:
             The matrix.
         """
-        return _written_out(self, self.weight)
+        return written_out(self, self.weight)
 
     def absolute(self) -> "Conv":
         """Take absolute values.
@@ -259,171 +259,5 @@ def patches(
     return columns.unflatten(1, (groups, -1)).permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True, eq=False)
-class Gather:
-    """Entries of a sample in another order: y_i = x[index_i], and 0 where index_i is −1.
-
-    Permutations, slices, strides, zero padding and concatenations are of this kind.
-
-    Args:
-        index: For each entry of the result, the entry it is, or −1.
-        columns: Size of what it reads.
-    """
-
-    index: Int[Tensor, " rows"]
-    columns: int
-
-    @property
-    def rows(self) -> int:
-        """Size of the result."""
-        return len(self.index)
-
-    @property
-    def nnz(self) -> int:
-        """0: it has no weights."""
-        return 0
-
-    @cached_property
-    def _empty(self) -> Tensor | None:
-        empty = self.index < 0
-        return empty if empty.any() else None
-
-    @cached_property
-    def is_identity(self) -> bool:
-        """Whether every entry stays where it is."""
-        here = torch.arange(self.rows, device=self.index.device)
-        return self.rows == self.columns and torch.equal(self.index, here.to(self.index))
-
-    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
-        """Apply the map.
-
-        Returns:
-            The results, a row per sample.
-        """
-        if self.is_identity:
-            return x
-        y = x.index_select(1, self.index.clamp_min(0))
-        return y if self._empty is None else y.masked_fill(self._empty, 0)
-
-    def to_dense(self) -> Float[Tensor, "rows columns"]:
-        """Write it out.
-
-        Returns:
-            The matrix, in the default dtype.
-        """
-        return _written_out(self, torch.ones((), device=self.index.device))
-
-    def absolute(self) -> "Gather":
-        """Take absolute values.
-
-        Returns:
-            The map itself.
-        """
-        return self
-
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "Gather":
-        """Change its tensors.
-
-        Args:
-            change: What becomes of a tensor.
-
-        Returns:
-            The map with the new ones.
-        """
-        return replace(self, index=change(self.index))
-
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Gather":
-        """Change the device.
-
-        Returns:
-            The map there.
-        """
-        return self.changed(lambda t: _moved(t, target))
-
-
-@dataclass(frozen=True, eq=False)
-class Sparse:
-    """A fixed matrix by its entries: averages, factors.
-
-    Args:
-        row: Row of each entry, in rising order.
-        column: Its column.
-        value: Its value.
-        rows: Size of the result.
-        columns: Size of what it reads.
-    """
-
-    row: Int[Tensor, " k"]
-    column: Int[Tensor, " k"]
-    value: Float[Tensor, " k"]
-    rows: int
-    columns: int
-
-    @property
-    def nnz(self) -> int:
-        """0: its entries are no weights."""
-        return 0
-
-    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
-        """Apply the map.
-
-        Returns:
-            The results, a row per sample.
-        """
-        entries = x.index_select(1, self.column) * self.value
-        return x.new_zeros(len(x), self.rows).index_add(1, self.row, entries)
-
-    def to_dense(self) -> Float[Tensor, "rows columns"]:
-        """Write it out.
-
-        Returns:
-            The matrix.
-        """
-        matrix = self.value.new_zeros(self.rows, self.columns)
-        matrix[self.row, self.column] = self.value
-        return matrix
-
-    def absolute(self) -> "Sparse":
-        """Take absolute values.
-
-        Returns:
-            The map with |value|.
-        """
-        return replace(self, value=self.value.abs())
-
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "Sparse":
-        """Change its tensors.
-
-        Args:
-            change: What becomes of a tensor.
-
-        Returns:
-            The map with the new ones.
-        """
-        row, column, value = (change(t) for t in (self.row, self.column, self.value))
-        return Sparse(row, column, value, self.rows, self.columns)
-
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Sparse":
-        """Change dtype or device.
-
-        Returns:
-            The map there.
-        """
-        return self.changed(lambda t: _moved(t, target))
-
-
 LinearMap = Dense | Conv | Gather | Sparse
 """Any of them."""
-
-
-def _written_out(linear: LinearMap, like: Tensor) -> Tensor:
-    unit = torch.eye(linear.columns, dtype=like.dtype, device=like.device)
-    return torch.cat([linear(some) for some in unit.split(CHUNK)]).T.contiguous()
-
-
-def _moved(tensor: Tensor, target: torch.dtype | torch.device | Tensor) -> Tensor:
-    # indices stay whole numbers
-    if tensor.is_floating_point():
-        return tensor.to(target)
-    target = target.device if isinstance(target, Tensor) else target
-    return tensor if isinstance(target, torch.dtype) else tensor.to(target)
