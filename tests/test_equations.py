@@ -3,6 +3,7 @@ import torch
 
 from example_networks import CAPTURED, captured
 from simplicit.equations import Equation, StateEquations, Term
+from simplicit.maps import Dense
 from simplicit.phi import Phi
 
 
@@ -16,10 +17,12 @@ def equations() -> StateEquations:
 
     return StateEquations(
         hidden=(
-            Equation("a", (Term(-1, w(3, 4)),), w(3, 1)[:, 0], Phi("relu")),
-            Equation("b", (Term(-1, w(2, 4)), Term(0, w(2, 3))), None, Phi("tanh")),
+            Equation("a", (Term(-1, Dense(w(3, 4))),), w(3, 1)[:, 0], Phi("relu")),
+            Equation("b", (Term(-1, Dense(w(2, 4))), Term(0, Dense(w(2, 3)))), None, Phi("tanh")),
         ),
-        output=Equation("c", (Term(0, w(2, 3)), Term(1, w(2, 2))), w(2, 1)[:, 0], Phi("identity")),
+        output=Equation(
+            "c", (Term(0, Dense(w(2, 3))), Term(1, Dense(w(2, 2)))), w(2, 1)[:, 0], Phi("identity")
+        ),
         input_shape=(2, 2),
         nonzeros=36,
     )

@@ -187,7 +187,7 @@ def spoilt(value: float) -> Tensor:
         (samples(0), {}, "calibration inputs are empty: accepted is at least one sample"),
         ([], {}, "calibration inputs are empty: accepted is at least one sample"),
         (samples().int(), {}, "dtype torch.int32: accepted is floating point"),
-        (samples()[:, :4], {}, r"does not run on inputs of shape \(200, 4\)"),
+        (samples()[:, :4], {}, r"does not run on inputs of shape \(8, 4\)"),
         (samples(), {"sparsty": 0.5}, "unknown option 'sparsty': accepted are objective, sparsity"),
         (samples(), {"sparsity": 1.0}, "sparsity=1.0: accepted is"),
         (samples(), {"preset": "best"}, "preset 'best': accepted are paper, acml2025"),

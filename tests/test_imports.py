@@ -13,8 +13,9 @@ import simplicit
 
 ROOT = Path(simplicit.__file__).parent
 
-FOUNDATIONS = ["errors", "memory", "_types", "phi"]
+FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "maps", "fixed_maps"]
 MATHEMATICS = [
+    "blocks",
     "prox",
     "gram",
     "duality",
@@ -24,20 +25,10 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["feedforward", "certificate", "model", "intervals", "lipschitz", "mixed_monotone"]
-MATHEMATICS += ["relaxation", "linear_bounds", "radii"]
-PIPELINE = [
-    "capture",
-    "states",
-    "match",
-    "fit",
-    "certify",
-    "evaluate",
-    "archive",
-    "data",
-    "explicit",
-]
-PIPELINE += ["config", "baselines", "plots", "report", "run", "cli"]
+MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
+MATHEMATICS += ["intervals", "lipschitz", "mixed_monotone", "relaxation", "linear_bounds", "radii"]
+PIPELINE = ["capture", "states", "match", "fit", "certify", "evaluate", "archive", "data"]
+PIPELINE += ["explicit", "config", "baselines", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
 """Top to bottom; `config` lies below the datasets, networks and attacks whose names it accepts.
 

@@ -21,7 +21,7 @@ def job(phi: str = "relu", shift: float = 0.0, workers: int = 1) -> JointMatchin
     V = torch.cat([U.new_zeros(len(U), e.n), U, torch.ones_like(U[:, :1])], 1)
     free = torch.arange(V.shape[1]) == V.shape[1] - 1
     blocks = row_blocks(e, "triangular", bias=True)
-    return JointMatching(W, blocks, [q.phi for q in e.hidden], V, Y, free, 0.1, workers)
+    return JointMatching(W, blocks, e.elementwise, V, Y, free, 0.1, workers)
 
 
 def outputs(joint: JointMatching, W: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from example_networks import captured
 from simplicit.equations import Equation, StateEquations, Term
 from simplicit.gram import Gram
+from simplicit.maps import Dense
 from simplicit.match import penalty_scales, row_blocks
 from simplicit.phi import Phi
 
@@ -23,10 +24,10 @@ def skipping() -> StateEquations:
 
     return StateEquations(
         hidden=(
-            Equation("a", (Term(-1, w(3, 4)),), None, Phi("relu")),
-            Equation("b", (Term(-1, w(2, 4)), Term(0, w(2, 3))), None, Phi("tanh")),
+            Equation("a", (Term(-1, Dense(w(3, 4))),), None, Phi("relu")),
+            Equation("b", (Term(-1, Dense(w(2, 4))), Term(0, Dense(w(2, 3)))), None, Phi("tanh")),
         ),
-        output=Equation("c", (Term(0, w(2, 3)),), None, Phi("identity")),
+        output=Equation("c", (Term(0, Dense(w(2, 3))),), None, Phi("identity")),
         input_shape=(4,),
         nonzeros=32,
     )

@@ -1,62 +1,140 @@
 """Affine maps of states: what a value inside a network is, between two activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
+from .equations import Summand, Term
+from .fixed_maps import Fixed, compose, identity, plus, scale
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """The value Σ M s + c of one sample, flattened.
+    """The value Σ W (F s + c) + Σ G s + b of one sample, flattened.
 
     Args:
-        maps: Source s -> M, a matrix, or a vector that stands for a diagonal matrix. Sources are
-            those of `Term`.
-        bias: c, or None.
-        name: Module path of the linear map in it, empty if there was none yet.
+        shape: What the network sees of it, in a batch of one sample, whichever dimension that is.
+        like: A tensor of the network's dtype and device.
+        terms: W, F and c; after the first, only elementwise operations keep the value as it is.
+        fixed: Source -> G. Sources are those of `Term`.
+        bias: b, or None.
+        name: Module path of the linear map in it, empty if there is none.
+        adjust: The parameter that moves the bias: its name, and how far, a number per channel.
+        dtype: What the network has, if not that of `like`: comparisons, whole numbers.
     """
 
-    maps: dict[int, Tensor]
+    shape: tuple[int, ...]
+    like: Tensor
+    terms: tuple[Term, ...] = ()
+    fixed: dict[int, Fixed] = field(default_factory=dict)
     bias: Tensor | None = None
     name: str = ""
+    adjust: tuple[str, Tensor] | None = None
+    dtype: torch.dtype | None = None
 
     @classmethod
-    def of_source(cls, source: int, like: Tensor) -> "Affine":
+    def of_source(
+        cls, source: int, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
+    ) -> "Affine":
         """Make the value of a source itself.
 
         Args:
             source: −1 for the input, otherwise the index of a hidden equation.
-            like: A vector of the source's size, dtype and device.
+            shape: Of the value, in a batch of one sample.
+            like: A tensor of the network's dtype and device.
+            dtype: What the network has, if not that of `like`.
 
         Returns:
             The value, with the identity as its map.
         """
-        return cls({source: torch.ones_like(like)})
+        like = like.new_empty(0)
+        return cls(shape, like, fixed={source: identity(prod(shape), like.device)}, dtype=dtype)
 
     @property
-    def constant(self) -> Tensor:
-        """The bias c, zeros if there is none: also says size, dtype and device of the value."""
-        M = next(iter(self.maps.values()))
-        return M.new_zeros(M.shape[0]) if self.bias is None else self.bias
+    def size(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
 
     @property
-    def has_matrix(self) -> bool:
-        """Whether a linear map other than entry by entry is in it."""
-        return any(M.ndim == 2 for M in self.maps.values())
+    def bare(self) -> int | None:
+        """The source, if the value is the state of one and nothing else."""
+        if self.terms or self.bias is not None or len(self.fixed) != 1:
+            return None
+        ((source, moved),) = self.fixed.items()
+        return source if getattr(moved, "is_identity", False) else None
 
-    def scaled(self, factor: Tensor | float) -> "Affine":
+    @property
+    def summands(self) -> tuple[Summand, ...]:
+        """Its fixed part, by source."""
+        return tuple(Summand(source, G) for source, G in sorted(self.fixed.items()))
+
+    def reshaped(self, shape: tuple[int, ...]) -> "Affine":
+        """Give it another shape, with its entries in the same order.
+
+        Args:
+            shape: In a batch of one sample.
+
+        Returns:
+            The value.
+        """
+        return replace(self, shape=shape)
+
+    def mapped(self, linear: Fixed, shape: tuple[int, ...]) -> "Affine":
+        """Apply a fixed map, if there are no terms.
+
+        Args:
+            linear: The map.
+            shape: Of the result, in a batch of one sample.
+
+        Returns:
+            The value.
+        """
+        assert not self.terms
+        fixed = {source: compose(linear, G, self.like) for source, G in self.fixed.items()}
+        bias = None if self.bias is None else linear(self.bias[None])[0]
+        return replace(self, shape=shape, fixed=fixed, bias=bias, adjust=None)
+
+    def by_channel(self, factor: Tensor) -> list[Tensor] | None:
+        """Write a factor as one number per channel of each term.
+
+        Args:
+            factor: One number per entry.
+
+        Returns:
+            A vector per term, or None if some channel has more than one.
+        """
+        found = []
+        for term in self.terms:
+            channel = term.map.by_channel(factor[None])[0, 0]
+            if not torch.equal(term.map.spread(channel), factor):
+                return None
+            found.append(channel)
+        return found
+
+    def scaled(self, factor: Tensor) -> "Affine":
         """Multiply entry by entry.
 
         Args:
-            factor: One number per entry, or one for all.
+            factor: One number per entry; one per channel where there are terms.
 
         Returns:
             The product.
         """
-        rows = factor[:, None] if isinstance(factor, Tensor) else factor
-        maps = {s: M * (factor if M.ndim == 1 else rows) for s, M in self.maps.items()}
-        return Affine(maps, None if self.bias is None else self.bias * factor, self.name)
+        channels = self.by_channel(factor)
+        assert channels is not None
+        terms = []
+        for term, channel in zip(self.terms, channels, strict=True):
+            rows = channel.reshape(-1, *[1] * (term.weight.ndim - 1))
+            linear = replace(term.map, weight=term.weight * rows)
+            gain = channel if term.gain is None else term.gain * channel
+            terms.append(replace(term, map=linear, gain=gain))
+        diagonal = scale(factor)
+        fixed = {source: compose(diagonal, G, self.like) for source, G in self.fixed.items()}
+        bias = None if self.bias is None else self.bias * factor
+        adjust = self.adjust and (self.adjust[0], self.adjust[1] * channels[0])
+        return replace(self, terms=tuple(terms), fixed=fixed, bias=bias, adjust=adjust)
 
     def shifted(self, constant: Tensor) -> "Affine":
         """Add a constant.
@@ -67,7 +145,18 @@ class Affine:
         Returns:
             The sum.
         """
-        return Affine(self.maps, self.constant + constant, self.name)
+        return replace(self, bias=constant if self.bias is None else self.bias + constant)
+
+    def adjusted_by(self, adjust: tuple[str, Tensor] | None) -> "Affine":
+        """Say which parameter moves the bias from here on.
+
+        Args:
+            adjust: Its name, and how far, a number per channel.
+
+        Returns:
+            The value.
+        """
+        return replace(self, adjust=adjust)
 
     def plus(self, other: "Affine") -> "Affine":
         """Add a value of the same size.
@@ -76,27 +165,16 @@ class Affine:
             other: The other summand.
 
         Returns:
-            The sum, with one map per source.
+            The sum, with one fixed map per source.
         """
-        maps = dict(self.maps)
-        for source, M in other.maps.items():
-            if source not in maps:
-                maps[source] = M
-            elif maps[source].ndim == M.ndim:
-                maps[source] = maps[source] + M
-            else:
-                maps[source] = as_matrix(maps[source]) + as_matrix(M)
-        total = Affine(maps, self.bias, self.name or other.name)
+        fixed = dict(self.fixed)
+        for source, G in other.fixed.items():
+            fixed[source] = plus(fixed[source], G, self.like) if source in fixed else G
+        total = replace(
+            self,
+            terms=self.terms + other.terms,
+            fixed=fixed,
+            name=self.name or other.name,
+            adjust=self.adjust or other.adjust,
+        )
         return total if other.bias is None else total.shifted(other.bias)
-
-
-def as_matrix(M: Tensor) -> Tensor:
-    """Write a map out.
-
-    Args:
-        M: A matrix, or the diagonal of one.
-
-    Returns:
-        The matrix.
-    """
-    return torch.diag(M) if M.ndim == 1 else M

@@ -6,28 +6,26 @@ noticed, and the non-zeros of each matrix, which are counted again after a load.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
 
+from . import archive_layers
 from .errors import InputError
 from .files import replace_with
 from .model import Block, ImplicitModel, Structure
+from .packing import Storage, pack, unpack
 from .phi import Phi, PhiName
 
 NUMBERS, HEADER = "model.safetensors", "model.json"
-
-SPARSE_BELOW = 0.3
-"""Density under which CSR is smaller: a float32 entry takes 8 bytes in CSR and 4 in a dense one."""
 
 Size = Annotated[int, Field(ge=0)]
 
@@ -46,7 +44,7 @@ class _Layer(_Strict):
 class _Matrix(_Strict):
     shape: tuple[Size, Size]
     nonzeros: Size
-    storage: Literal["csr", "dense"]
+    storage: Storage
 
 
 class _Header(_Strict):
@@ -70,11 +68,18 @@ def save(model: ImplicitModel, directory: str | Path) -> None:
         model: What to write.
         directory: Where to; made if it does not exist.
     """
-    numbers: dict[str, Tensor] = {}
+    if model.equations is not None:
+        numbers, layers = archive_layers.write(model)
+        payload = safetensors.torch.save(numbers)
+        layers["sha256"] = hashlib.sha256(payload).hexdigest()
+        text = archive_layers.text(layers)
+        _write(Path(directory), {NUMBERS: payload, HEADER: text.encode()})
+        return
+    numbers = {}
     matrices = {}
     for name in ("A", "B", "C", "D"):
         W = model.get_parameter(name).detach().cpu()
-        parts, storage = _pack(W)
+        parts, storage = pack(W)
         numbers |= {f"{name}{suffix}": part for suffix, part in parts.items()}
         matrices[name] = _Matrix(
             shape=(W.shape[0], W.shape[1]), nonzeros=int(torch.count_nonzero(W)), storage=storage
@@ -85,6 +90,7 @@ def save(model: ImplicitModel, directory: str | Path) -> None:
     layers = (
         _Layer(name=block.name, size=block.size, phi=block.phi.name, slope=block.phi.slope)
         for block in model.blocks
+        if isinstance(block.phi, Phi)
     )
     header = _Header(
         structure=model.structure,
@@ -118,6 +124,13 @@ def load(directory: str | Path) -> ImplicitModel:
         raise InputError(
             f"{folder}: no readable {HEADER} and {NUMBERS} of a saved model ({error.strerror})"
         ) from None
+    layers = _layers(text)
+    if layers is not None:
+        _check_sum(folder, payload, layers.get("sha256"))
+        try:
+            return archive_layers.read(layers, safetensors.torch.load(payload))
+        except (SafetensorError, InputError) as error:
+            raise InputError(f"{folder / HEADER}: {error}") from None
     try:
         header = _Header.model_validate_json(text)
     except ValidationError as error:
@@ -126,14 +139,13 @@ def load(directory: str | Path) -> ImplicitModel:
         raise InputError(
             f"{folder / HEADER}: {where}: {first['msg']}; save the model again"
         ) from None
-    if hashlib.sha256(payload).hexdigest() != header.sha256:
-        raise InputError(
-            f"{folder / NUMBERS}: damaged, or not of this {HEADER} (SHA-256 differs); copy both "
-            "files again"
-        )
+    _check_sum(folder, payload, header.sha256)
     try:
         numbers = safetensors.torch.load(payload)
-        dense = {name: _unpack(numbers, name, entry) for name, entry in header.matrices.items()}
+        dense = {
+            name: unpack(numbers, name, entry.shape, entry.storage)
+            for name, entry in header.matrices.items()
+        }
         vectors = {name: numbers[name] for name in header.vectors}
         A, B, C, D = (dense[name] for name in ("A", "B", "C", "D"))
     except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
@@ -159,24 +171,21 @@ def load(directory: str | Path) -> ImplicitModel:
     )
 
 
-def _pack(W: Float[Tensor, "r c"]) -> tuple[dict[str, Tensor], Literal["csr", "dense"]]:
-    stored = W != 0
-    if int(stored.sum()) >= SPARSE_BELOW * W.numel():
-        return {"": W.contiguous()}, "dense"
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), stored.sum(1).cumsum(0)])
-    indices = stored.nonzero()[:, 1]
-    parts = {".indptr": indptr.int(), ".indices": indices.int(), ".values": W[stored]}
-    return parts, "csr"
+def _layers(text: bytes) -> dict[str, Any] | None:
+    try:
+        header = json.loads(text)
+    except ValueError:
+        return None
+    layered = isinstance(header, dict) and header.get("kind") == archive_layers.KIND
+    return header if layered else None
 
 
-def _unpack(numbers: Mapping[str, Tensor], name: str, entry: _Matrix) -> Float[Tensor, "r c"]:
-    if entry.storage == "dense":
-        return numbers[name].reshape(entry.shape)
-    values = numbers[f"{name}.values"]
-    rows = torch.repeat_interleave(numbers[f"{name}.indptr"].diff().long())
-    W = torch.zeros(entry.shape, dtype=values.dtype)
-    W[rows, numbers[f"{name}.indices"].long()] = values
-    return W
+def _check_sum(folder: Path, payload: bytes, expected: object) -> None:
+    if hashlib.sha256(payload).hexdigest() != expected:
+        raise InputError(
+            f"{folder / NUMBERS}: damaged, or not of this {HEADER} (SHA-256 differs); copy both "
+            "files again"
+        )
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -8,7 +8,7 @@ about the second.
 import copy
 import io
 import logging
-import math
+import operator
 import re
 import warnings
 from collections.abc import Iterator
@@ -22,12 +22,16 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from .affine import Affine
-from .equations import Equation, StateEquations, Term
+from .equations import Equation, StateEquations, Summand, Term
 from .errors import InputError
-from .operations import ACCEPTED, HINTS, OPERATIONS, Layers, refuse, sample_shape
+from .layers import IDENTITY, Layers, of_one, refuse, shape_of_one
+from .operations import HINTS, LOGITS, MOVED, OPERATIONS, PROBABILITIES, SAME
 from .phi import Phi
 
-__all__ = ["Equation", "StateEquations", "Term", "capture"]
+__all__ = ["Equation", "StateEquations", "Summand", "Term", "capture"]
+
+SAMPLES = 8
+"""Samples of the example that the equations are checked on."""
 
 
 def capture(net: nn.Module, example: Tensor) -> StateEquations:
@@ -37,7 +41,8 @@ def capture(net: nn.Module, example: Tensor) -> StateEquations:
     computes and run on the copy, as they do whenever the network is called.
 
     Args:
-        net: A feed-forward network of linear maps and elementwise activations that returns logits.
+        net: A feed-forward network that returns logits: linear maps, convolutions, activations,
+            pooling, moves and sums are read, any other operation is kept as it is.
         example: Inputs (m, …) in the network's own shape, one sample or more; their values only
             serve to check the result.
 
@@ -57,7 +62,9 @@ def capture(net: nn.Module, example: Tensor) -> StateEquations:
             f"the network cannot be copied ({_line(error)}): accepted is one copy.deepcopy copies, "
             "with pruning masks and weight norm removed or made permanent"
         ) from error
-    example = example.detach().to(next(net.parameters(), example))
+    example = example.detach()[:SAMPLES].to(next(net.parameters(), example))
+    if len(example) == 1:  # export takes a batch of one for a constant; two alike hide mixing
+        example = torch.cat([example, example / 2])
     with torch.no_grad():
         try:
             logits = net(example.clone())  # which may change its input in place
@@ -115,31 +122,36 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(net: nn.Module, example: Tensor) -> ExportedProgram:
-    # export takes a batch of one for a constant
-    pair = example if len(example) > 1 else torch.cat([example, example])
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
         with _quiet():
             program = torch.export.export(
-                net, (pair,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+                net, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
             ).run_decompositions({})
     except Exception as error:
         if "Constraints violated" in str(error):  # by the one dynamic size there is
             raise InputError(
-                f"the network's forward fixes the batch size to {len(pair)}: accepted is any size, "
-                "as in x.flatten(1) or x.view(x.shape[0], -1), not len(x)"
+                f"the network's forward fixes the batch size to {len(example)}: accepted is any "
+                "size, as in x.flatten(1) or x.view(x.shape[0], -1), not len(x)"
             ) from error
         raise InputError(
             f"torch.export cannot read the network ({_line(error)}): accepted is a forward "
             "without branches or loops that depend on the data"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     if any(r.lower > 2 or r.upper < 2**31 for r in program.range_constraints.values()):
         raise InputError("the network's forward depends on the batch size: accepted is one graph")
     return program
 
 
 def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
-    layers = Layers()
     tensors = {**program.state_dict, **program.constants}
+    parameters = {
+        name: t.detach() for name, t in program.state_dict.items() if t.is_floating_point()
+    }
+    layers = Layers(parameters)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values: dict[fx.Node, Any] = {}
     program.graph.eliminate_dead_code()
@@ -151,10 +163,12 @@ def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
         elif node.op == "placeholder" and specs[node.name].kind != InputKind.USER_INPUT:
             values[node] = tensors[str(specs[node.name].target)].detach()
         elif node.op == "placeholder":
-            values[node] = Affine.of_source(-1, example[0].reshape(-1))
+            values[node] = Affine.of_source(-1, (1, *example.shape[1:]), example)
     output = _output(layers, program, values)
     if not layers.hidden:
         raise InputError("the network has no hidden layer: accepted are networks with at least one")
+    if not any(equation.terms for equation in (*layers.hidden, output)):
+        raise InputError("the network has no Linear and no convolution: accepted is one or more")
     return StateEquations(tuple(layers.hidden), output, tuple(example.shape[1:]), layers.nonzeros)
 
 
@@ -162,23 +176,46 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     symbolic = node.meta.get("val")
     if symbolic is None or isinstance(symbolic, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return None  # assertions, and sizes, which are read off the results that have them
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, n.meta.get("val")))
-    operands = pytree.tree_leaves((args, kwargs))
-    if not any(isinstance(operand, Affine) for operand in operands):
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            refuse(node, "is random; accepted: a fixed function of the input")
-        if any(isinstance(operand, torch.SymInt) for operand in operands):
-            refuse(node, "makes a tensor of the batch's size; accepted: constants of fixed size")
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-    if node.target not in OPERATIONS:
-        refuse(node, HINTS.get(node.target, f"is not accepted; accepted: {ACCEPTED}"))
-    value = OPERATIONS[node.target](layers, node, *args, **kwargs)
-    entries = math.prod(sample_shape(node))
-    if entries != value.constant.numel():
-        refuse(node, "changes the number of values; accepted: reshapes that keep them all")
-    if isinstance(symbolic, Tensor) and symbolic.dtype != value.constant.dtype:
-        refuse(node, f"changes the dtype to {symbolic.dtype}; accepted: one dtype throughout")
+    args, options = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, _of_one(n)))
+    operands = [leaf for leaf in pytree.tree_leaves((args, options)) if isinstance(leaf, Affine)]
+    sequence = node.target is operator.getitem
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _sure(node):
+        refuse(node, "is random; accepted: a fixed function of the input")
+    assert callable(node.target)
+    if not operands and not sequence:
+        return node.target(*args, **options)
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in HINTS:
+        refuse(node, HINTS[packet])
+    # comparisons and whole numbers are no affine maps of states
+    numeric = all(operand.dtype is None for operand in operands)
+    if sequence or (node.target in OPERATIONS and (numeric or node.target in MOVED)):
+        value = OPERATIONS[node.target](layers, node, *args, **options)
+    else:
+        value = layers.keep(node, args, options)
+    return _checked(layers, node, value) if isinstance(value, Affine) else value
+
+
+def _sure(node: fx.Node) -> bool:
+    # attention may drop weights at random; its fifth argument says how many
+    dropout = (*node.args, *[0.0] * 5)[4] or node.kwargs.get("dropout_p", 0.0)
+    return _name(node) == "scaled_dot_product_attention.default" and not dropout
+
+
+def _of_one(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return of_one(value) if isinstance(value, torch.SymInt) else value
+
+
+def _checked(layers: Layers, node: fx.Node, value: Affine) -> Affine:
+    if shape_of_one(node) != value.shape:
+        refuse(node, "changes the number of values; accepted: operations on each sample by itself")
+    dtype = node.meta["val"].dtype
+    if dtype.is_floating_point and dtype != value.like.dtype:
+        refuse(node, f"changes the dtype to {dtype}; accepted: one dtype throughout")
+    readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor)]
+    if len(readers) > 1 and (value.terms or len(value.fixed) > 1):
+        return layers.state(node, value, IDENTITY)  # what is read twice is one state
     return value
 
 
@@ -192,16 +229,32 @@ def _output(layers: Layers, program: ExportedProgram, values: dict[fx.Node, Any]
         raise InputError(
             "the network's output does not depend on its input: accepted is one that does"
         )
-    if not value.has_matrix:
+    last = node
+    while last.op == "call_function" and _name(last) in SAME.split():
+        last = last.all_input_nodes[0]
+    if _name(last).split(".")[0] in PROBABILITIES:
+        refuse(last, LOGITS)
+    if value.bare is not None and (value.bare < 0 or _squashed(layers.hidden[value.bare].phi)):
         raise InputError(
             "the network does not end in a Linear: accepted is one that returns logits, "
             "before any activation"
         )
-    if len(sample_shape(node)) != 1:
+    shape = node.meta["val"].shape
+    if len(shape) != 2:
         raise InputError(
-            f"the network returns samples of shape {sample_shape(node)}: accepted is (outputs,)"
+            f"the network returns samples of shape {tuple(shape[1:])}: accepted is (outputs,)"
         )
-    return layers.equation(node, value, Phi("identity"))
+    if value.shape[0] != 1 or isinstance(shape[0], int):
+        raise InputError("the network's outputs mix samples: accepted is a row of logits for each")
+    return layers.equation(node, value, IDENTITY)
+
+
+def _squashed(phi: Any) -> bool:
+    return isinstance(phi, Phi) and phi.name != "identity"
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.")
 
 
 def _line(error: Exception) -> str:

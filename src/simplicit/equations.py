@@ -1,19 +1,22 @@
-"""A feed-forward network as state equations z = Σ W s + b, x = φ(z), and as A, B, C, D.
+"""A feed-forward network as state equations z = Σ W (F s + c) + Σ G s + b, x = φ(z).
 
 The embedding of a network into x = φ(Ax + Bu + b), y = Cx + Du + d is that of El Ghaoui, Gu,
 Travacca, Askari, Tsai, "Implicit Deep Learning" (arXiv 1908.06315), section 3.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ._types import Outputs, States
+from ._types import Outputs
+from .blockwise import Kept, MaxPool, StatePhi, states_of
+from .fixed_maps import Fixed
+from .maps import Conv, Dense
 from .phi import Phi
 
 Matrices = tuple[
@@ -26,55 +29,178 @@ Matrices = tuple[
 ]
 """A, B, C, D, b, d."""
 
+Sources = Sequence[Float[Tensor, "m _"]]
+"""The states of all earlier equations, then the flattened input, so that index −1 is the input."""
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One summand W s of an equation.
+    """One summand W (F s + c) of an equation.
 
     Args:
         source: Where s comes from: −1 is the network's input, flattened; otherwise the index of
             an earlier hidden equation, whose state s is.
-        weight: W, a row per unit of the equation, a column per unit of the source.
+        map: W, a matrix or a convolution; batch norm that follows it is folded into it.
+        fixed: F, how the entries of s come before W; None if they do as they are.
+        offset: c, which zero padding keeps from being a part of the bias, or None.
+        parameter: Name of W in the network's state dict; terms with the same one share it. Empty
+            if W is computed from other parameters.
+        transposed: Whether W is the transpose of that parameter.
+        gain: W = gain · parameter, a factor per row (channel) of W; None if that is 1.
     """
 
     source: int
-    weight: Float[Tensor, "rows columns"]
+    map: Dense | Conv
+    fixed: Fixed | None = None
+    offset: Float[Tensor, "columns"] | None = None
+    parameter: str = ""
+    transposed: bool = False
+    gain: Float[Tensor, "channels"] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The entries of W: (outputs, inputs), or (channels, inputs, *kernel)."""
+        return self.map.weight
+
+    def reads(self, s: Float[Tensor, "m _"]) -> Float[Tensor, "m columns"]:
+        """Compute what W reads; `map.patches` of it are the features of W's rows.
+
+        Args:
+            s: The source's states.
+
+        Returns:
+            F s + c.
+        """
+        x = s if self.fixed is None else self.fixed(s)
+        return x if self.offset is None else x + self.offset
+
+
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """One fixed summand G s of an equation: a shortcut, a pooled or a moved state.
+
+    Args:
+        source: Where s comes from, as in `Term`.
+        map: G.
+    """
+
+    source: int
+    map: Fixed
+
+
+@dataclass(frozen=True, eq=False)
+class BiasParameter:
+    """The parameter that moves an equation's bias: b = factor · parameter + rest, by channel.
+
+    Args:
+        name: Its name in the network's state dict: the batch norm's or the layer's own bias. Empty
+            if the network has none there.
+        factor: How far b moves with it.
+        rest: What else is in b.
+    """
+
+    name: str
+    factor: Float[Tensor, "channels"]
+    rest: Float[Tensor, "channels"]
 
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """One layer, z = Σ W s + b and x = φ(z).
+    """One layer, z = Σ W (F s + c) + Σ G s + b and x = φ(z).
 
     Args:
         name: Module path of the affine map, e.g. `0` or `encoder.fc1`; a module used again has
             `@1`, `@2`, … behind it.
-        terms: The sum, one term per source.
-        bias: b, or None.
+        terms: What can be learned; none for a layer that only adds, pools or moves states.
+        bias: b, one number per entry of z or per channel of the first term; or None.
         phi: φ; the identity for the output and between linear layers with nothing in between.
+        fixed: What cannot.
+        adjust: The parameter that moves the bias; None if b differs between positions, or nothing
+            is learned.
     """
 
     name: str
     terms: tuple[Term, ...]
-    bias: Float[Tensor, "rows"] | None
-    phi: Phi
+    bias: Float[Tensor, "_"] | None
+    phi: StatePhi
+    fixed: tuple[Summand, ...] = ()
+    adjust: BiasParameter | None = None
 
     @property
     def size(self) -> int:
-        """Number of units."""
-        return self.terms[0].weight.shape[0]
+        """Entries of z."""
+        return (*self.terms, *self.fixed)[0].map.rows
 
-    def preactivation(self, sources: list[Float[Tensor, "m _"]]) -> Float[Tensor, "m rows"]:
+    @property
+    def states(self) -> int:
+        """Entries of x; fewer than of z if φ pools."""
+        return states_of(self.phi, self.size)
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Where its summands come from, each once, in rising order."""
+        return tuple(sorted({part.source for part in (*self.terms, *self.fixed)}))
+
+    @property
+    def channel_bias(self) -> Float[Tensor, "channels"] | None:
+        """One bias per row of W: per unit, per channel; None if b differs between positions."""
+        first = self.terms[0].map
+        if self.full_bias is None:
+            return first.weight.new_zeros(len(first.weight))
+        channel = first.by_channel(self.full_bias[None])[0, 0]
+        return channel if torch.equal(first.spread(channel), self.full_bias) else None
+
+    @property
+    def full_bias(self) -> Float[Tensor, "rows"] | None:
+        """One bias per entry of z."""
+        if self.bias is None or len(self.bias) == self.size:
+            return self.bias
+        return self.terms[0].map.spread(self.bias)
+
+    def preactivation(self, sources: Sources) -> Float[Tensor, "m rows"]:
         """Compute z for a batch.
 
         Args:
-            sources: The states of all earlier equations, then the flattened input (so that
-                index −1 is the input).
+            sources: The states of all earlier equations, then the flattened input.
 
         Returns:
             z, a row per sample.
         """
-        z = torch.stack([F.linear(sources[t.source], t.weight) for t in self.terms]).sum(0)
-        return z if self.bias is None else z + self.bias
+        parts = [term.map(term.reads(sources[term.source])) for term in self.terms]
+        parts += [summand.map(sources[summand.source]) for summand in self.fixed]
+        z = sum(parts[1:], parts[0])
+        return z if self.full_bias is None else z + self.full_bias
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Equation":
+        """Change every tensor in it: dtype, device, or sign.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The equation with the new tensors.
+        """
+        terms = tuple(
+            replace(
+                term,
+                map=replace(term.map, weight=change(term.map.weight)),
+                fixed=term.fixed and term.fixed.changed(change),
+                offset=None if term.offset is None else change(term.offset),
+                gain=None if term.gain is None else change(term.gain),
+            )
+            for term in self.terms
+        )
+        return replace(
+            self,
+            terms=terms,
+            bias=None if self.bias is None else change(self.bias),
+            phi=self.phi if isinstance(self.phi, (Phi, MaxPool)) else self.phi.changed(change),
+            fixed=tuple(replace(s, map=s.map.changed(change)) for s in self.fixed),
+            adjust=self.adjust
+            and replace(
+                self.adjust, factor=change(self.adjust.factor), rest=change(self.adjust.rest)
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +227,64 @@ class StateEquations:
 
     @property
     def n(self) -> int:
-        """Number of states, the units of all hidden layers."""
-        return sum(equation.size for equation in self.hidden)
+        """Number of states of all hidden layers."""
+        return sum(equation.states for equation in self.hidden)
 
     @property
     def q(self) -> int:
         """Number of outputs."""
         return self.output.size
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the network's dtype and device."""
+        every = (term for equation in (*self.hidden, self.output) for term in equation.terms)
+        return next(every).weight
+
+    @property
+    def layers(self) -> tuple[Equation, ...]:
+        """All equations in forward order, that of the outputs last."""
+        return (*self.hidden, self.output)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "StateEquations":
+        """Change every tensor in it, see `Equation.changed`.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The equations with the new tensors.
+        """
+        known: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(tensor: Tensor) -> Tensor:  # what is shared stays shared
+            if id(tensor) not in known:
+                known[id(tensor)] = (tensor, change(tensor))
+            return known[id(tensor)][1]
+
+        hidden = tuple(equation.changed(once) for equation in self.hidden)
+        return replace(self, hidden=hidden, output=self.output.changed(once))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Operations that are kept as they are: module path and name."""
+        kept = ((e.name, e.phi) for e in self.hidden)
+        return tuple(
+            f"{name.split('@')[0]}: {phi.name}" for name, phi in kept if isinstance(phi, Kept)
+        )
+
+    @property
+    def elementwise(self) -> list[Phi]:
+        """φ of the hidden layers whose φ is elementwise: of all of them, if not `structured`."""
+        return [equation.phi for equation in self.hidden if isinstance(equation.phi, Phi)]
+
+    @property
+    def structured(self) -> bool:
+        """Whether there is anything but matrices on flattened samples and elementwise φ."""
+        every = (*self.hidden, self.output)
+        maps = [term.map for equation in every for term in equation.terms]
+        dense = all(isinstance(linear, Dense) and linear.positions == 1 for linear in maps)
+        return not (dense and all(isinstance(equation.phi, Phi) for equation in every))
 
     def replay(self, u: Float[Tensor, "m *shape"]) -> tuple[list[Float[Tensor, "m _"]], Outputs]:
         """Run the network, keeping every pre-activation.
@@ -118,7 +295,7 @@ class StateEquations:
         Returns:
             The hidden z (m, n_l) in forward order, and y (m, q).
         """
-        u = u.to(self.output.terms[0].weight).flatten(1)
+        u = u.to(self.like).flatten(1)
         pre: list[Tensor] = []
         states: list[Tensor] = []
         for equation in self.hidden:
@@ -126,7 +303,7 @@ class StateEquations:
             states.append(equation.phi(pre[-1]))
         return pre, self.output.preactivation([*states, u])
 
-    def activate(self, Z: States) -> States:
+    def activate(self, Z: Float[Tensor, "m rows"]) -> Float[Tensor, "m states"]:
         """Apply each layer's φ to its own columns.
 
         Args:
@@ -135,17 +312,20 @@ class StateEquations:
         Returns:
             X = φ(Z), in the same order.
         """
-        layers = zip(reversed(self.hidden), reversed(self.slices), strict=True)
-        return torch.cat([equation.phi(Z[:, columns]) for equation, columns in layers], dim=1)
+        parts = Z.split([equation.size for equation in reversed(self.hidden)], dim=1)
+        layers = zip(reversed(self.hidden), parts, strict=True)
+        return torch.cat([equation.phi(part) for equation, part in layers], dim=1)
 
     @property
     def slices(self) -> list[slice]:
         """Where each hidden equation's states are in x, whose order is last hidden layer first."""
-        starts = [self.n - through for through in accumulate(e.size for e in self.hidden)]
-        return [slice(i, i + e.size) for i, e in zip(starts, self.hidden, strict=True)]
+        starts = [self.n - through for through in accumulate(e.states for e in self.hidden)]
+        return [slice(i, i + e.states) for i, e in zip(starts, self.hidden, strict=True)]
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Matrices:
         """Write the network as an implicit model, in the papers' order: last hidden layer first.
+
+        Only where every φ is elementwise; memory grows with the square of the states.
 
         Args:
             dtype: Of the matrices.
@@ -154,17 +334,23 @@ class StateEquations:
             A (n, n), strictly block upper triangular, B (n, p), C (q, n), D (q, p), and the
             biases b (n,), d (q,), zero where the network has none.
         """
-        weight = self.output.terms[0].weight
         # the columns of one row block are all states, then the input
-        states = weight.new_zeros(self.n, self.n + self.p, dtype=dtype)
-        outputs = weight.new_zeros(self.q, self.n + self.p, dtype=dtype)
+        states = self.like.new_zeros(self.n, self.n + self.p, dtype=dtype)
+        outputs = self.like.new_zeros(self.q, self.n + self.p, dtype=dtype)
         b, d = states.new_zeros(self.n), states.new_zeros(self.q)
         columns = [*self.slices, slice(self.n, self.n + self.p)]
         blocks = [(states[i], b[i]) for i in self.slices] + [(outputs, d)]
         for equation, (matrix, bias) in zip((*self.hidden, self.output), blocks, strict=True):
             for term in equation.terms:
-                matrix[:, columns[term.source]] = term.weight.to(dtype)
-            if equation.bias is not None:
-                bias.copy_(equation.bias)
+                W = term.map.to_dense().to(dtype)
+                matrix[:, columns[term.source]] += (
+                    W if term.fixed is None else W @ term.fixed.to_dense().to(dtype)
+                )
+                if term.offset is not None:
+                    bias += W @ term.offset.to(dtype)
+            for summand in equation.fixed:
+                matrix[:, columns[summand.source]] += summand.map.to_dense().to(dtype)
+            if equation.full_bias is not None:
+                bias += equation.full_bias.to(dtype)
         (A, B), (C, D) = (M.split([self.n, self.p], dim=1) for M in (states, outputs))
         return A.contiguous(), B.contiguous(), C.contiguous(), D.contiguous(), b, d

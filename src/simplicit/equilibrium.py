@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._types import States
+from .blockwise import StatePhi
 from .errors import InputError
 from .fixed_point import (
     MAX_STEPS,
@@ -26,7 +27,6 @@ from .fixed_point import (
     picard,
     relative_residual,
 )
-from .phi import Phi
 
 __all__ = [
     "Block",
@@ -58,7 +58,7 @@ class Block:
 
     name: str
     size: int
-    phi: Phi
+    phi: StatePhi
 
 
 def apply_phi(z: States, blocks: Sequence[Block]) -> States:
@@ -95,13 +95,28 @@ def exact_pass(A: Float[Tensor, "n n"], c: States, blocks: Sequence[Block]) -> E
         z = c[:, start:stop] + x @ A[start:stop, stop:].T
         x, stop = torch.cat([block.phi(z), x], dim=1), start
     with torch.no_grad():
-        valid = c.isfinite().all(1)
-        residual = relative_residual(apply_phi(x @ A.T + c, blocks), x)
-        codes = torch.full_like(residual, STATUSES.index(Status.DIVERGED), dtype=torch.int64)
-        codes[x.isfinite().all(1)] = STATUSES.index(Status.CONVERGED)
-        codes[~valid] = STATUSES.index(Status.INVALID_INPUT)
-        steps = torch.full_like(codes, len(blocks))
-    return Equilibrium(x, residual, steps, tuple(STATUSES[i] for i in codes.tolist()))
+        again = apply_phi(x @ A.T + c, blocks)
+    return judged(x, again, c.isfinite().all(1), len(blocks))
+
+
+def judged(x: States, again: States, valid: Bool[Tensor, " m"], steps: int) -> Equilibrium:
+    """Say of states computed in one pass what an iteration would say of its own.
+
+    Args:
+        x: The states.
+        again: φ(Ax + Bu + b) of them.
+        valid: Samples whose inputs are finite.
+        steps: Blocks that were computed.
+
+    Returns:
+        The equilibria.
+    """
+    residual = relative_residual(again, x).detach()
+    codes = torch.full_like(residual, STATUSES.index(Status.DIVERGED), dtype=torch.int64)
+    codes[x.isfinite().all(1)] = STATUSES.index(Status.CONVERGED)
+    codes[~valid] = STATUSES.index(Status.INVALID_INPUT)
+    counts = torch.full_like(codes, steps)
+    return Equilibrium(x, residual, counts, tuple(STATUSES[i] for i in codes.tolist()))
 
 
 def require_block_triangular(A: Float[Tensor, "n n"], blocks: Sequence[Block]) -> None:

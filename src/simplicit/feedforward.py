@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .phi import Phi
 
@@ -57,7 +58,7 @@ def _sequential(
 ) -> nn.Sequential:
     modules: list[nn.Module] = [] if len(input_shape) == 1 else [nn.Flatten()]
     for linear, block in zip(reversed(linears[1:]), reversed(blocks), strict=True):
-        modules += [linear, _activation(block.phi)]
+        modules += [linear, activation(block.phi)]
     return nn.Sequential(*modules, linears[0])
 
 
@@ -79,7 +80,7 @@ def _graph(layers: list[tuple[nn.Linear, list[int]]], blocks: Sequence[Block]) -
         else:
             depth = len(layers) - i
             z = apply(f"layer{depth}", linear, joined)
-            nodes[i - 1] = apply(f"phi{depth}", _activation(blocks[i - 1].phi), z)
+            nodes[i - 1] = apply(f"phi{depth}", activation(blocks[i - 1].phi), z)
     return fx.GraphModule(modules, graph)
 
 
@@ -92,12 +93,29 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
-def _activation(phi: Phi) -> nn.Module:
+def activation(phi: StatePhi) -> nn.Module:
+    """Find the torch module of an elementwise φ.
+
+    Args:
+        phi: φ.
+
+    Returns:
+        The module.
+    """
+    assert isinstance(phi, Phi)
     match phi.name:
         case "relu":
             return nn.ReLU()
         case "leaky_relu":
             return nn.LeakyReLU(phi.slope)
+        case "relu6":
+            return nn.ReLU6()
+        case "silu":
+            return nn.SiLU()
+        case "gelu":
+            return nn.GELU()
+        case "gelu_tanh":
+            return nn.GELU("tanh")
         case "tanh":
             return nn.Tanh()
         case "sigmoid":

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from . import progress, robustify, threads
 from .capture import capture
 from .dead import without_dead_states
+from .equations import StateEquations
 from .errors import InputError
+from .layerwise import LayerwiseMatching
 from .match import Structure
 from .matching import Matching, Row
 from .model import ImplicitModel
 from .recipe import Recipe
-from .states import batches
+from .states import Batches, batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,8 @@ def fit(
     clock = _Clock()
     stream = batches(inputs, batch_size)
     equations = capture(net, stream.example)
+    if equations.structured:
+        return _fit_layers(equations, stream, recipe, workers, checkpoint, clock)
     structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
     matching = Matching(equations, stream, recipe, structure, workers, device, checkpoint)
     clock.lap("capture")
@@ -145,6 +149,39 @@ def fit(
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, levels, seconds)
+
+
+# networks that are not all matrices: only their own connections, A is never written out
+@torch.no_grad()
+def _fit_layers(
+    equations: StateEquations,
+    stream: Batches,
+    recipe: Recipe,
+    workers: int | None,
+    checkpoint: Path | None,
+    clock: "_Clock",
+) -> Fit:
+    if recipe.structure not in ("auto", "layered"):
+        raise InputError(
+            f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
+            "operations, accepted are layered and auto"
+        )
+    if recipe.constraint == "row":
+        raise InputError(
+            "constraint 'row': for a network with convolutions, tokens or kept operations, "
+            "accepted is states"
+        )
+    workers = min(workers or threads.available(), threads.available())
+    matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
+    clock.lap("capture")
+    with threads.single_threaded():
+        matching.plan()
+        clock.lap("level")
+        matching.solve()
+        clock.lap("solve")
+    model = ImplicitModel.from_equations(matching.matched, equations.nonzeros)
+    seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
+    return Fit(model, matching.rows, matching.trace, seconds)
 
 
 @dataclass

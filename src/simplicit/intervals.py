@@ -27,6 +27,14 @@ PHI_ROUNDING = 8 * EPS
 less than 4 units of 2⁻⁵³."""
 
 
+LEAST = {
+    "silu": (-1.278465, -0.278465),
+    "gelu": (-0.751792, -0.169972),
+    "gelu_tanh": (-0.752462, -0.170041),
+}
+"""Where φ turns, to 1e-5, and its least value, rounded down; found by bounded minimisation."""
+
+
 def slack(terms: int) -> float:
     """Relative widening that covers a sum of products and what is done with its result.
 
@@ -156,7 +164,7 @@ def image(phi: Phi, z: Box) -> Box:
     """Bound φ over a box.
 
     Args:
-        phi: A monotone activation.
+        phi: An elementwise activation.
         z: Box of its arguments.
 
     Returns:
@@ -167,8 +175,15 @@ def image(phi: Phi, z: Box) -> Box:
     """
     low, high = phi(z.low), phi(z.high)
     match phi.name:
-        case "relu" | "identity":
+        case "relu" | "relu6" | "identity":
             return Box(low, high)
+        case "silu" | "gelu" | "gelu_tanh":
+            # falls to its least value, then rises
+            turn, least = LEAST[phi.name]
+            inside = (z.low < turn + 1e-4) & (z.high > turn - 1e-4)
+            spread = PHI_ROUNDING * z.size + TINY
+            bottom = torch.where(inside, least, torch.minimum(low, high) - spread)
+            return Box(_down(bottom), _up(torch.maximum(low, high) + spread))
         case "leaky_relu":
             return Box(_down(low), _up(high))
         case "tanh" | "sigmoid":

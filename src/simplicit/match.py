@@ -71,7 +71,7 @@ def row_blocks(equations: StateEquations, structure: Structure, bias: bool) -> l
     blocks = []
     layers = (*equations.hidden, equations.output)
     for equation, rows in zip(layers, (*slices, output.rows), strict=True):
-        columns = torch.cat([places[term.source] for term in equation.terms])
+        columns = torch.cat([places[source] for source in equation.sources])
         columns = torch.cat([columns, inputs[p:]]).unique()
         name = "output" if equation is equations.output else equation.name
         blocks.append(RowBlock(name, rows, columns))

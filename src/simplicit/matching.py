@@ -54,7 +54,7 @@ class Matching:
         self.structure: Structure = structure
         self.folder, self.checkpoint = checkpoint, Checkpoint(None)
         self.workers = min(workers or threads.available(), threads.available())
-        self.device = torch.device(device or equations.output.terms[0].weight.device)
+        self.device = torch.device(device or equations.like.device)
         self.blocks = row_blocks(equations, structure, recipe.bias)
         n, p, q = equations.n, equations.p, equations.q
         kind = {"dtype": torch.float64, "device": self.device}
@@ -252,7 +252,7 @@ class Matching:
         V = self.features(U.new_zeros(len(U), e.n), U)
         free = torch.arange(V.shape[1], device=self.device) >= e.n + e.p
         blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
-        phis = [equation.phi for equation in e.hidden]
+        phis = e.elementwise
         inactive = INACTIVE if self.recipe.relu_aware else 1.0
         joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive, self.workers)
         with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
@@ -347,7 +347,8 @@ class Matching:
         constraint = self.constraint
         states, outputs = self.W[:n], self.W[n:]
         biased = self.recipe.bias
-        blocks = [Block(eq.name, eq.size, eq.phi) for eq in reversed(e.hidden)]
+        layers = zip(e.hidden, e.elementwise, strict=True)
+        blocks = [Block(eq.name, eq.size, phi) for eq, phi in layers][::-1]
         model = ImplicitModel(
             states[:, :n],
             states[:, n : n + p],
@@ -361,4 +362,4 @@ class Matching:
             reference_nonzeros=e.nonzeros,
             weights=constraint.omega if constraint and self.structure == "full" else None,
         )
-        return model.cast(dtype or e.output.terms[0].weight.dtype)
+        return model.cast(dtype or e.like.dtype)

@@ -4,19 +4,23 @@ El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit Deep Learning", SIAM J. Math. D
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ._types import Inputs, Outputs
 from .certificate import Certificate, round_toward_zero, well_posedness
+from .equations import StateEquations
 from .equilibrium import Block, Equilibrium, exact_pass, implicit_solve, require_block_triangular
 from .errors import InputError
 from .feedforward import feedforward
 from .fixed_point import MAX_STEPS, TOLERANCE
+from .modules import as_modules, load_into
+from .structured import BlockOperator, constants, exact, nilpotence, nonzeros, predict
 
 Structure = Literal["full", "triangular", "layered"]
 
@@ -58,8 +62,14 @@ class ImplicitModel(nn.Module):
     """
 
     structure: Structure
-    b: nn.Parameter | None
-    d: nn.Parameter | None
+    A: Any  # nn.Parameter, or BlockOperator with the same `to_dense()` and products
+    B: Any
+    C: Any
+    D: Any
+    b: Tensor | None
+    d: Tensor | None
+    equations: StateEquations | None = None
+    _places: list[list[int]]
 
     def __init__(
         self,
@@ -107,6 +117,65 @@ class ImplicitModel(nn.Module):
         self.A, self.B, self.C, self.D = (nn.Parameter(t.detach() + 0.0) for t in (A, B, C, D))
         self.b, self.d = (t if t is None else nn.Parameter(t.detach() + 0.0) for t in (b, d))
 
+    @classmethod
+    def from_equations(
+        cls, equations: StateEquations, reference_nonzeros: int | None = None
+    ) -> "ImplicitModel":
+        """Make the layered model of state equations; A, B, C, D are grids of their maps.
+
+        Args:
+            equations: The layers, with the weights that the model is to have; they are copied.
+            reference_nonzeros: N0, by default that of the equations.
+
+        Returns:
+            The model. Its parameters are `learned`, the weights, and `biases`, a number per channel
+            where the bias is the same at all positions. NaN or infinity in one is an `InputError`.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        dtype = equations.like.dtype
+        learned: dict[int, nn.Parameter] = {}
+        biases: list[nn.Parameter] = []
+        for e in equations.layers:
+            for term in e.terms:
+                _require(f"the weight of {e.name}", term.weight, tuple(term.weight.shape), dtype)
+                learned.setdefault(id(term.weight), nn.Parameter(term.weight.detach() + 0.0))
+            if e.bias is not None:
+                _require(f"the bias of {e.name}", e.bias, tuple(e.bias.shape), dtype)
+                channel = e.channel_bias if e.terms else None
+                biases.append(nn.Parameter((e.bias if channel is None else channel).detach() + 0.0))
+        model.learned = nn.ParameterList(learned.values())
+        model.biases = nn.ParameterList(biases)
+        places = {key: index for index, key in enumerate(learned)}
+        model._places = [[places[id(t.weight)] for t in e.terms] for e in equations.layers]
+        model.n, model.p, model.q = equations.n, equations.p, equations.q
+        model.blocks = tuple(Block(e.name, e.states, e.phi) for e in equations.hidden[::-1])
+        model.structure, model.input_shape, model.weights = "layered", equations.input_shape, None
+        model.reference_nonzeros = reference_nonzeros or equations.nonzeros
+        model._bind(equations)
+        return model
+
+    # the equations with this model's parameters in them
+    def _bind(self, equations: StateEquations) -> None:
+        biases, layers = iter(self.biases), []
+        for e, places in zip(equations.layers, self._places, strict=True):
+            terms = tuple(
+                replace(term, map=replace(term.map, weight=self.learned[place]))
+                for term, place in zip(e.terms, places, strict=True)
+            )
+            layers.append(replace(e, terms=terms, bias=None if e.bias is None else next(biases)))
+        bound = replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
+        self.equations = bound
+        self.A, self.B = BlockOperator(bound, "A"), BlockOperator(bound, "B")
+        self.C, self.D = BlockOperator(bound, "C"), BlockOperator(bound, "D")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ImplicitModel":
+        nn.Module._apply(self, fn, recurse)
+        if self.equations is not None:
+            with torch.no_grad():
+                self._bind(self.equations.changed(fn))
+        return self
+
     def forward(self, u: Tensor) -> Outputs:
         """Predict, or raise `NotConvergedError` if any sample has no equilibrium.
 
@@ -116,6 +185,11 @@ class ImplicitModel(nn.Module):
         Returns:
             y (m, q), e.g. logits; differentiable in u and in the weights.
         """
+        if self.equations is not None:
+            y = predict(self.equations, self._flat(u))
+            if not (finite := y.isfinite().all(1)).all():
+                self.equilibrium(u[~finite]).require_converged()
+            return y
         found = self.equilibrium(u)
         found.require_converged()
         y = found.states @ self.C.T + self._flat(u) @ self.D.T
@@ -147,11 +221,14 @@ class ImplicitModel(nn.Module):
         """
         method = method or ("anderson" if self.structure == "full" else "exact")
         accepted = ("anderson", "picard") if self.structure == "full" else _METHODS
+        accepted = accepted if self.equations is None else ("exact",)
         if method not in accepted:
             raise InputError(
                 f"method {method!r}: accepted for structure {self.structure!r} are "
                 + ", ".join(accepted)
             )
+        if self.equations is not None:
+            return exact(self.equations, self._flat(u))
         c = self._flat(u) @ self.B.T
         c = c if self.b is None else c + self.b
         if method == "exact":
@@ -162,12 +239,16 @@ class ImplicitModel(nn.Module):
 
     @property
     def nonzeros(self) -> int:
-        """Non-zero entries of A, B, C and D; biases are not counted."""
+        """Non-zero entries of A, B, C and D; shared weights count once, biases not at all."""
+        if self.equations is not None:
+            return nonzeros(self.equations)
         return sum(int(torch.count_nonzero(t)) for t in (self.A, self.B, self.C, self.D))
 
     @property
     def parameters_count(self) -> int:
-        """Stored entries of A, B, C and D, zeros included."""
+        """Stored entries of A, B, C and D, zeros included; of grids of maps, their weights."""
+        if self.equations is not None:
+            return sum(weight.numel() for weight in self.learned)
         return sum(t.numel() for t in (self.A, self.B, self.C, self.D))
 
     @property
@@ -178,6 +259,8 @@ class ImplicitModel(nn.Module):
     @property
     def certificate(self) -> Certificate:
         """Well-posedness of the current weights, computed anew in float64 at every access."""
+        if self.equations is not None:
+            return nilpotence(self.equations)
         lipschitz = [block.phi.lipschitz for block in self.blocks for _ in range(block.size)]
         return well_posedness(self.A, torch.tensor(lipschitz, dtype=torch.float64), self.weights)
 
@@ -192,6 +275,9 @@ class ImplicitModel(nn.Module):
         Returns:
             A new model.
         """
+        if self.equations is not None:  # of a nilpotent A no bound is given away
+            cast = self.equations.changed(lambda t: t.to(dtype) if t.is_floating_point() else t)
+            return ImplicitModel.from_equations(cast, self.reference_nonzeros)
         rest = [t if t is None else t.to(dtype) for t in (self.B, self.C, self.D, self.b, self.d)]
         return ImplicitModel(
             round_toward_zero(self.A.detach(), dtype),
@@ -217,9 +303,31 @@ class ImplicitModel(nn.Module):
                 "to_explicit: a full A feeds states back, so no finite stack of layers computes "
                 "the equilibrium; accepted are structure 'triangular' and 'layered'"
             )
+        if self.equations is not None:
+            return as_modules(self.equations)
         with torch.no_grad():
             AB, CD = torch.cat([self.A, self.B], 1), torch.cat([self.C, self.D], 1)
             return feedforward(AB, CD, self.b, self.d, self.blocks, self.input_shape)
+
+    def load_into(self, net: nn.Module) -> None:
+        """Write a layered model's weights into the network it came from, or a copy of it.
+
+        Batch norm is taken out of the weights again, and biases go into its shift or the layer's
+        own.
+
+        Args:
+            net: The trained network, with its running statistics; changed in place, and left as
+                it was if something does not fit.
+
+        Raises:
+            InputError: If the model is not made of its layers, or something does not fit.
+        """
+        if self.equations is None:
+            raise InputError(
+                "load_into: the model is made of A, B, C, D alone, without the names of the "
+                "network's parameters; accepted are layered models of equations"
+            )
+        load_into(self.equations, net)
 
     def save(self, directory: str | Path) -> None:
         """Write `model.safetensors` and `model.json`, see `archive.save`."""
@@ -240,7 +348,12 @@ class ImplicitModel(nn.Module):
         if tuple(u.shape[1:]) != self.input_shape:
             accepted = ", ".join(["m", *map(str, self.input_shape)])
             raise InputError(f"input of shape {tuple(u.shape)}: accepted is ({accepted})")
-        return u.to(self.A).flatten(1)
+        return u.to(self.A if self.equations is None else self.equations.like).flatten(1)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("b", "d") and self.equations is not None:
+            return constants(self.equations)["bd".index(name)]
+        return nn.Module.__getattr__(self, name)
 
 
 _METHODS = ("exact", "anderson", "picard")

@@ -1,180 +1,174 @@
 """What each ATen operation does to an affine map of states; `OPERATIONS` is the list.
 
-To read one more kind of network, add its operation here. Every function gets the layers found so
-far, the node and the node's operands: `Affine` for what depends on the input, tensors and numbers
-for what does not.
+To read one more kind of network, add its operation here; one that is not here is kept as it is.
+Every function gets the layers found so far, the node and the node's operands: `Affine` for what
+depends on the input, tensors and numbers for what does not, all in a batch of one sample.
 """
 
 import operator
 from collections.abc import Callable
-from typing import Any, NoReturn
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .affine import Affine, as_matrix
-from .equations import Equation, Term
-from .errors import InputError
+from .affine import Affine
+from .equations import Term
+from .layers import Layers, module_path, shape_of_one
+from .maps import Conv, Dense
+from .moves import (
+    adaptive_average_pool,
+    average_pool,
+    broadcast,
+    max_pool,
+    mean,
+    move,
+    per_axis,
+    total,
+)
 from .phi import Phi, PhiName
 
-ACCEPTED = (
-    "Linear, BatchNorm in evaluation mode, ReLU, LeakyReLU, tanh, sigmoid, "
-    "sums, constant factors and reshapes of each sample"
-)
+
+def _linear(layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | None = None) -> Any:
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
+        return layers.keep(node, (x, weight, bias), {})
+    layers.count(weight)
+    positions = prod(x.shape[:-1])
+    # two linear maps in a row: keep both, as a layer whose φ is the identity
+    x = layers.settled(node, x, single=positions > 1)
+    linear, (name, transposed) = Dense(weight, positions), layers.parameter(weight)
+    terms = [Term(s.source, linear, _or_none(s.map), None, name, transposed) for s in x.summands]
+    constant = None if x.bias is None else linear(x.bias[None])[0]
+    if bias is not None:
+        constant = linear.spread(bias) if constant is None else linear.spread(bias) + constant
+    return Affine(
+        shape_of_one(node),
+        x.like,
+        tuple(terms),
+        bias=constant,
+        name=module_path(node) or node.name,
+        adjust=_adjust(layers, bias),
+    )
 
 
-class Layers:
-    """The hidden equations found so far, in forward order, and the weights they are made of."""
-
-    def __init__(self) -> None:
-        self.hidden: list[Equation] = []
-        self._uses: dict[str, int] = {}
-        self._counts: dict[tuple[int, int], int] = {}
-
-    @property
-    def nonzeros(self) -> int:
-        """Non-zero weights; a weight used several times, transposed or not, counts once."""
-        return sum(self._counts.values())
-
-    def count(self, weight: Tensor) -> None:
-        """Count a weight's non-zeros, unless it was counted before.
-
-        Args:
-            weight: The matrix of a linear map, as the network stores it.
-        """
-        self._counts[weight.data_ptr(), weight.numel()] = int(weight.count_nonzero())
-
-    def equation(self, node: fx.Node, value: Affine, phi: Phi) -> Equation:
-        """Write a value down as an equation.
-
-        Args:
-            node: The operation it ends with; names the equation if no linear map does.
-            value: The pre-activation.
-            phi: φ.
-
-        Returns:
-            The equation.
-        """
-        name = value.name or module_path(node) or node.name
-        uses = self._uses[name] = self._uses.get(name, 0) + 1
-        terms = tuple(Term(source, as_matrix(M)) for source, M in sorted(value.maps.items()))
-        unique = name if uses == 1 else f"{name}@{uses - 1}"  # as torch.export writes reuse
-        return Equation(unique, terms, value.bias, phi)
-
-    def state(self, node: fx.Node, value: Affine, phi: Phi) -> Affine:
-        """Make φ(value) the next hidden layer.
-
-        Args:
-            node: The operation it ends with.
-            value: The pre-activation.
-            phi: φ.
-
-        Returns:
-            The layer's state, as a value.
-        """
-        self.hidden.append(self.equation(node, value, phi))
-        return Affine.of_source(len(self.hidden) - 1, value.constant)
+def _or_none(moved: Any) -> Any:
+    return None if getattr(moved, "is_identity", False) else moved
 
 
-def module_path(node: fx.Node) -> str:
-    """Find the module an operation belongs to.
-
-    Args:
-        node: The operation.
-
-    Returns:
-        The module's path, empty for the network itself.
-    """
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0] if stack else ""
+def _adjust(layers: Layers, bias: Tensor | None) -> tuple[str, Tensor] | None:
+    name, _ = layers.parameter(bias)
+    return None if bias is None or not name else (name, torch.ones_like(bias))
 
 
-def refuse(node: fx.Node, reason: str) -> NoReturn:
-    """Say which operation of which module cannot be captured.
-
-    Args:
-        node: The operation.
-        reason: Why, and what is accepted.
-
-    Raises:
-        InputError: Always.
-    """
-    operation = getattr(node.target, "__name__", str(node.target)).split(".")[0].strip("_")
-    where = f"module {module_path(node)!r}" if module_path(node) else "the network's forward"
-    raise InputError(f"{where}: {operation} {reason}")
+def _matmul(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Any:
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
+        return layers.keep(node, (x, weight), {})
+    return _linear(layers, node, x, weight.T)
 
 
-def sample_shape(node: fx.Node) -> tuple[int, ...]:
-    """Look up the shape of one sample of an operation's result.
+def _conv(
+    layers: Layers,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    spatial = len(x.shape) - 2
+    if not isinstance(weight, Tensor) or x.shape[0] != 1 or weight.ndim != spatial + 2:
+        return layers.keep(node, (x, weight, bias, stride, padding, dilation, groups), {})
+    layers.count(weight)
+    dilation = per_axis(dilation, spatial)
+    linear = Conv(
+        weight,
+        x.shape[1:],
+        per_axis(stride, spatial),
+        _around(padding, weight.shape[2:], dilation),
+        dilation,
+        groups,
+    )
+    x = layers.settled(node, x, single=True)
+    ((source, moved),) = x.fixed.items()
+    name, transposed = layers.parameter(weight)
+    term = Term(source, linear, _or_none(moved), x.bias, name, transposed)
+    return Affine(
+        shape_of_one(node),
+        x.like,
+        (term,),
+        bias=None if bias is None else linear.spread(bias),
+        name=module_path(node) or node.name,
+        adjust=_adjust(layers, bias),
+    )
 
-    Args:
-        node: The operation.
 
-    Returns:
-        The shape without the batch, which is the first dimension.
-    """
-    value = node.meta["val"]
-    shape = (value[0] if isinstance(value, (tuple, list)) else value).shape
-    if not shape or isinstance(shape[0], int) or not all(isinstance(k, int) for k in shape[1:]):
-        refuse(node, "mixes samples; accepted: operations on each sample by itself")
-    return tuple(shape[1:])
+def _around(
+    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    if padding == "valid":
+        padding = 0
+    if padding == "same":  # an odd zero goes behind
+        sums = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple((both // 2, both - both // 2) for both in sums)
+    return tuple((p, p) for p in per_axis(padding, len(kernel)))
 
 
 def _vector(node: fx.Node, operand: Any, like: Affine) -> Tensor:
-    # a constant operand, broadcast to one sample: one number per entry of `like`
-    if not isinstance(operand, (Tensor, int, float)):
-        refuse(
-            node, "with a value computed from the input or its size; accepted: a constant operand"
-        )
-    constant = torch.as_tensor(operand).to(like.constant)
-    entries = constant.broadcast_to((1, *sample_shape(node))).reshape(-1)
-    if entries.shape != like.constant.shape:
-        refuse(node, "broadcasts the input's values; accepted: operands of the result's shape")
-    return entries
+    # a constant operand, broadcast to one sample: one number per entry of the result
+    constant = torch.as_tensor(operand).to(like.like)
+    return constant.broadcast_to(shape_of_one(node)).reshape(-1)
 
 
-def _linear(
-    layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | None = None
-) -> Affine:
-    if not (isinstance(x, Affine) and isinstance(weight, Tensor)):
-        refuse(node, "with a weight computed from the input; accepted: a constant weight")
-    if weight.ndim != 2 or x.constant.shape[0] != weight.shape[1]:
-        refuse(node, "along one of several dimensions; accepted: flattened samples")
-    layers.count(weight)
-    if x.has_matrix:  # two linear maps in a row: keep both, as a layer whose φ is the identity
-        x = layers.state(node, x, Phi("identity"))
-    maps = {source: weight * diagonal for source, diagonal in x.maps.items()}
-    product = Affine(maps, bias, module_path(node) or node.name)
-    return product if x.bias is None else product.shifted(weight @ x.bias)
-
-
-def _matmul(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Affine:
-    return _linear(layers, node, x, weight.T if isinstance(weight, Tensor) else weight)
-
-
-def _add(layers: Layers, node: fx.Node, x: Any, y: Any, alpha: float = 1.0) -> Affine:
+def _add(layers: Layers, node: fx.Node, x: Any, y: Any, alpha: float = 1.0) -> Any:
     if not isinstance(x, Affine):
-        return y.scaled(alpha).shifted(_vector(node, x, y))
+        return _shifted(layers, node, _times(layers, node, y, alpha), x)
     if not isinstance(y, Affine):
-        return x.shifted(alpha * _vector(node, y, x))
-    if x.constant.shape != y.constant.shape:
-        refuse(node, "broadcasts the input's values; accepted: summands of one shape")
-    return x.plus(y.scaled(alpha))
+        return _shifted(layers, node, x, y, alpha)
+    shape = shape_of_one(node)
+    x, y = (broadcast(layers, node, value, shape) for value in (x, y))
+    return x.plus(_times(layers, node, y, alpha))
 
 
-def _sub(layers: Layers, node: fx.Node, x: Any, y: Any, alpha: float = 1.0) -> Affine:
+def _shifted(layers: Layers, node: fx.Node, x: Affine, y: Any, alpha: float = 1.0) -> Affine:
+    x = broadcast(layers, node, x, shape_of_one(node))
+    return x.shifted(alpha * _vector(node, y, x))
+
+
+def _times(layers: Layers, node: fx.Node, x: Affine, factor: Any) -> Affine:
+    if not isinstance(factor, Tensor) and factor == 1:
+        return x
+    x = broadcast(layers, node, x, shape_of_one(node))
+    factor = _vector(node, factor, x)
+    if x.by_channel(factor) is None:
+        x = layers.settled(node, x)
+    return x.scaled(factor)
+
+
+def _sub(layers: Layers, node: fx.Node, x: Any, y: Any, alpha: float = 1.0) -> Any:
     return _add(layers, node, x, y, -alpha)
 
 
-def _mul(layers: Layers, node: fx.Node, x: Any, y: Any) -> Affine:
-    value, factor = (x, y) if isinstance(x, Affine) else (y, x)
-    return value.scaled(_vector(node, factor, value))
+def _rsub(layers: Layers, node: fx.Node, x: Any, y: Any, alpha: float = 1.0) -> Any:
+    return _add(layers, node, y, x, -alpha)
 
 
-def _div(layers: Layers, node: fx.Node, x: Any, y: Any) -> Affine:
-    if not isinstance(x, Affine):
-        refuse(node, "by a value computed from the input; accepted: a constant divisor")
-    return x.scaled(1 / _vector(node, y, x))
+def _neg(layers: Layers, node: fx.Node, x: Affine) -> Affine:
+    return _times(layers, node, x, -1.0)
+
+
+def _mul(layers: Layers, node: fx.Node, x: Any, y: Any) -> Any:
+    if isinstance(x, Affine) and isinstance(y, Affine):
+        return layers.keep(node, (x, y), {})
+    return _times(layers, node, x, y) if isinstance(x, Affine) else _times(layers, node, y, x)
+
+
+def _div(layers: Layers, node: fx.Node, x: Any, y: Any) -> Any:
+    if isinstance(y, Affine):
+        return layers.keep(node, (x, y), {})
+    return _times(layers, node, x, 1 / torch.as_tensor(y).to(x.like))
 
 
 def _batch_norm(
@@ -187,12 +181,16 @@ def _batch_norm(
     variance: Tensor,
     momentum: float,
     eps: float,
-) -> Affine:
+) -> Any:
+    channels = (-1, *[1] * (len(x.shape) - 2))
     gain = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * gain
-    channels = (-1, *[1] * (len(sample_shape(node)) - 1))
-    factor, constant = (_vector(node, v.reshape(channels), x) for v in (gain, shift))
-    return x.scaled(factor).shifted(constant)
+    y = _times(layers, node, x, gain.reshape(channels))
+    y = _shifted(layers, node, y, shift.reshape(channels))
+    if bias is not None and y.terms:
+        # from here on, this is the bias that can be moved
+        y = y.adjusted_by(_adjust(layers, bias))
+    return [y]
 
 
 def _phi(name: PhiName) -> Callable[..., Affine]:
@@ -202,45 +200,114 @@ def _phi(name: PhiName) -> Callable[..., Affine]:
     return handle
 
 
+def _hardtanh(
+    layers: Layers, node: fx.Node, z: Affine, low: float = -1.0, high: float = 1.0
+) -> Any:
+    if (low, high) == (0, 6):
+        return layers.state(node, z, Phi("relu6"))
+    return layers.keep(node, (z, low, high), {})
+
+
+def _gelu(layers: Layers, node: fx.Node, z: Affine, approximate: str = "none") -> Affine:
+    return layers.state(node, z, Phi("gelu_tanh" if approximate == "tanh" else "gelu"))
+
+
 def _same(layers: Layers, node: fx.Node, x: Affine, *ignored: Any, **options: Any) -> Affine:
-    return x  # entries of a sample stay in their order
+    return x.reshaped(shape_of_one(node))  # entries of a sample stay in their order
+
+
+def _item(layers: Layers, node: fx.Node, x: Any, index: int) -> Any:
+    return x[index]
 
 
 aten = torch.ops.aten
 
-OPERATIONS: dict[Any, Callable[..., Affine]] = {
+OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
     aten.mm.default: _matmul,
+    aten.conv1d.default: _conv,
+    aten.conv1d.padding: _conv,
+    aten.conv2d.default: _conv,
+    aten.conv2d.padding: _conv,
     aten.add.Tensor: _add,
     aten.sub.Tensor: _sub,
+    aten.rsub.Scalar: _rsub,
+    aten.neg.default: _neg,
     aten.mul.Tensor: _mul,
     aten.div.Tensor: _div,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    operator.getitem: _same,  # of batch norm, whose other results have no use in evaluation
+    operator.getitem: _item,
     aten.relu.default: _phi("relu"),
     aten.leaky_relu.default: _phi("leaky_relu"),
+    aten.hardtanh.default: _hardtanh,
+    aten.relu6.default: _phi("relu6"),
     aten.tanh.default: _phi("tanh"),
     aten.sigmoid.default: _phi("sigmoid"),
-    aten.view.default: _same,
-    aten.reshape.default: _same,
-    aten._unsafe_view.default: _same,
-    aten.flatten.using_ints: _same,
-    aten.squeeze.dim: _same,
-    aten.squeeze.dims: _same,
-    aten.unsqueeze.default: _same,
-    aten.clone.default: _same,
-    aten.alias.default: _same,
-    aten.detach.default: _same,
-    aten._to_copy.default: _same,
+    aten.silu.default: _phi("silu"),
+    aten.gelu.default: _gelu,
+    aten.max_pool1d.default: max_pool,
+    aten.max_pool2d.default: max_pool,
+    aten.max_pool2d_with_indices.default: max_pool,
+    aten.avg_pool1d.default: average_pool,
+    aten.avg_pool2d.default: average_pool,
+    aten.adaptive_avg_pool1d.default: adaptive_average_pool,
+    aten.adaptive_avg_pool2d.default: adaptive_average_pool,
+    aten._adaptive_avg_pool2d.default: adaptive_average_pool,
+    aten.mean.dim: mean,
+    aten.mean.default: mean,
+    aten.sum.dim_IntList: total,
+    aten.sum.default: total,
 }
+"""What is read. Operations of `SAME` and `MOVES` are read, too; all others are kept."""
+
+SAME = (
+    "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int "
+    "squeeze.default squeeze.dim squeeze.dims unsqueeze.default clone.default alias.default "
+    "detach.default contiguous.default lift_fresh_copy.default _to_copy.default to.dtype"
+)
+"""They leave the entries of a sample in their order."""
+
+MOVES = (
+    "permute.default transpose.int t.default movedim.int slice.Tensor select.int narrow.default "
+    "cat.default stack.default split.Tensor split_with_sizes.default chunk.default unbind.int "
+    "expand.default repeat.default repeat_interleave.self_int pad.default constant_pad_nd.default "
+    "reflection_pad1d.default reflection_pad2d.default replication_pad1d.default "
+    "replication_pad2d.default index_select.default index.Tensor flip.default roll.default "
+    "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default unfold.default "
+    "im2col.default upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest2d.default"
+)
+"""They move them, repeat them, or put constants between them."""
+
+
+def _table(names: str, handle: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
+    found = {}
+    for name in names.split():
+        operation, overload = name.split(".")
+        packet = getattr(aten, operation, None)  # not every release has every one
+        if packet is not None and overload in packet.overloads():
+            found[getattr(packet, overload)] = handle
+    return found
+
+
+MOVED = _table(SAME, _same) | _table(MOVES, move)
+OPERATIONS |= MOVED
 
 LOGITS = "is not accepted: return the logits before it"
 
+PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
+"""Operations that no network may end in."""
+
+TRAINING = "uses statistics of the batch; accepted: BatchNorm in evaluation mode"
+
 HINTS: dict[Any, str] = {
-    aten.softmax.int: LOGITS,
-    aten._softmax.default: LOGITS,
-    aten.log_softmax.int: LOGITS,
-    aten._log_softmax.default: LOGITS,
+    getattr(aten, packet): TRAINING
+    for packet in (
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+        "native_batch_norm",
+        "batch_norm",
+        "instance_norm",
+    )
 }
-"""What to say of operations that are refused with more than the list of accepted ones."""
+"""What to say of operations that are refused, whichever overload they are."""

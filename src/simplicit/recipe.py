@@ -34,7 +34,8 @@ class Recipe:
             with a level of `robustness`, a small norm of all paths from inputs to outputs.
         sparsity: Budget: 1 − non-zero weights / N0 of the explicit network, in [0, 1). The penalty
             level is then found on a path, and alpha and sparsity_ratio are not used.
-        structure: `full`, `triangular`, `layered`, or `auto`: triangular.
+        structure: `full`, `triangular`, `layered`, or `auto`: triangular, or layered where the
+            network is not all matrices (then the only one there is).
         kappa: Bound κ in (0, 1) on ‖A‖∞,ω, which `full` needs, or on whole rows.
         constraint: What κ bounds: the `states` of a row of [A B], in `full` only, or the whole
             `row`, in any structure (see `constraint`).

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .budget import spend
@@ -21,7 +21,8 @@ BOUND_RIDGE = 1e-2
 FIRST, FIRST_PART = 4, 0.2
 """Sweeps begin with at most so many times the budget, and so large a part of N0."""
 
-Order = Int[Tensor, "K T"]
+Order = Int[Tensor, "_ _"]
+Anchor = Float[Tensor, "_ _"] | None
 
 
 def first_budget(budget: int, N0: int) -> int:
@@ -42,6 +43,7 @@ def plan(
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
     workers: int = 1,
+    anchors: Sequence[Anchor] | None = None,
 ) -> tuple[float, list[list[int]], list[Order]]:
     """Spend a budget over the rows of all problems.
 
@@ -50,6 +52,7 @@ def plan(
         importance: What a unit of each row's loss is worth, one vector per problem.
         budget: Non-zeros to keep in all rows together, free features not counted.
         workers: Parallel blocks of rows.
+        anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
         The level: the loss, times importance, up to which weights were removed; how many each row
@@ -60,9 +63,11 @@ def plan(
     surely = budget // (4 * rows)
     costs: list[Tensor] = []
     orders: list[Order] = []
-    for problem, worth in zip(problems, importance, strict=True):
+    for problem, worth, anchor in zip(
+        problems, importance, anchors or [None] * len(problems), strict=True
+    ):
         keep = min(surely, int((~problem.free).sum()))
-        order, cost = eliminate(*_least_squares(problem), problem.free, keep, workers)
+        order, cost = eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)
         orders.append(order)
         costs += [
             torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
@@ -75,7 +80,11 @@ def plan(
 
 
 def choose(
-    problem: RowProblem, keep: Sequence[int], order: Order | None = None, workers: int = 1
+    problem: RowProblem,
+    keep: Sequence[int],
+    order: Order | None = None,
+    workers: int = 1,
+    anchor: Anchor = None,
 ) -> Float[Tensor, "K N"]:
     """Eliminate weights until each row has its number, and refit.
 
@@ -84,18 +93,47 @@ def choose(
         keep: Weights of each row, free features not counted.
         order: In which the rows' weights go, if that is known.
         workers: Parallel blocks of rows.
+        anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
         Weights (K, N).
     """
     if order is None:
         most = min(keep, default=0)
-        order, _ = eliminate(*_least_squares(problem), problem.free, most, workers)
+        order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, workers)
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):
         row[removed[: max(total - left, 0)]] = False
-    return refit(problem, support)
+    return refit(problem, support) if anchor is None else refit_near(problem, support, anchor)
+
+
+def refit_near(
+    problem: RowProblem, support: Bool[Tensor, "K N"], anchor: Float[Tensor, "K N"]
+) -> Float[Tensor, "K N"]:
+    """Minimise the bare loss of each row over its own support, as near to given weights as may be.
+
+    Where the data do not say what a weight should be (a state that is never on, fewer samples than
+    features), it stays.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        support: Which weights may be non-zero, (K, N); free features may always.
+        anchor: The weights to stay near to.
+
+    Returns:
+        Weights, (K, N), zero off the support.
+    """
+    W = torch.zeros_like(problem.gram.R)
+    small = RIDGE * problem.gram.G.diagonal().mean() + torch.finfo(W.dtype).tiny
+    for w, allowed, target, start in zip(W, support, problem.gram.R, anchor, strict=True):
+        columns = (allowed | problem.free).nonzero()[:, 0]
+        G = problem.gram.G[columns][:, columns]
+        missing = target[columns] - G @ start[columns]
+        G.diagonal().add_(small)
+        step = torch.cholesky_solve(missing[:, None], torch.linalg.cholesky(G))[:, 0]
+        w[columns] = start[columns] + step
+    return W
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
@@ -114,8 +152,10 @@ def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
     return replace(problem, penalty=penalty)
 
 
-def _least_squares(problem: RowProblem) -> tuple[Tensor, Tensor]:
+def _least_squares(problem: RowProblem, anchor: Anchor = None) -> tuple[Tensor, Tensor]:
     G = problem.gram.G.clone()
     G.diagonal().add_(RIDGE * G.diagonal().mean() + torch.finfo(G.dtype).tiny)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
-    return inverse, problem.gram.R @ inverse
+    if anchor is None:
+        return inverse, problem.gram.R @ inverse
+    return inverse, anchor + (problem.gram.R - anchor @ problem.gram.G) @ inverse

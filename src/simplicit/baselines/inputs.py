@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
+from ..maps import patches
 from .task import Task
 from .weights import Layer, layers
 
@@ -121,9 +122,5 @@ def rows(layer: Layer, x: Tensor) -> Float[Tensor, "groups m d"]:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     # torch's own list of what is added on each side, also for padding="same"
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if isinstance(layer, nn.Conv1d):
-        x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (batch, channels k, places)
-    grouped = patches.unflatten(1, (layer.groups, -1))
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+    read = patches(x, layer.kernel_size, layer.stride, layer.dilation, layer.groups)
+    return read.permute(2, 0, 1, 3).flatten(1, 2)

@@ -1,0 +1,112 @@
+"""How far outputs are from the teacher's: half squared error, half divergence of the classes.
+
+    ℓ(y) = ‖y − t‖² / (4 σ²) + KL(softmax t ‖ softmax y) / 2,    σ² the variance of the teacher's t
+
+The curvature in y is F = I/(2σ²) + (diag p − pp')/2, p = softmax y: positive definite, so that by
+its square root errors of the outputs are measured in one unit.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._types import Outputs
+
+
+class Distance:
+    """The distance to given outputs.
+
+    Args:
+        T: The teacher's outputs (m, q) on all calibration inputs; they set σ².
+    """
+
+    def __init__(self, T: Outputs) -> None:
+        self.variance = float(T.var(0, correction=0).sum()) or 1.0
+
+    def __call__(self, Y: Outputs, T: Outputs) -> Float[Tensor, " m"]:
+        """Measure.
+
+        Args:
+            Y: Outputs (m, q).
+            T: The teacher's for the same inputs.
+
+        Returns:
+            The distance of every sample, 0 where both are the same.
+        """
+        log_p = T.log_softmax(1)
+        divergence = (log_p.exp() * (log_p - Y.log_softmax(1))).sum(1)
+        return (Y - T).square().sum(1) / (4 * self.variance) + divergence / 2
+
+    def slope(self, Y: Outputs, T: Outputs) -> Outputs:
+        """Compute −∇ℓ.
+
+        Args:
+            Y: Outputs (m, q).
+            T: The teacher's.
+
+        Returns:
+            The direction in which the distance falls, (m, q).
+        """
+        return (T - Y) / (2 * self.variance) + (T.softmax(1) - Y.softmax(1)) / 2
+
+    def root(self, Y: Outputs) -> tuple[Float[Tensor, "m q"], Float[Tensor, "m q q"]]:
+        """Factor the curvature.
+
+        Args:
+            Y: Outputs (m, q).
+
+        Returns:
+            Square roots s of its eigenvalues, and its eigenvectors Q: F = Q diag(s²) Q'.
+        """
+        p = Y.softmax(1)
+        F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / 2
+        F.diagonal(dim1=1, dim2=2).add_(1 / (2 * self.variance))
+        values, Q = torch.linalg.eigh(F)
+        return values.clamp_min(1e-3 / self.variance).sqrt(), Q
+
+    def random(
+        self, Y: Outputs, count: int, generator: torch.Generator
+    ) -> Float[Tensor, "m q count"]:
+        """Draw vectors f with E ff' = F.
+
+        Args:
+            Y: Outputs (m, q).
+            count: How many for each sample.
+            generator: Of random numbers.
+
+        Returns:
+            The vectors.
+        """
+        s, Q = self.root(Y)
+        u = torch.randn(*Y.shape, count, generator=generator).to(Y)
+        return (Q * s[:, None]) @ (Q.mT @ u)
+
+    def probes(
+        self, Y: Outputs, T: Outputs, count: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "m q count"], Float[Tensor, " m"]]:
+        """Draw vectors f with E Σ ff' = F, the first in the direction of what is missing.
+
+        With e = F^-½ (−∇ℓ) the error in units of the curvature, they are F^½ u for orthonormal u;
+        the first u is e/‖e‖, the others are random and stand for all the rest.
+
+        Args:
+            Y: Outputs (m, q).
+            T: The teacher's.
+            count: How many; with q of them Σ ff' = F exactly.
+            generator: Of random numbers.
+
+        Returns:
+            The vectors; and ‖e‖, so that −∇ℓ = ‖e‖ f_1.
+        """
+        s, Q = self.root(Y)
+        q = Y.shape[1]
+        count = min(count, q)
+        error = (Q / s[:, None]) @ (Q.mT @ self.slope(Y, T)[:, :, None])
+        others = torch.randn(len(Y), q, count - 1, generator=generator).to(Y)
+        u = torch.linalg.qr(torch.cat([error, others], 2))[0]
+        u[..., 0] *= torch.where((u[..., 0] * error[..., 0]).sum(1) < 0, -1.0, 1.0)[:, None]
+        if count > 1:
+            u[..., 1:] *= math.sqrt((q - 1) / (count - 1))
+        return (Q * s[:, None]) @ (Q.mT @ u), error[..., 0].norm(dim=1)

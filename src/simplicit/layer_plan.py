@@ -1,0 +1,157 @@
+"""How a budget is spent over the layers of a network with convolutions, before any is matched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from . import progress
+from .blockwise import Kept
+from .budget import shares
+from .channels import Channels
+from .equations import StateEquations
+from .errors import InputError
+from .frontier import Frontier
+from .gram import Gram
+from .moments import moments
+from .path import count, solve_to_budget
+from .problem import RowProblem
+from .recipe import Recipe
+from .sensitivity import channel_sensitivity
+from .states import Batches
+from .support import plan
+
+
+@dataclass
+class Share:
+    """What the plan gives to a group of channels.
+
+    Attributes:
+        importance: What a unit of each row's loss is worth.
+        keep: Weights of each row, where supports are eliminated.
+        quota: Weights of all rows, where they are relaxed.
+    """
+
+    importance: Float[Tensor, " K"]
+    keep: list[int]
+    quota: int
+
+
+def row_problem(gram: Gram, recipe: Recipe) -> RowProblem:
+    """Write the row problems of a group of channels.
+
+    Args:
+        gram: Their moments; the bias, if there is one, is the last feature.
+        recipe: What is asked for.
+
+    Returns:
+        The rows, under a budget at penalty level 1; all features have one scale.
+    """
+    ones = torch.ones_like(gram.G[0])
+    if recipe.bias:
+        ones[-1] = 0.0
+    mean_square = float((gram.G.diagonal() * ones).sum() / ones.sum().clamp_min(1))
+    penalty = recipe.penalty(gram.m, ones * (mean_square**0.5 or 1.0), ones)
+    return RowProblem(gram, penalty, None, recipe.loss)
+
+
+def anchor(W: Float[Tensor, "K d"], recipe: Recipe) -> Float[Tensor, "K N"]:
+    """Write present weights as a row problem has them.
+
+    Args:
+        W: Weights.
+        recipe: What is asked for.
+
+    Returns:
+        The weights in float64, with a bias that is not corrected if there is one.
+    """
+    return F.pad(W.double(), (0, int(recipe.bias)))
+
+
+def learnable(equations: StateEquations, recipe: Recipe) -> int:
+    """Count the non-zeros that a budget leaves to the rows.
+
+    Args:
+        equations: The teacher.
+        recipe: What is asked for, with a sparsity.
+
+    Returns:
+        The budget without what cannot be removed, the weights of operations kept as they are.
+    """
+    assert recipe.sparsity is not None
+    kept = sum(e.phi.nnz for e in equations.hidden if isinstance(e.phi, Kept))
+    return max(round((1 - recipe.sparsity) * equations.nonzeros) - kept, 0)
+
+
+def plan_layers(
+    equations: StateEquations,
+    layers: Sequence[Channels],
+    stream: Batches,
+    recipe: Recipe,
+    workers: int,
+) -> tuple[float, list[list[Share]]]:
+    """Find the level and each row's share on the teacher's own states.
+
+    Args:
+        equations: The teacher.
+        layers: Its rows.
+        stream: Calibration inputs.
+        recipe: What is asked for, with a sparsity.
+        workers: Parallel blocks of rows.
+
+    Returns:
+        The level, and the shares of every layer's groups.
+    """
+    grams = _moments(equations, layers, stream, recipe)
+    problems = [[row_problem(gram, recipe) for gram in groups] for groups in grams]
+    if recipe.sensitivity:
+        importance = channel_sensitivity(equations, layers, stream)
+    else:
+        importance = [[_inverse(p.gram.t2) for p in groups] for groups in problems]
+    flat = [problem for groups in problems for problem in groups]
+    worth = [part for groups in importance for part in groups]
+    keep: list[list[int]] = [[] for _ in flat]
+    quota = [0 for _ in flat]
+    budget = learnable(equations, recipe)
+    with progress.task("spending the budget over the rows", total=1) as step:
+        if recipe.eliminates:
+            anchors = [
+                anchor(W, recipe)
+                for rows in layers
+                for W in rows.weights(equations.layers[rows.index])
+            ]
+            level, keep, _ = plan(flat, worth, budget, workers, anchors)
+        else:
+            level, found = solve_to_budget(flat, budget, tol=recipe.tol, workers=workers)
+            counts = [count(s, p.free) for s, p in zip(found, flat, strict=True)]
+            quota = list(shares(counts, budget))
+        step(1, f"level {level:.3g}")
+    parts = iter(zip(worth, keep, quota, strict=True))
+    return level, [[Share(*next(parts)) for _ in groups] for groups in problems]
+
+
+def _moments(
+    equations: StateEquations, layers: Sequence[Channels], stream: Batches, recipe: Recipe
+) -> list[list[Gram]]:
+    frontier = Frontier(equations, stream, own=False)
+    grams = []
+    with progress.task("moments of the layers", total=len(layers)) as step:
+        for index, equation in enumerate(equations.layers):
+            for rows in (r for r in layers if r.index == index):
+                grams.append(moments(rows, equation, frontier, recipe.bias))
+                if not all(bool(torch.isfinite(gram.G).all()) for gram in grams[-1]):
+                    raise InputError(
+                        f"the states that {rows.name} reads are not finite on the calibration "
+                        "inputs"
+                    )
+                step(1, rows.name)
+            if index < len(equations.hidden):
+                frontier.advance(equation)
+    return grams
+
+
+def _inverse(t2: Tensor) -> Tensor:
+    return torch.where(t2 > 0, 1 / t2, 0.0).cpu()

@@ -1,0 +1,215 @@
+"""Networks of convolutions, shortcuts and pooling: matched layer by layer on the model's states."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import progress
+from .channels import Channels, channels, follow
+from .checkpoint import Checkpoint
+from .equations import Equation, StateEquations
+from .frontier import Frontier
+from .layer_plan import Share, anchor, plan_layers, row_problem
+from .moments import Candidate, moments
+from .problem import RowProblem
+from .recipe import Recipe, prune_smallest
+from .records import Row, row_records, trace_records
+from .refit import fit_to_budget
+from .solution import Solution
+from .solvers import Callback, Progress, solve
+from .states import Batches
+from .support import bounded, choose, refit_near
+
+AWARE = 3
+"""Times the targets of a state that is off are moved to where the row has it."""
+
+
+class LayerwiseMatching:
+    """The model while it is built: equations like the teacher's, one after another.
+
+    Args:
+        equations: The teacher.
+        stream: Calibration inputs.
+        recipe: What to solve; structure `layered`.
+        workers: Parallel blocks of rows.
+        checkpoint: Folder that keeps finished layers.
+
+    Attributes:
+        model: The equations matched so far.
+        rows: One record per row problem.
+        trace: Relative gaps against time.
+        earlier: Seconds of each phase before a stop.
+    """
+
+    def __init__(
+        self,
+        equations: StateEquations,
+        stream: Batches,
+        recipe: Recipe,
+        workers: int,
+        checkpoint: Path | None,
+    ) -> None:
+        self.equations, self.stream, self.recipe, self.workers = equations, stream, recipe, workers
+        self.layers = channels(equations)
+        self.every = equations.layers
+        self.model: list[Equation] = []
+        self.shares: list[list[Share]] = []
+        self.level: float | None = None
+        self.rows: list[Row] = []
+        self.trace: list[Row] = []
+        self.start = time.monotonic()
+        self.earlier = {"level": 0.0, "solve": 0.0}
+        shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
+        sizes = f"{sum(len(u) for u in stream)} {float(sum(u.double().sum() for u in stream)):.6e}"
+        self.checkpoint = Checkpoint(checkpoint, recipe, shapes, sizes)
+
+    def plan(self) -> None:
+        """Under a budget, find the level and each row's share on the teacher's own states."""
+        if self.recipe.sparsity is None:
+            return
+        if saved := self._restore("plan", "level"):
+            self.level = saved[1]["level"]
+            worth = iter(saved[0][:, 0].cpu().split(saved[1]["rows"]))
+            shares = zip(saved[1]["keep"], saved[1]["quota"], strict=True)
+            flat = iter([Share(next(worth), keep, quota) for keep, quota in shares])
+            groups = [rows.groups for rows in self.layers]
+            self.shares = [[next(flat) for _ in range(n)] for n in groups]
+            return
+        begin = time.monotonic()
+        self.level, self.shares = plan_layers(
+            self.equations, self.layers, self.stream, self.recipe, self.workers
+        )
+        flat = [share for groups in self.shares for share in groups]
+        records = {
+            "level": self.level,
+            "rows": [len(share.importance) for share in flat],
+            "keep": [share.keep for share in flat],
+            "quota": [share.quota for share in flat],
+            "seconds": time.monotonic() - begin,
+        }
+        worth = torch.cat([share.importance for share in flat])
+        self.checkpoint.keep("plan", worth[:, None], records)
+
+    def solve(self) -> None:
+        """Match every layer, the first first, each on the states of the model so far.
+
+        Without a closed loop all read the teacher's states.
+        """
+        frontier = Frontier(self.equations, self.stream, own=self.recipe.closed_loop)
+        with progress.task("matching the layers", total=len(self.layers)) as step:
+            for index, teacher in enumerate(self.every):
+                equation = follow(teacher, self.model)
+                for k, rows in enumerate(self.layers):
+                    if rows.index == index:
+                        equation = self._solve_layer(k, rows, equation, frontier)
+                        step(1, rows.name)
+                self.model.append(equation)
+                if index < len(self.equations.hidden):
+                    frontier.advance(equation)
+
+    def _solve_layer(
+        self, k: int, rows: Channels, equation: Equation, frontier: Frontier
+    ) -> Equation:
+        if saved := self._restore(f"layer-{k}", "solve"):
+            self.rows += saved[1]["rows"]
+            self.trace += saved[1]["trace"]
+            found = saved[0].unflatten(0, (rows.groups, -1))
+            return rows.put(equation, found[..., :-1], found[..., -1])
+        begin = time.monotonic()
+        events: list[tuple[float, Progress]] = []
+
+        def look(event: Progress) -> None:
+            events.append((time.monotonic() - self.start, event))
+
+        start = rows.weights(equation)
+        grams = moments(rows, equation, frontier, self.recipe.bias)
+        problems = [row_problem(gram, self.recipe) for gram in grams]
+        anchors = [anchor(w, self.recipe) for w in start]
+        if self.recipe.eliminates:
+            W = [
+                choose(problem, self.shares[k][g].keep, None, self.workers, a)
+                for g, (problem, a) in enumerate(zip(problems, anchors, strict=True))
+            ]
+            if self.recipe.relu_aware and equation.phi.name == "relu":
+                for _ in range(AWARE):
+                    aware = self._candidate(W)
+                    known = [problem.gram for problem in problems]
+                    grams = moments(rows, equation, frontier, self.recipe.bias, aware, known)
+                    problems = [
+                        replace(problem, gram=gram)
+                        for problem, gram in zip(problems, grams, strict=True)
+                    ]
+                    W = [
+                        refit_near(p, w != 0, a)
+                        for p, w, a in zip(problems, W, anchors, strict=True)
+                    ]
+        else:
+            W = []
+        solutions: list[Solution] = []
+        for g, problem in enumerate(problems):
+            problem, solution, w = self._solve_group(k, g, problem, W, look)
+            problems[g] = problem
+            solutions.append(solution)
+            W[g : g + 1] = [w]
+        records: list[Row] = []
+        for g, (problem, solution, w) in enumerate(zip(problems, solutions, W, strict=True)):
+            for row in row_records(rows.name, problem, solution, w):
+                records.append({**row, "row": row["row"] + g * len(w)})
+        trace = list(trace_records(rows.name, events))
+        self.rows += records
+        self.trace += trace
+        found = self._candidate(W)
+        both = torch.cat([found.W, found.shift[..., None]], 2).flatten(0, 1)
+        kept = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep(f"layer-{k}", both, kept)
+        return rows.put(equation, found.W, found.shift)
+
+    # one group by the recipe: relaxed and refitted, or eliminated already, and what that is worth
+    def _solve_group(
+        self, k: int, g: int, problem: RowProblem, W: list[Tensor], look: Callback
+    ) -> tuple[RowProblem, Solution, Tensor]:
+        recipe, tol, workers = self.recipe, self.recipe.tol, self.workers
+        if recipe.eliminates:
+            assert self.level is not None
+            # rows that no output hears are worth nothing
+            worth = self.shares[k][g].importance.clamp_min(1e-30)
+            problem = bounded(problem, self.level / worth.to(W[g]))
+            return problem, solve(problem, tol=tol, workers=workers, callback=look), W[g]
+        if recipe.sparsity is not None:
+            return fit_to_budget(
+                problem,
+                self.shares[k][g].quota,
+                start=self.level,
+                tol=tol,
+                callback=look,
+                workers=workers,
+            )
+        solution = solve(problem, tol=tol, callback=look, workers=workers)
+        w = solution.W
+        if recipe.sparsity_ratio:
+            w[:, ~problem.free] = prune_smallest(w[:, ~problem.free], recipe.sparsity_ratio)
+        return problem, solution, w
+
+    def _candidate(self, W: Sequence[Tensor]) -> Candidate:
+        every = torch.stack(list(W))
+        if not self.recipe.bias:
+            return Candidate(every, torch.zeros_like(every[..., 0]))
+        return Candidate(every[..., :-1], every[..., -1])
+
+    def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
+        saved = self.checkpoint.restore(name)
+        if saved:
+            # time spent before the stop counts
+            self.earlier[phase] += saved[1]["seconds"]
+            self.start -= saved[1]["seconds"]
+        return saved
+
+    @property
+    def matched(self) -> StateEquations:
+        """The model's equations, when all layers are matched."""
+        return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])

@@ -1,0 +1,429 @@
+"""Linear maps between flattened samples: matrices, convolutions, moves of entries, averages.
+
+Every map has `rows` and `columns`, its sizes; `map(x)`, for x (m, columns) the (m, rows) results;
+`nnz`, its non-zero weights, a weight shared by many positions counted once and fixed maps not at
+all; `absolute()`, the map with |weights|; `to_dense()`; and `to`, for dtype and device. `Dense` and
+`Conv` are learnable: `patches` lists what each of their positions reads, so that position by
+position they are one matrix, `weight.flatten(1)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK = 256
+"""Unit vectors at a time when a map is written out."""
+
+Pairs = tuple[tuple[int, int], ...]
+"""Before and after, for each spatial dimension."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A matrix, applied to each position of a sample: a linear layer on (…, features).
+
+    Args:
+        weight: (outputs, inputs).
+        positions: Number of positions; a sample is (positions, inputs), flattened.
+    """
+
+    weight: Float[Tensor, "outputs inputs"]
+    positions: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Size of the result."""
+        return self.positions * self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Size of what it reads."""
+        return self.positions * self.weight.shape[1]
+
+    @property
+    def nnz(self) -> int:
+        """Non-zero weights."""
+        return int(self.weight.count_nonzero())
+
+    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
+        """Apply the map.
+
+        Returns:
+            The results, a row per sample.
+        """
+        if self.positions == 1:
+            return F.linear(x, self.weight)
+        return F.linear(x.unflatten(1, (self.positions, -1)), self.weight).flatten(1)
+
+    def patches(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m positions 1 inputs"]:
+        """List what each position reads.
+
+        Returns:
+            The inputs by position; there is one group.
+        """
+        return x.view(len(x), self.positions, 1, -1)
+
+    def by_channel(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m positions outputs"]:
+        """Sort a result by position and output.
+
+        Returns:
+            A view of it.
+        """
+        return z.view(len(z), self.positions, -1)
+
+    def spread(self, channel: Float[Tensor, " outputs"]) -> Float[Tensor, " rows"]:
+        """Repeat one number per output over the positions.
+
+        Returns:
+            One number per entry of the result.
+        """
+        return channel.repeat(self.positions)
+
+    def to_dense(self) -> Float[Tensor, "rows columns"]:
+        """Write it out.
+
+        Returns:
+            The matrix; block diagonal where there are several positions.
+        """
+        return self.weight if self.positions == 1 else _written_out(self, self.weight)
+
+    def absolute(self) -> "Dense":
+        """Take absolute values.
+
+        Returns:
+            The map with |weight|.
+        """
+        return replace(self, weight=self.weight.abs())
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "Dense":
+        """Change dtype or device.
+
+        Returns:
+            The map there.
+        """
+        return replace(self, weight=self.weight.to(target))
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution in one or two dimensions, with zeros around its input.
+
+    Args:
+        weight: (channels, input channels / groups, *kernel).
+        input_shape: (input channels, length) or (input channels, height, width).
+        stride: One number per spatial dimension.
+        padding: Zeros before and after, per spatial dimension.
+        dilation: One number per spatial dimension.
+        groups: Groups of channels that do not see each other.
+    """
+
+    weight: Float[Tensor, "channels reads *kernel"]
+    input_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Pairs
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """(channels, length) or (channels, height, width)."""
+        sizes = zip(
+            self.input_shape[1:],
+            self.padding,
+            self.weight.shape[2:],
+            self.dilation,
+            self.stride,
+            strict=True,
+        )
+        places = [(n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, pad, k, d, s in sizes]
+        return (self.weight.shape[0], *places)
+
+    @property
+    def positions(self) -> int:
+        """Number of places where the kernel is applied."""
+        return prod(self.output_shape[1:])
+
+    @property
+    def rows(self) -> int:
+        """Size of the result."""
+        return prod(self.output_shape)
+
+    @property
+    def columns(self) -> int:
+        """Size of what it reads."""
+        return prod(self.input_shape)
+
+    @property
+    def nnz(self) -> int:
+        """Non-zero weights, each counted once however many positions share it."""
+        return int(self.weight.count_nonzero())
+
+    def _image(self, x: Tensor, explicit: bool = False) -> tuple[Tensor, tuple[int, ...]]:
+        # uneven padding, which convolutions do not take, is written out
+        x = x.reshape(len(x), *self.input_shape)
+        if not explicit and all(before == after for before, after in self.padding):
+            return x, tuple(before for before, _ in self.padding)
+        around = [side for pair in reversed(self.padding) for side in pair]
+        return F.pad(x, around), (0,) * len(self.padding)
+
+    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
+        """Apply the map.
+
+        Returns:
+            The results, a row per sample.
+        """
+        image, padding = self._image(x)
+        convolve = F.conv1d if len(self.input_shape) == 2 else F.conv2d
+        options = (None, self.stride, padding, self.dilation, self.groups)
+        return convolve(image, self.weight, *options).flatten(1)
+
+    def patches(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m positions groups reads"]:
+        """List what each position reads, in the order of `weight.flatten(1)`.
+
+        Returns:
+            The inputs by position and group.
+        """
+        image, _ = self._image(x, explicit=True)
+        return patches(image, self.weight.shape[2:], self.stride, self.dilation, self.groups)
+
+    def by_channel(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m positions channels"]:
+        """Sort a result by position and channel.
+
+        Returns:
+            A view of it.
+        """
+        return z.view(len(z), self.weight.shape[0], -1).mT
+
+    def spread(self, channel: Float[Tensor, " channels"]) -> Float[Tensor, " rows"]:
+        """Repeat one number per channel over the positions.
+
+        Returns:
+            One number per entry of the result.
+        """
+        return channel.repeat_interleave(self.positions)
+
+    def to_dense(self) -> Float[Tensor, "rows columns"]:
+        """Write it out.
+
+        Returns:
+            The matrix.
+        """
+        return _written_out(self, self.weight)
+
+    def absolute(self) -> "Conv":
+        """Take absolute values.
+
+        Returns:
+            The map with |weight|.
+        """
+        return replace(self, weight=self.weight.abs())
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "Conv":
+        """Change dtype or device.
+
+        Returns:
+            The map there.
+        """
+        return replace(self, weight=self.weight.to(target))
+
+
+def patches(
+    image: Float[Tensor, "m channels *size"],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Float[Tensor, "m positions groups reads"]:
+    """List what each position of a convolution without padding reads.
+
+    Args:
+        image: Images, or sequences.
+        kernel: Size of the kernel, one number per spatial dimension.
+        stride: Steps between positions.
+        dilation: Steps between the entries of a kernel.
+        groups: Groups of channels.
+
+    Returns:
+        The inputs by position and group, in the order of a weight's entries: channel, then place.
+    """
+    if image.ndim == 3:
+        image = image.unsqueeze(2)
+        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+    columns = F.unfold(image, kernel, dilation=dilation, stride=stride)  # (m, reads, positions)
+    return columns.unflatten(1, (groups, -1)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Entries of a sample in another order: y_i = x[index_i], and 0 where index_i is −1.
+
+    Permutations, slices, strides, zero padding and concatenations are of this kind.
+
+    Args:
+        index: For each entry of the result, the entry it is, or −1.
+        columns: Size of what it reads.
+    """
+
+    index: Int[Tensor, " rows"]
+    columns: int
+
+    @property
+    def rows(self) -> int:
+        """Size of the result."""
+        return len(self.index)
+
+    @property
+    def nnz(self) -> int:
+        """0: it has no weights."""
+        return 0
+
+    @cached_property
+    def _empty(self) -> Tensor | None:
+        empty = self.index < 0
+        return empty if empty.any() else None
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether every entry stays where it is."""
+        here = torch.arange(self.rows, device=self.index.device)
+        return self.rows == self.columns and torch.equal(self.index, here.to(self.index))
+
+    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
+        """Apply the map.
+
+        Returns:
+            The results, a row per sample.
+        """
+        if self.is_identity:
+            return x
+        y = x.index_select(1, self.index.clamp_min(0))
+        return y if self._empty is None else y.masked_fill(self._empty, 0)
+
+    def to_dense(self) -> Float[Tensor, "rows columns"]:
+        """Write it out.
+
+        Returns:
+            The matrix, in the default dtype.
+        """
+        return _written_out(self, torch.ones((), device=self.index.device))
+
+    def absolute(self) -> "Gather":
+        """Take absolute values.
+
+        Returns:
+            The map itself.
+        """
+        return self
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Gather":
+        """Change its tensors.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The map with the new ones.
+        """
+        return replace(self, index=change(self.index))
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "Gather":
+        """Change the device.
+
+        Returns:
+            The map there.
+        """
+        return self.changed(lambda t: _moved(t, target))
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A fixed matrix by its entries: averages, factors.
+
+    Args:
+        row: Row of each entry, in rising order.
+        column: Its column.
+        value: Its value.
+        rows: Size of the result.
+        columns: Size of what it reads.
+    """
+
+    row: Int[Tensor, " k"]
+    column: Int[Tensor, " k"]
+    value: Float[Tensor, " k"]
+    rows: int
+    columns: int
+
+    @property
+    def nnz(self) -> int:
+        """0: its entries are no weights."""
+        return 0
+
+    def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
+        """Apply the map.
+
+        Returns:
+            The results, a row per sample.
+        """
+        entries = x.index_select(1, self.column) * self.value
+        return x.new_zeros(len(x), self.rows).index_add(1, self.row, entries)
+
+    def to_dense(self) -> Float[Tensor, "rows columns"]:
+        """Write it out.
+
+        Returns:
+            The matrix.
+        """
+        matrix = self.value.new_zeros(self.rows, self.columns)
+        matrix[self.row, self.column] = self.value
+        return matrix
+
+    def absolute(self) -> "Sparse":
+        """Take absolute values.
+
+        Returns:
+            The map with |value|.
+        """
+        return replace(self, value=self.value.abs())
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Sparse":
+        """Change its tensors.
+
+        Args:
+            change: What becomes of a tensor.
+
+        Returns:
+            The map with the new ones.
+        """
+        row, column, value = (change(t) for t in (self.row, self.column, self.value))
+        return Sparse(row, column, value, self.rows, self.columns)
+
+    def to(self, target: torch.dtype | torch.device | Tensor) -> "Sparse":
+        """Change dtype or device.
+
+        Returns:
+            The map there.
+        """
+        return self.changed(lambda t: _moved(t, target))
+
+
+LinearMap = Dense | Conv | Gather | Sparse
+"""Any of them."""
+
+
+def _written_out(linear: LinearMap, like: Tensor) -> Tensor:
+    unit = torch.eye(linear.columns, dtype=like.dtype, device=like.device)
+    return torch.cat([linear(some) for some in unit.split(CHUNK)]).T.contiguous()
+
+
+def _moved(tensor: Tensor, target: torch.dtype | torch.device | Tensor) -> Tensor:
+    # indices stay whole numbers
+    if tensor.is_floating_point():
+        return tensor.to(target)
+    target = target.device if isinstance(target, Tensor) else target
+    return tensor if isinstance(target, torch.dtype) else tensor.to(target)

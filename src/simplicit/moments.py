@@ -1,0 +1,102 @@
+"""Moments of the rows of a layer with many positions, batch by batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import memory
+from .channels import Channels
+from .equations import Equation
+from .frontier import Frontier
+from .gram import Gram
+
+BATCH = 100
+"""Samples at a time: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 240 MB."""
+
+POSITIONS = 128
+"""Positions that a sample contributes at most, drawn anew for every batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Weights of the rows and corrections of their biases.
+
+    Args:
+        W: A row per channel.
+        shift: Corrections.
+    """
+
+    W: Float[Tensor, "groups K d"]
+    shift: Float[Tensor, "groups K"]
+
+
+def moments(
+    rows: Channels,
+    equation: Equation,
+    frontier: Frontier,
+    bias: bool,
+    aware: Candidate | None = None,
+    known: list[Gram] | None = None,
+) -> list[Gram]:
+    """Accumulate the row problems of a layer on the model's states.
+
+    Target of the rows is what is missing to the teacher's pre-activations when all other summands
+    of the equation are the model's: so the last convolution of a residual block also makes up for
+    the errors of its shortcut.
+
+    Args:
+        rows: Which rows.
+        equation: The equation with its present weights.
+        frontier: States of teacher and model.
+        bias: Whether rows correct their bias; then the last feature is 1.
+        aware: Where a teacher's state is off, the target is what these weights make of it, at most
+            0: any pre-activation that leaves it off will do. Only for ReLU.
+        known: Moments of the same features, of which only the targets change.
+
+    Returns:
+        Statistics of each group. Products of a batch are in the network's dtype, sums in float64.
+    """
+    W = rows.weights(equation)
+    groups, K, d = W.shape
+    N = d + int(bias)
+    kind = {"dtype": torch.float64, "device": W.device}
+    memory.require(8.0 * groups * N * (N + 2 * K), f"moments of {equation.name}", W.device)
+    G = torch.zeros(groups, N, N, **kind)
+    R, t2 = torch.zeros(groups, K, N, **kind), torch.zeros(groups, K, **kind)
+    m = 0
+    for index, (sources, z) in enumerate(_split(frontier)):
+        some = _positions(rows.positions(equation), rows.index, index, z.device)
+        V = rows.features(equation, sources, some)
+        now = equation.preactivation(sources)
+        own, teacher = (rows.targets(equation, t, some) for t in (now, z))
+        target = teacher
+        if aware is not None:
+            found = own + V @ (aware.W.to(V) - W).mT + aware.shift.to(V)[:, None]
+            target = torch.where(teacher > 0, teacher, found.clamp_max(0))
+        target = target - own + V @ W.mT
+        V = torch.cat([V, torch.ones_like(V[..., :1])], 2) if bias else V
+        if known is None:
+            G += V.mT @ V
+        R += target.mT @ V
+        t2 += target.square().sum(1)
+        m += V.shape[1]
+    if known is not None:
+        return [g.with_targets(r / m, s / m) for g, r, s in zip(known, R, t2, strict=True)]
+    return [Gram.of(g / m, r / m, s / m, m) for g, r, s in zip(G, R, t2, strict=True)]
+
+
+def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
+    for sources, z in frontier.batches():
+        for i in range(0, len(z), BATCH):
+            yield [s[i : i + BATCH] for s in sources], z[i : i + BATCH]
+
+
+# other positions in every batch, the same in every pass over the data
+def _positions(count: int, layer: int, batch: int, device: torch.device) -> Tensor | None:
+    if count <= POSITIONS:
+        return None
+    generator = torch.Generator().manual_seed(1_000_003 * layer + batch)
+    return torch.randperm(count, generator=generator)[:POSITIONS].to(device)
