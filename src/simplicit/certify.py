@@ -115,9 +115,7 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
     equations = equations or capture(model, example[:2])
     for layer in equations.hidden:
         if not isinstance(layer.phi, Phi):
-            raise InputError(
-                f"layer {layer.name}: bounds are known of elementwise activations only"
-            )
+            raise InputError(f"layer {layer.name}: no bounds are known of {layer.phi.name}")
     memory.require(16.0 * equations.n * (equations.n + equations.p), "A and B as dense matrices")
     A, B, C, D, b, d = (t.cpu() for t in equations.dense())
     return ImplicitModel(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .errors import InputError
 from .phi import Phi
@@ -160,7 +161,7 @@ def affine(W: Float[Tensor, "k n"], box: Box, b: Float[Tensor, "k"] | None = Non
     return Box(_down(centre - radius), _up(centre + radius))
 
 
-def image(phi: Phi, z: Box) -> Box:
+def image(phi: StatePhi, z: Box) -> Box:
     """Bound φ over a box.
 
     Args:
@@ -171,8 +172,10 @@ def image(phi: Phi, z: Box) -> Box:
         Box of its values.
 
     Raises:
-        InputError: For a φ whose range over an interval is not known here.
+        InputError: If φ is not elementwise.
     """
+    if not isinstance(phi, Phi):
+        raise InputError(f"{phi.name}: bounds are known of elementwise activations only")
     low, high = phi(z.low), phi(z.high)
     match phi.name:
         case "relu" | "relu6" | "identity":
@@ -191,8 +194,6 @@ def image(phi: Phi, z: Box) -> Box:
                 _down(low - PHI_ROUNDING * low.abs() - TINY),
                 _up(high + PHI_ROUNDING * high.abs() + TINY),
             )
-        case _:
-            raise InputError(f"activation {phi.name!r}: its range over an interval is not known")
 
 
 def images(blocks: Sequence[Block], z: Box) -> Box:

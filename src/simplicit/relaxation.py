@@ -3,8 +3,8 @@
 For a piecewise linear φ: the chord on one side and, on the other, a line through the kink
 (Zhang, Weng, Chen, Hsieh, Daniel, "Efficient Neural Network Robustness Certification with General
 Activation Functions", NeurIPS 2018: CROWN, with its adaptive slope). For tanh and the sigmoid: two
-parallel lines of the least slope in the interval, since φ(z) − d z rises where d is at most that; so
-for SiLU and GELU.
+parallel lines of the least slope in the interval, since φ(z) − d z rises where d is at most that;
+the same for SiLU and GELU.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .errors import InputError
 from .intervals import EPS, PHI_ROUNDING, TINY, Box
@@ -52,7 +53,9 @@ def lines(blocks: Sequence[Block], z: Box) -> Lines:
     return Lines(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
 
-def _lines(phi: Phi, z: Box) -> Lines:
+def _lines(phi: StatePhi, z: Box) -> Lines:
+    if not isinstance(phi, Phi):
+        raise InputError(f"{phi.name}: lines are known around elementwise activations only")
     match phi.name:
         case "identity":
             one, zero = torch.ones_like(z.low), torch.zeros_like(z.low)
@@ -65,8 +68,6 @@ def _lines(phi: Phi, z: Box) -> Lines:
             return _clipped(z)
         case "tanh" | "sigmoid" | "silu" | "gelu" | "gelu_tanh":
             return _parallel(phi, z)
-        case _:
-            raise InputError(f"activation {phi.name!r}: no lines around it are known here")
 
 
 # φ = z above 0 and slope · z below: the chord is above it if slope < 1, below it otherwise
@@ -102,8 +103,8 @@ def _clipped(z: Box) -> Lines:
     return Lines(*(torch.where(reach, b, r) for b, r in zip(box, relu, strict=True)))
 
 
-# the slope of tanh and the sigmoid has no minimum inside an interval; that of SiLU and GELU has one,
-# 1 − (its largest value), since φ'(z) + φ'(−z) = 1
+# the slope of tanh and the sigmoid has no minimum inside an interval; that of SiLU and GELU has
+# one, 1 − (its largest value), since φ'(z) + φ'(−z) = 1
 def _parallel(phi: Phi, z: Box) -> Lines:
     slope = torch.minimum(phi.derivative(z.low), phi.derivative(z.high)) - 1e-12
     if phi.name in FLATTEST:
