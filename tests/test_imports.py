@@ -25,8 +25,7 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["equation", "equations", "feedforward", "certificate", "structured", "modules"]
-MATHEMATICS += ["model"]
+MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
 MATHEMATICS += ["intervals", "lipschitz", "mixed_monotone", "relaxation", "linear_bounds", "radii"]
 PIPELINE = ["capture", "states", "match", "fit", "certify", "evaluate", "archive", "data"]
 PIPELINE += ["explicit", "config", "baselines", "plots", "report", "run", "cli"]

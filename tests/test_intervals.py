@@ -1,12 +1,15 @@
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from random_models import MIXED, PHIS, implicit_model, inputs, same
+from simplicit.equilibrium import Block
 from simplicit.intervals import Box, affine, around, image, propagate
-from simplicit.phi import Phi
+from simplicit.phi import Phi, PhiName
+from simplicit.relaxation import lines
 
 
 def draw(*shape: int, seed: int = 0, spread: float = 0.0) -> Tensor:
@@ -90,3 +93,18 @@ def test_a_box_without_width_is_as_good_as_the_point():
     u = inputs(model, 20).flatten(1)
     found = propagate(model.A, model.B, model.b, model.blocks, Box(u, u))
     assert float(found.x.radius.max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", get_args(PhiName))
+@pytest.mark.parametrize("width", [0.0, 0.5, 8.0])
+def test_image_and_lines_hold_every_activation(name, width):
+    phi = Phi(name)
+    z = box(1, 400, width=width)
+    z = Box(4 * z.low, 4 * z.low + (z.high - z.low))
+    found, around_it = image(phi, z), lines([Block("fc", 400, phi)], z)
+    for part in torch.linspace(0, 1, 200, dtype=torch.float64):
+        at = (z.low + part * (z.high - z.low)).clamp(z.low, z.high)
+        x = phi(at)
+        assert (found.low <= x).all() and (x <= found.high).all()
+        assert (around_it.slope_below * at + around_it.below <= x + 1e-13).all()
+        assert (x <= around_it.slope_above * at + around_it.above + 1e-13).all()

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from . import memory
 from .capture import capture
 from .equilibrium import Block
 from .errors import InputError
 from .lipschitz import require_well_posed
 from .model import ImplicitModel
+from .phi import Phi
 from .radii import METHODS, Margins
 
 __all__ = ["METHODS", "Certified", "as_model", "certify"]
@@ -105,13 +107,19 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
         example: Inputs for the network.
 
     Returns:
-        The same function; a network as a `layered` model.
+        The same function with dense matrices; a network as a `layered` model.
+
+    Raises:
+        InputError: If a layer has an activation that is not elementwise, such as max pooling.
     """
-    if isinstance(model, ImplicitModel):
+    if isinstance(model, ImplicitModel) and model.equations is None:
         return copy.deepcopy(model).cpu().cast(torch.float64)
-    equations = capture(model, example[:2])
-    if equations.structured:
-        return ImplicitModel.from_equations(equations).cpu().cast(torch.float64)
+    equations = model.equations if isinstance(model, ImplicitModel) else None
+    equations = equations or capture(model, example[:2])
+    for layer in equations.hidden:
+        if not isinstance(layer.phi, Phi):
+            raise InputError(f"layer {layer.name}: no bounds are known of {layer.phi.name}")
+    memory.require(16.0 * equations.n * (equations.n + equations.p), "A and B as dense matrices")
     A, B, C, D, b, d = (t.cpu() for t in equations.dense())
     return ImplicitModel(
         A, B, C, D, b, d,

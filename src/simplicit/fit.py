@@ -30,15 +30,15 @@ class Fit:
         model: The model, in the teacher's dtype.
         rows: One record per row problem: layer, row, status, gap, objective, bound, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
-        levels: The path to a level of robustness: price, loss, path norm; empty without one.
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
+        levels: The path to a level of robustness: price, loss, path norm; empty without one.
     """
 
     model: ImplicitModel
     rows: list[Row]
     trace: list[Row]
-    levels: list[Row]
     seconds: dict[str, float]
+    levels: list[Row] = field(default_factory=list)
 
 
 def implicitize(
@@ -148,7 +148,7 @@ def fit(
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, levels, seconds)
+    return Fit(model, matching.rows, matching.trace, seconds, levels)
 
 
 # networks that are not all matrices: only their own connections, A is never written out
@@ -166,12 +166,16 @@ def _fit_layers(
             f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
             "operations, accepted are layered and auto"
         )
-    for name, accepted in (("constraint", "states"), ("robustness", None)):
-        if (value := getattr(recipe, name)) != accepted:
-            raise InputError(
-                f"{name} {value!r}: for a network with convolutions, tokens or kept operations, "
-                f"accepted is {accepted}"
-            )
+    if recipe.robustness is not None:
+        raise InputError(
+            "robustness: for a network with convolutions, tokens or kept operations there is no "
+            "level to choose; accepted is null"
+        )
+    if recipe.constraint == "row":
+        raise InputError(
+            "constraint 'row': for a network with convolutions, tokens or kept operations, "
+            "accepted is states"
+        )
     workers = min(workers or threads.available(), threads.available())
     matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
     clock.lap("capture")

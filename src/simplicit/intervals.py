@@ -27,11 +27,12 @@ PHI_ROUNDING = 8 * EPS
 less than 4 units of 2⁻⁵³."""
 
 
-LEAST = {"silu": -0.27846455, "gelu": -0.16997121, "gelu_tanh": -0.17004084}
-"""Values below all of φ, which falls to its minimum and rises from there (rounded down)."""
-
-TURN = {"silu": (-1.2785, -1.2784), "gelu": (-0.7518, -0.7517), "gelu_tanh": (-0.7525, -0.7524)}
-"""The minimum is at a point between these."""
+LEAST = {
+    "silu": (-1.278465, -0.278465),
+    "gelu": (-0.751792, -0.169972),
+    "gelu_tanh": (-0.752462, -0.170041),
+}
+"""Where φ turns, to 1e-5, and its least value, rounded down; found by bounded minimisation."""
 
 
 def slack(terms: int) -> float:
@@ -177,25 +178,28 @@ def image(phi: StatePhi, z: Box) -> Box:
     """Bound φ over a box.
 
     Args:
-        phi: An activation, elementwise or a maximum.
+        phi: An elementwise activation.
         z: Box of its arguments.
 
     Returns:
         Box of its values.
 
     Raises:
-        InputError: For a φ whose range over an interval is not known here.
+        InputError: If φ is not elementwise.
     """
+    if not isinstance(phi, Phi):
+        raise InputError(f"{phi.name}: bounds are known of elementwise activations only")
     low, high = phi(z.low), phi(z.high)
     match phi.name:
-        case "relu" | "relu6" | "identity" | "max_pool":
+        case "relu" | "relu6" | "identity":
             return Box(low, high)
         case "silu" | "gelu" | "gelu_tanh":
+            # falls to its least value, then rises
+            turn, least = LEAST[phi.name]
+            inside = (z.low < turn + 1e-4) & (z.high > turn - 1e-4)
             spread = PHI_ROUNDING * z.size + TINY
-            first, last = TURN[phi.name]
-            turns = (z.low <= last) & (z.high >= first)
-            lower = torch.where(turns, LEAST[phi.name], torch.minimum(low, high) - spread)
-            return Box(lower, torch.maximum(low, high) + spread)
+            bottom = torch.where(inside, least, torch.minimum(low, high) - spread)
+            return Box(_down(bottom), _up(torch.maximum(low, high) + spread))
         case "leaky_relu":
             return Box(_down(low), _up(high))
         case "tanh" | "sigmoid":
@@ -203,8 +207,6 @@ def image(phi: StatePhi, z: Box) -> Box:
                 _down(low - PHI_ROUNDING * low.abs() - TINY),
                 _up(high + PHI_ROUNDING * high.abs() + TINY),
             )
-        case _:
-            raise InputError(f"activation {phi.name!r}: its range over an interval is not known")
 
 
 def images(blocks: Sequence[Block], z: Box) -> Box:

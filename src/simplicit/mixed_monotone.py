@@ -27,6 +27,7 @@ from .equilibrium import Block, apply_phi
 from .intervals import TINY, Box, Layers, affine, images, slack
 from .lipschitz import resolvent, slopes
 from .model import ImplicitModel
+from .phi import Phi
 
 STEPS = 60
 """Steps at most. At a rate of 0.9 the distance to the fixed point falls to 2e-3 of the first."""
@@ -154,7 +155,11 @@ def _root(a: Float[Tensor, " n"], s: Tensor, t: Tensor, blocks: Sequence[Block])
     for _ in range(3):
         z = a * t + s
         slope = torch.cat(
-            [b.elementwise.derivative(p) for b, p in zip(blocks, z.split(sizes, 1), strict=True)], 1
+            [
+                b.phi.derivative(p) if isinstance(b.phi, Phi) else torch.zeros_like(p)
+                for b, p in zip(blocks, z.split(sizes, 1), strict=True)
+            ],
+            1,
         )
         t = t - (t - apply_phi(z, blocks)) / (1 - a * slope)
     return t

@@ -3,7 +3,8 @@
 For a piecewise linear φ: the chord on one side and, on the other, a line through the kink
 (Zhang, Weng, Chen, Hsieh, Daniel, "Efficient Neural Network Robustness Certification with General
 Activation Functions", NeurIPS 2018: CROWN, with its adaptive slope). For tanh and the sigmoid: two
-parallel lines of the least slope in the interval, since φ(z) − d z rises where d is at most that.
+parallel lines of the least slope in the interval, since φ(z) − d z rises where d is at most that;
+the same for SiLU and GELU.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .errors import InputError
 from .intervals import EPS, PHI_ROUNDING, TINY, Box
 from .phi import Phi
+
+FLATTEST = {"silu": -2.3994, "gelu": -1.4142, "gelu_tanh": -1.4185}
+"""Where φ' is least, to 1e-3."""
 
 
 class Lines(NamedTuple):
@@ -48,7 +53,9 @@ def lines(blocks: Sequence[Block], z: Box) -> Lines:
     return Lines(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
 
-def _lines(phi: Phi, z: Box) -> Lines:
+def _lines(phi: StatePhi, z: Box) -> Lines:
+    if not isinstance(phi, Phi):
+        raise InputError(f"{phi.name}: lines are known around elementwise activations only")
     match phi.name:
         case "identity":
             one, zero = torch.ones_like(z.low), torch.zeros_like(z.low)
@@ -57,10 +64,10 @@ def _lines(phi: Phi, z: Box) -> Lines:
             return _kinked(0.0, z)
         case "leaky_relu":
             return _kinked(phi.slope, z)
-        case "tanh" | "sigmoid":
+        case "relu6":
+            return _clipped(z)
+        case "tanh" | "sigmoid" | "silu" | "gelu" | "gelu_tanh":
             return _parallel(phi, z)
-        case _:
-            raise InputError(f"activation {phi.name!r}: no lines around it are known here")
 
 
 # φ = z above 0 and slope · z below: the chord is above it if slope < 1, below it otherwise
@@ -88,11 +95,24 @@ def _kinked(slope: float, z: Box) -> Lines:
     return Lines(below, line(below, False), above, line(above, True))
 
 
-# tanh and the sigmoid are steepest at 0, so the least slope of an interval is at one of its ends
+# as a ReLU where the upper kink is out of reach, else between its least and its largest value
+def _clipped(z: Box) -> Lines:
+    relu, flat = _kinked(0.0, z), torch.zeros_like(z.low)
+    box = Lines(flat, z.low.clamp(0, 6), flat, z.high.clamp(0, 6))
+    reach = z.high > 6
+    return Lines(*(torch.where(reach, b, r) for b, r in zip(box, relu, strict=True)))
+
+
+# the slope of tanh and the sigmoid has no minimum inside an interval; that of SiLU and GELU has
+# one, 1 − (its largest value), since φ'(z) + φ'(−z) = 1
 def _parallel(phi: Phi, z: Box) -> Lines:
-    slope = torch.minimum(phi.derivative(z.low), phi.derivative(z.high))
-    slope = (slope - PHI_ROUNDING).clamp_min(0.0)
-    spread = PHI_ROUNDING * (1 + slope * z.size)
+    slope = torch.minimum(phi.derivative(z.low), phi.derivative(z.high)) - 1e-12
+    if phi.name in FLATTEST:
+        at = FLATTEST[phi.name]
+        slope = torch.where((z.low < at + 0.01) & (z.high > at - 0.01), 1 - phi.lipschitz, slope)
+    else:
+        slope = slope.clamp_min(0.0)
+    spread = PHI_ROUNDING * (1 + (1 + slope.abs()) * z.size)
     below = phi(z.low) - slope * z.low - spread
     above = phi(z.high) - slope * z.high + spread
     return Lines(slope, below, slope, above)

@@ -17,6 +17,7 @@ from .errors import InputError
 from .joint import JointMatching
 from .match import RowBlock
 from .model import ImplicitModel
+from .phi import Phi
 
 HELD_OUT = 0.1
 """Part of the inputs on which the loss is estimated."""
@@ -79,8 +80,11 @@ def robustify(
     Raises:
         InputError: If there are fewer than 20 inputs, or the model has feedback.
     """
-    if model.structure == "full":
-        raise InputError("robustness: accepted are structures triangular and layered")
+    if model.structure == "full" or not all(isinstance(b.phi, Phi) for b in model.blocks):
+        raise InputError(
+            "robustness: accepted are linear layers and elementwise activations, in structure "
+            "triangular or layered"
+        )
     if len(inputs) < 20:
         raise InputError(f"robustness: {len(inputs)} calibration inputs; at least 20 are needed")
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +151,7 @@ def _joint(model: ImplicitModel, W: Tensor, u: Tensor, y: Tensor) -> JointMatchi
         stop = rows.start
     every = torch.arange(total, device=W.device)
     blocks.append(RowBlock("output", slice(n, n + model.q), every))
-    phis = [block.elementwise for block in reversed(model.blocks)]
+    phis = [block.phi for block in reversed(model.blocks) if isinstance(block.phi, Phi)]
     return JointMatching(W, blocks, phis, V, y, every >= n + model.p, INACTIVE)
 
 
