@@ -5,12 +5,11 @@ import torch
 from torch import nn
 
 import simplicit
-from conv_networks import LeNet, ResNet20
 from simplicit.capture import capture
-from simplicit.intervals import LEAST, TURN, Box, image
+from simplicit.convnets import LeNet, ResNet20
+from simplicit.intervals import Box
 from simplicit.layer_boxes import through
 from simplicit.maps import Conv, Dense, Gather, Sparse
-from simplicit.phi import Phi
 
 
 def inside(box: Box, x: torch.Tensor) -> bool:
@@ -38,23 +37,6 @@ def test_a_maps_box_is_the_tightest(linear):
     exact = (box.low @ up.T + box.high @ down.T, box.high @ up.T + box.low @ down.T)
     torch.testing.assert_close((found.low, found.high), exact, rtol=1e-12, atol=1e-12)
     assert (found.low <= exact[0] + 1e-15).all() and (found.high >= exact[1] - 1e-15).all()
-
-
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh", "relu6"])
-def test_the_range_of_an_activation_over_an_interval(name):
-    phi = Phi(name)
-    ends = torch.linspace(-4, 8, 61, dtype=torch.float64)
-    low, high = (t.flatten()[None] for t in torch.meshgrid(ends, ends, indexing="ij"))
-    low, high = torch.minimum(low, high), torch.maximum(low, high)
-    box = image(phi, Box(low, high))
-    points = low + (high - low) * torch.linspace(0, 1, 400, dtype=torch.float64)[:, None]
-    values = phi(points)
-    assert inside(box, values)
-    assert (values.amin(0) - box.low).max() < 1e-3 and (box.high - values.amax(0)).max() < 1e-12
-    if name in LEAST:
-        near = phi(torch.linspace(*TURN[name], 100_001, dtype=torch.float64))
-        assert LEAST[name] < near.min() < LEAST[name] + 2e-8
-        assert near[0] > near.min() < near[-1]
 
 
 @pytest.mark.parametrize("net", [LeNet, ResNet20], ids=lambda n: n.__name__)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from . import memory
+from .blockwise import Kept
 from .capture import capture
 from .equilibrium import Block
 from .errors import InputError
@@ -22,6 +22,10 @@ __all__ = ["METHODS", "Certified", "as_model", "certify"]
 
 GUESS = 0.01
 """Radius at which the search begins where none is asked for."""
+
+
+FEW = 2000
+"""Most states of a network with convolutions that is written out as matrices."""
 
 
 class Certified(NamedTuple):
@@ -107,19 +111,22 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
         example: Inputs for the network.
 
     Returns:
-        The same function with dense matrices; a network as a `layered` model.
+        The same function, a network as a `layered` model; with dense matrices, if it has few
+        states and elementwise activations: more bounds are known then.
 
     Raises:
-        InputError: If a layer has an activation that is not elementwise, such as max pooling.
+        InputError: If a layer is an operation that was kept as it is.
     """
     if isinstance(model, ImplicitModel) and model.equations is None:
         return copy.deepcopy(model).cpu().cast(torch.float64)
     equations = model.equations if isinstance(model, ImplicitModel) else None
     equations = equations or capture(model, example[:2])
     for layer in equations.hidden:
-        if not isinstance(layer.phi, Phi):
+        if isinstance(layer.phi, Kept):
             raise InputError(f"layer {layer.name}: no bounds are known of {layer.phi.name}")
-    memory.require(16.0 * equations.n * (equations.n + equations.p), "A and B as dense matrices")
+    elementwise = all(isinstance(layer.phi, Phi) for layer in equations.hidden)
+    if equations.structured and not (elementwise and equations.n <= FEW):
+        return ImplicitModel.from_equations(equations).cpu().cast(torch.float64)
     A, B, C, D, b, d = (t.cpu() for t in equations.dense())
     return ImplicitModel(
         A, B, C, D, b, d,

@@ -186,7 +186,7 @@ def _fit_layers(
         clock.lap("solve")
     model = ImplicitModel.from_equations(matching.matched, equations.nonzeros)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, [], seconds)
+    return Fit(model, matching.rows, matching.trace, seconds)
 
 
 @dataclass

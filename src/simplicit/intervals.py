@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blockwise import StatePhi
+from .blockwise import Kept, MaxPool, StatePhi
 from .equilibrium import Block
 from .errors import InputError
 
@@ -25,7 +25,6 @@ TINY = torch.finfo(torch.float64).tiny
 PHI_ROUNDING = 8 * EPS
 """Relative error of torch's tanh and sigmoid in float64, with a margin: their libraries promise
 less than 4 units of 2⁻⁵³."""
-
 
 LEAST = {
     "silu": (-1.278465, -0.278465),
@@ -178,18 +177,20 @@ def image(phi: StatePhi, z: Box) -> Box:
     """Bound φ over a box.
 
     Args:
-        phi: An elementwise activation.
+        phi: An elementwise activation, or a maximum.
         z: Box of its arguments.
 
     Returns:
         Box of its values.
 
     Raises:
-        InputError: If φ is not elementwise.
+        InputError: If φ is an operation that was kept as it is.
     """
-    if not isinstance(phi, Phi):
-        raise InputError(f"{phi.name}: bounds are known of elementwise activations only")
+    if isinstance(phi, Kept):
+        raise InputError(f"{phi.name}: its range over an interval is not known")
     low, high = phi(z.low), phi(z.high)
+    if isinstance(phi, MaxPool):
+        return Box(low, high)
     match phi.name:
         case "relu" | "relu6" | "identity":
             return Box(low, high)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import layer_boxes
 from .errors import InputError
-from .intervals import affine, around, propagate
+from .intervals import LEAST, affine, around, propagate
 from .linear_bounds import substitution
 from .lipschitz import margin_lipschitz
 from .mixed_monotone import equilibrium_boxes, start
@@ -157,14 +157,12 @@ class Margins:
         return low
 
 
-# lines are known around some activations, the mixed-monotone refinement needs monotone ones, and
-# networks of other maps than matrices have boxes only
-def _known(model: ImplicitModel) -> tuple[str, ...]:
+# networks of other maps than matrices have boxes only, and with feedback the mixed-monotone
+# refinement needs activations that are monotone
+def _known(model: ImplicitModel) -> Sequence[str]:
     if model.equations is not None:
         return ("interval", "mixed-monotone")
-    names = {block.phi.name for block in model.blocks}
-    if names <= {"relu", "leaky_relu", "tanh", "sigmoid", "identity"}:
-        return METHODS
-    rising = names <= {"relu", "leaky_relu", "relu6", "tanh", "sigmoid", "identity"}
-    feedback = model.structure == "full"
-    return ("lipschitz", "interval", *(("mixed-monotone",) if rising or not feedback else ()))
+    turns = any(block.phi.name in LEAST for block in model.blocks)
+    if model.structure == "full" and turns:
+        return ("lipschitz", "interval", "linear")
+    return METHODS
