@@ -167,6 +167,17 @@ class DegenerateSuite(SolverSuite):
                     RowProblem(Gram.from_data(V, T), Penalty(l1=l1), ball, "root"), V, T, **options
                 )
 
+    @pytest.mark.parametrize("radius", [0.7, 0.9, 2.0])
+    def test_rooted_rows_nearly_matched_inside_a_ball(self, radius):
+        """Singular supports without curvature: only rounds that stop at a sign's change end."""
+        V, T = degenerate()["fewer samples than features"]
+        for name in ("l0+l2", "l0+l1+l2"):
+            problem = RowProblem(
+                Gram.from_data(V, T), Penalty(**PENALTIES[name]), Ball(slice(0, 4), radius), "root"
+            )
+            solution = self.check(problem, V, T)
+            assert solution.solved.all() or not self.exact
+
     @given(problems())
     @settings(
         max_examples=40,

@@ -124,6 +124,17 @@ class LoopSuite(SolverSuite):
         relative = (solution.gap / (0.5 * problem.gram.t2)).tolist()
         assert all(abs(seen[k] - relative[k]) <= 1e-12 for k in seen)
 
+    def test_the_last_event_has_the_last_gap(self):
+        """Rooted rows whose σ is bisected, too, and rows that were solved before."""
+        V, W = normal(30, 8, seed=0), normal(3, 8, seed=1)
+        problem = RowProblem(Gram.from_data(V, V @ W.T), Penalty(l1=1e-3), loss="root")
+        first = self.solve(problem, tol=1e-6)
+        for start in (None, first):
+            seen: list[loop.Progress] = []
+            solution = self.solve(problem, tol=1e-6, warm_start=start, callback=seen.append)
+            assert solution.solved.all() and seen[-1].solved == 3
+            assert (seen[-1].gap <= 1e-6).all()
+
     def test_any_warm_start_ends_at_the_optimum(self):
         case = known(PENALTIES["l0+l2"], ball=True)
         outside = 1e3 * normal(*case.W.shape, seed=9)

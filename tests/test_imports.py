@@ -15,6 +15,7 @@ ROOT = Path(simplicit.__file__).parent
 
 FOUNDATIONS = ["errors", "memory", "_types", "phi", "blockwise", "maps", "fixed_maps"]
 MATHEMATICS = [
+    "blocks",
     "prox",
     "gram",
     "duality",

@@ -110,6 +110,18 @@ def test_each_level_is_reported():
     assert ordered == sorted(ordered)
 
 
+def test_few_levels_are_needed():
+    """A ceiling, so that slow is a failure; the first level is known without solving."""
+    random = torch.Generator().manual_seed(0)
+    V, W = torch.randn(200, 60, generator=random), torch.randn(30, 60, generator=random)
+    T = V @ W.T + torch.randn(200, 30, generator=random)
+    problem = RowProblem(Gram.from_data(V, T), Penalty(l1=1.0))
+    for budget in (90, 450, 1200):
+        seen = []
+        solve_to_budget([problem], budget, report=lambda *event, seen=seen: seen.append(event))
+        assert len(seen) <= 8
+
+
 @pytest.mark.parametrize("penalty", [Penalty(l2=1.0), Penalty(l1=torch.tensor([1.0, 0, 1, 1, 1]))])
 def test_rows_that_no_level_makes_sparse_are_refused(penalty):
     with pytest.raises(InputError, match="a budget needs l1 > 0, or l0 > 0 and l2 > 0, in every"):

@@ -13,7 +13,7 @@ from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.problem import Penalty, RowProblem, mean_square
 from simplicit.solution import Solution, Status
-from simplicit.solvers import solve, tile
+from simplicit.solvers import newton, solve, tile
 from simplicit.solvers.admm import Admm
 from simplicit.solvers.fista import Fista
 from simplicit.solvers.scaled import Design, Scaled
@@ -61,6 +61,30 @@ class TestHandOver:
                 assert solve(case.problem, tol=1e-9).iterations.max() <= 60
 
 
+class TestCareful:
+    """Newton rounds that end where the first sign changes."""
+
+    @pytest.mark.parametrize("name", ["l1", "l0+l2", "l0+l1+l2"])
+    @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
+    def test_every_round_lowers_the_objective_down_to_the_optimum(self, name, ball):
+        case = known(PENALTIES[name], ball=ball, decay=2.0)
+        problem = Scaled.of(case.problem, Design(case.problem))
+        V = problem.scale(torch.zeros_like(case.W))
+        mu = torch.zeros(len(V), 1, dtype=torch.float64)
+        state = newton.init(problem, V, mu, mu + 1)
+
+        def objective(V: torch.Tensor) -> torch.Tensor:
+            return 0.5 * mean_square(problem.gram, V, problem.moments(V)) + problem.terms.value(V)
+
+        for _ in range(150):
+            old, state = state, newton.step(problem, state, len(V), careful=True)
+            assert (objective(state.V) <= objective(old.V) + 1e-14).all()
+            inside = problem.terms.ball_norm(state.V) <= problem.terms.radius[:, 0] * (1 + 1e-12)
+            assert inside.all()
+        best = objective(problem.scale(case.W))
+        torch.testing.assert_close(objective(state.V), best, rtol=1e-8, atol=1e-10)
+
+
 class TestFistaAlone:
     def scaled(self, penalty: str, **options) -> tuple[Scaled, torch.Tensor]:
         case = known(PENALTIES[penalty], **options)
@@ -102,6 +126,17 @@ class TestFistaAlone:
             state = method.step(problem, state)
             restarts += state.tau == 1
         assert (restarts > 0).all() and len(restarts.unique()) > 1
+
+
+@pytest.mark.parametrize("n", [3, 1500])
+def test_submatrices_of_the_gram(n):
+    V = normal(20, n, seed=0)
+    design = Design(RowProblem(Gram.from_data(V, V[:, :1]), Penalty(l1=1.0)))
+    index = torch.tensor([[0, 2, n - 1], [1, n, n]])
+    first, second = design.submatrices(index)
+    assert torch.equal(first, design.G[index[0]][:, index[0]])
+    assert float(second[0, 0]) == float(design.G[1, 1])
+    assert not second[1:].any() and not second[:, 1:].any()
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:

@@ -134,6 +134,16 @@ def test_what_cannot_be_written_back_is_refused():
         changed(captured("relu")).load_into(nn.Linear(3, 3))
 
 
+def test_a_network_with_other_statistics_is_left_as_it_was():
+    name = "resnet, option A"
+    other = seeded(CONVOLUTIONAL[name], seed=9)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InputError, match="gives other outputs"):
+        model(name).load_into(other)
+    assert other.training
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+
+
 def test_a_weight_of_another_shape_is_refused():
     e = captured("relu")
     weights = [[t.weight.T for t in layer.terms] for layer in e.layers]

@@ -41,6 +41,7 @@ def report(progress) -> None:
 solution = solve(problem, device=options.device, workers=threads.available(), callback=report)
 print(
     f"N {N}, K {K} on {options.device}: {time.perf_counter() - begin:.0f} s, "
+    f"{time.process_time():.0f} s of processors with the data, "
     f"{int(solution.solved.sum())} rows solved, "
     f"non-zeros a row {float(solution.nonzeros.double().mean()):.0f}, worst relative gap "
     f"{float((solution.gap / problem.unit).max()):.1e}, peak memory "

@@ -145,15 +145,18 @@ def torchidl(rows: Rows, problem: RowProblem, tol: float, k: int) -> Timed:
 
 
 LASSO = {
-    # name: (function, rows, tolerances from loose to tight)
-    "simplicit": (ours, None, (1e-2, 1e-4, 1e-6, 1e-9)),
-    "scikit-learn (Gram)": (scikit_learn, None, (1e-3, 1e-4, 1e-6)),
-    "adelie (Gram)": (adelie, 2, (1e-5, 1e-7, 1e-9, 1e-11)),
-    "celer": (celer, 1, (1e-4, 1e-6)),
-    "skglm": (skglm, 1, (1e-3, 1e-4, 1e-5)),
-    "cvxpy + Clarabel": (clarabel, 1, (1e-4, 1e-6, 1e-8)),
-    "torchidl ADMM": (torchidl, None, (20, 100)),
+    # name: (function, rows, loosest tolerance, factor to the next)
+    "simplicit": (ours, None, 1e-2, 0.1),
+    "scikit-learn (Gram)": (scikit_learn, None, 1e-3, 0.6),
+    "adelie (Gram)": (adelie, 2, 1e-5, 0.2),
+    "celer": (celer, 1, 1e-3, 0.4),
+    "skglm": (skglm, 1, 1e-3, 0.4),
+    "cvxpy + Clarabel": (clarabel, 1, 1e-4, 0.2),
+    "torchidl ADMM": (torchidl, None, 20, 5),  # epochs
 }
+STEPS = 14
+"""Most tolerances of a method."""
+
 OTHERS = {name: LASSO[name] for name in ("simplicit", "cvxpy + Clarabel")}
 
 warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, verify, data. Bad input is one line and exit code 2."""
+"""The command line: run, compare, report, verify, inspect, data; bad input is one line, code 2."""
 
 import errno
 import json
@@ -24,6 +24,9 @@ app = typer.Typer(
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a stopped run is taken up.")]
 STOPPED = 130
 """Exit code after Ctrl-C; recent versions of typer return it, older ones raise `Abort`."""
+
+WIDE = 160
+"""Columns of the widest table, where no terminal says how many there are."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -173,6 +176,37 @@ def _written(value: Any) -> str:
 
 
 @app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|package.module:Class")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of CONFIG to change.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="One sample of a class, e.g. 3,32,32.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration inputs.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Print a network's state equations: what is solved, what is kept, what it takes.
+
+    Example: simplicit inspect torchvision.models:resnet18 --shape 3,224,224
+    """
+    from . import inspect as inspection
+    from .inspect_target import equations_of
+
+    equations = equations_of(target, overrides or [], shape)
+    rate = inspection.speed()
+    if as_json:
+        print(json.dumps(inspection.summary(equations, samples, rate), indent=2))
+        return
+    # a file or a pipe has no width; a terminal has its own
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(inspection.table(equations, samples))
+    for note in inspection.notes(equations, samples, rate):
+        print(note)
+
+
+@app.command()
 def data(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, or an .npz file.")],
     folder: Annotated[Path, typer.Option("--dir", help="The data folder.")] = Path("data"),
@@ -215,7 +249,7 @@ def main() -> None:
         if message is None:
             raise
         # help was asked for by giving no command; it is printed already
-        _fail(message() or "a command is needed: run, compare, report, verify or data")
+        _fail(message() or "a command is needed: run, compare, report, verify, inspect or data")
     if code == STOPPED:
         print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .blocks import product
 from .gram import Gram, pseudo_inverse
 from .prox import Separable
 
@@ -71,9 +72,9 @@ def gap(
     c, lost = moments, torch.zeros_like(q)
     if bool(free.any()):
         f = free.nonzero()[:, 0]
-        correction = moments[:, f] @ pseudo_inverse(gram.G[f][:, f])
+        correction = product(moments[:, f], pseudo_inverse(gram.G[f][:, f]))
         lost = (correction * moments[:, f]).sum(1).clamp_min(0)
-        c = (moments - correction @ gram.G[f]).masked_fill(free, 0.0)
+        c = (moments - product(correction, gram.G[f])).masked_fill(free, 0.0)
     reduced = (q - lost).clamp_min(0)
     if loss == "root":
         root = torch.sqrt(reduced)

@@ -310,13 +310,14 @@ class ImplicitModel(nn.Module):
             return feedforward(AB, CD, self.b, self.d, self.blocks, self.input_shape)
 
     def load_into(self, net: nn.Module) -> None:
-        """Write a layered model's weights into the network it came from, or one of its class.
+        """Write a layered model's weights into the network it came from, or a copy of it.
 
         Batch norm is taken out of the weights again, and biases go into its shift or the layer's
         own.
 
         Args:
-            net: Changed in place, unless something does not fit.
+            net: The trained network, with its running statistics; changed in place, and left as
+                it was if something does not fit.
 
         Raises:
             InputError: If the model is not made of its layers, or something does not fit.

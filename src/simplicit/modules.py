@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from .blockwise import Kept, MaxPool, aten, dtype_of
 from .equations import Equation, StateEquations, Term
@@ -15,7 +16,7 @@ from .fixed_maps import Fixed
 from .maps import Conv, Dense, Gather
 
 CLOSE = 1e-3
-"""Relative difference that shows an operation that is kept does not take a batch."""
+"""Relative difference of outputs that is more than rounding."""
 
 
 def as_modules(equations: StateEquations) -> fx.GraphModule:
@@ -235,14 +236,15 @@ def _put(found: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def load_into(equations: StateEquations, net: nn.Module) -> None:
-    """Write weights and biases into the network they were read from, or another of its class.
+    """Write weights and biases into the network they were read from, or a copy of it.
 
     Args:
         equations: The network with its new weights and biases.
-        net: Changed in place, after everything was found to fit.
+        net: Changed in place; left as it was unless it then has the same outputs.
 
     Raises:
-        InputError: If a parameter is missing, or has another shape.
+        InputError: If a parameter is missing or has another shape, or if the outputs differ, since
+            what is not written (running statistics, operations that are kept) is another's.
     """
     own, found = net.state_dict(), own_parameters(equations)
     for name, value in found.items():
@@ -252,6 +254,21 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
                 f"load_into: {name} has shape {tuple(value.shape)} in the model and {shape} in the "
                 "network; accepted is a network of the class it was read from"
             )
+    before = {name: own[name].clone() for name in found}
+    modes = [(module, module.training) for module in net.modules()]
+    u = torch.randn(2, *equations.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
+        y, expected = net.eval()(u.to(next(net.parameters()))), equations.replay(u)[1]
+        y = pytree.tree_leaves(y)[0].to(expected)
+        for module, mode in modes:
+            module.training = mode
+        if float((y - expected).abs().max()) <= CLOSE * max(1.0, float(expected.abs().max())):
+            return
+        for name, value in before.items():
+            own[name].copy_(value)
+    raise InputError(
+        "load_into: with the model's weights the network gives other outputs; accepted is the "
+        "trained network itself or a copy, with its running statistics"
+    )

@@ -1,7 +1,8 @@
-"""One penalty level for all rows: the warm-started path down to a number of non-zeros."""
+"""One penalty level for all rows: the warm-started path to a number of non-zeros."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import exp, log, sqrt
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from .solution import Solution
 from .solvers import Callback, solve
 from .solvers.scaled import Design
 
-DESCENT = 0.6
-"""Factor between two levels on the way down to the budget."""
+DESCENT = 1 / 30
+"""The first level, as a share of the highest sensible one, and the longest step down."""
 
-BISECTIONS = 30
-"""Most halvings of the bracket; supports that jump may keep a budget from being met closely."""
+SLOPE = 0.8
+"""How the logarithm of the non-zeros falls with that of the level, before two levels tell."""
+
+TRIES = 40
+"""Most levels; supports that jump may keep a budget from being met closely."""
 
 Level = Callable[[float, int], None]
 """Called with each level tried and the non-zeros it gave."""
@@ -65,17 +69,18 @@ def solve_to_budget(
     callback: Callback | None = None,
     workers: int = 1,
 ) -> tuple[float, list[Solution]]:
-    """Lower one level, common to all rows, until they have `budget` non-zeros or slightly more.
+    """Find one level, common to all rows, at which they have `budget` non-zeros or slightly more.
 
-    Every solve starts from the nearest one so far; features' moments are scaled and factorised
-    once per problem.
+    A secant through the last two levels soon finds it, and a bracket keeps it from going astray.
+    Every solve starts from the nearest one so far; features' moments are scaled and factorised once
+    per problem.
 
     Args:
         problems: Rows with their penalties at level 1.
         budget: Non-zeros wanted in all rows together, free features not counted.
         slack: Accepted surplus, a fraction of the budget.
         tol: Relative duality gap of each solve.
-        start: A level to begin with; the highest sensible one when omitted.
+        start: A level to begin with; a thirtieth of the highest sensible one when omitted.
         report: Called with each level and its non-zeros.
         callback: Passed to every solve.
         workers: Parallel blocks of rows in every solve.
@@ -109,22 +114,57 @@ def solve_to_budget(
             report(level, total)
         return total, solutions
 
-    level = min(start or top, top)
-    total, solutions = at(level, None)
-    # bracket: `high` has too few non-zeros, `low` enough
-    high = low = (level, total, solutions)
-    while low[1] < budget and low[0] > 1e-9 * top:
-        high = low
-        level *= DESCENT
-        low = (level, *at(level, high[2]))
-    while high[1] >= budget and high[0] < top:
-        low = high
-        level = high[0] / DESCENT
-        high = (level, *at(level, low[2]))
-    for _ in range(BISECTIONS):
-        if low[1] <= (1 + slack) * budget or low[1] < budget or high[0] <= low[0] * (1 + 1e-9):
+    if budget <= 0 or top == 0:
+        return top, at(top, None)[1]
+    if report is not None:
+        report(top, 0)  # known without solving
+    # two levels around the goal: `high` has too few non-zeros, `low` enough
+    high, low = _Level(top, 0, None), None
+    level = min(start or DESCENT * top, top)
+    last = None
+    for tried in range(TRIES):
+        near = [end for end in (low, high) if end is not None and end.solutions is not None]
+        near.sort(key=lambda end: abs(log(end.level / level)))
+        here = _Level(level, *at(level, near[0].solutions if near else None))
+        if here.weights < budget:
+            high = here
+        else:
+            low = here
+        met = low is not None and low.weights <= (1 + slack) * budget
+        if met or (low or high).level <= 1e-9 * top or low and high.level <= low.level * (1 + 1e-9):
             break
-        middle = (low[0] * high[0]) ** 0.5
-        trial = (middle, *at(middle, high[2]))
-        low, high = (trial, high) if trial[1] >= budget else (low, trial)
-    return low[0], low[2]
+        level = _next(last, here, low, high, (1 + slack / 2) * budget, tried)
+        last = here
+    found = low or high
+    assert found.solutions is not None
+    return found.level, found.solutions
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A level and what was found there."""
+
+    level: float
+    weights: int
+    solutions: list[Solution] | None
+
+    @property
+    def root(self) -> float:
+        """Nearly linear in the logarithm of the level, as measured on Fashion-MNIST."""
+        return sqrt(self.weights)
+
+
+def _next(
+    last: _Level | None, here: _Level, low: _Level | None, high: _Level, goal: float, tried: int
+) -> float:
+    if last is None or last.weights == here.weights:
+        wanted = here.level * (max(here.weights, 0.5) / goal) ** (1 / SLOPE)
+    else:
+        slope = (last.root - here.root) / log(here.level / last.level)
+        wanted = here.level * exp(min(max((here.root - sqrt(goal)) / slope, -30.0), 30.0))
+    if low is None:
+        return min(max(wanted, DESCENT * here.level), 0.9 * here.level)
+    # inside the bracket, and after a while at times in its middle, so that it shrinks in any case
+    if (tried < 6 or tried % 3) and low.level < wanted < high.level:
+        return wanted
+    return (low.level * high.level) ** 0.5

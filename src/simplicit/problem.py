@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .blocks import product
 from .duality import Loss, gap, mean_square, objective
 from .errors import InputError
 from .gram import Gram
@@ -235,7 +236,7 @@ class RowProblem:
         Returns:
             c, (K, N), float64.
         """
-        return self.gram.R - W.to(self.gram.G) @ self.gram.G
+        return self.gram.R - product(W.to(self.gram.G), self.gram.G)
 
     def objective(
         self, W: Float[Tensor, "K N"], moments: Float[Tensor, "K N"] | None = None

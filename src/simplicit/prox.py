@@ -11,6 +11,7 @@ zero, so the lasso, the elastic net and the perspective penalty share one code p
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,17 +73,22 @@ class Separable:
         """
         return replace(self, l0=self.l0 * sigma, l1=self.l1 * sigma, l2=self.l2 * sigma)
 
-    @property
+    @cached_property
     def has_ball(self) -> bool:
         """Whether any row has a finite radius on any feature."""
         return bool(torch.isfinite(self.radius).any() and (self.omega > 0).any())
 
-    @property
+    @cached_property
+    def has_curve(self) -> bool:
+        """Whether any row has curvature."""
+        return bool((self.l2 > 0).any())
+
+    @cached_property
     def huber(self) -> PerRow1:
         """Extra slope √(2 l0 l2) of the perspective's linear part, (K, 1)."""
         return torch.sqrt(2 * self.l0 * self.l2)
 
-    @property
+    @cached_property
     def knee(self) -> PerRow1:
         """Where the perspective's linear part ends, √(2 l0 / l2), in units of ρ|w|; (K, 1)."""
         return torch.sqrt(2 * self.l0 / torch.where(self.l2 > 0, self.l2, 1.0))
@@ -119,7 +125,8 @@ class Separable:
         Returns:
             Σ_j ω_j |w_j|, (K,).
         """
-        return w.abs() @ self.omega
+        # not a product, whose bits depend on how many rows there are
+        return (w.abs() * self.omega).sum(1)
 
     def into_ball(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
         """Shrink the constrained part of each row into its ball, other weights untouched.
@@ -127,6 +134,8 @@ class Separable:
         Returns:
             Feasible weights, (K, N).
         """
+        if not self.has_ball:
+            return w
         norm = self.ball_norm(w)[:, None]
         # strictly inside, or rounding of the product could leave the row a last bit outside
         factor = torch.where(norm > self.radius, self.radius / norm * (1 - 1e-15), 1.0)
@@ -147,14 +156,17 @@ class Separable:
         """
         size = v.abs()
         if not self.has_ball:
-            return torch.copysign(self._shrink(size, t), v), torch.zeros_like(self.l0)
+            return self._shrink(size, t).copysign_(v), torch.zeros_like(self.l0)
         mu = self._ball_multiplier(size, t, mu)
-        return torch.copysign(self._shrink(size - t * mu * self.omega, t), v), mu
+        return self._shrink(size.sub_(t * mu * self.omega), t).copysign_(v), mu
 
     def _shrink(self, size: Tensor, t: Tensor) -> Tensor:
-        linear = size - t * self.slope()
-        curved = (size - t * self.l1 * self.rho) / (1 + t * self.l2 * self.rho**2)
-        return torch.minimum(linear, curved).clamp_min(0)
+        # in place: fresh memory costs as much as the arithmetic
+        curved = None
+        if self.has_curve:
+            curved = (size - t * self.l1 * self.rho) / (1 + t * self.l2 * self.rho**2)
+        size.addcmul_(t.expand(size.shape), self.slope(), value=-1)
+        return (size if curved is None else torch.minimum(size, curved)).clamp_min_(0)
 
     # Root of Σ ω shrink(size − t μ ω) = radius by Newton kept inside a bracket. The left side falls
     # with μ and is piecewise linear, so Newton ends after a few steps; the bracket is needed
@@ -163,7 +175,7 @@ class Separable:
         low = torch.zeros_like(self.l0)
         reach = torch.where(self.omega > 0, size / (t * self.omega), 0.0)
         high = reach.amax(1, keepdim=True) if size.shape[1] else low.clone()
-        active = (self._shrink(size, t) @ self.omega)[:, None] > self.radius
+        active = self.ball_norm(self._shrink(size.clone(), t))[:, None] > self.radius
         mu = torch.minimum(mu, high) if mu is not None else low.clone()
         step, moving = t * self.omega**2, active
         for _ in range(NEWTON_STEPS):
@@ -172,7 +184,7 @@ class Separable:
             curvature = 1 + t * self.l2 * self.rho**2
             curved = (left - t * self.l1 * self.rho) / curvature
             w = torch.minimum(linear, curved).clamp_min(0)
-            excess = (w @ self.omega)[:, None] - self.radius
+            excess = self.ball_norm(w)[:, None] - self.radius
             moving = moving & (excess.abs() > 64 * torch.finfo(size.dtype).eps * self.radius)
             if not bool(moving.any()):
                 break
@@ -227,7 +239,7 @@ class Separable:
         def rises(mu: PerRow1) -> Tensor:
             a = c.abs() - mu * self.omega - self.l1 * self.rho
             pull = torch.where((curvature > 0) & (a > self.huber * self.rho), a / curvature, 0.0)
-            return self.radius >= (pull @ self.omega)[:, None]
+            return self.radius >= self.ball_norm(pull)[:, None]
 
         # where the least is at the floor, bisection would only come near it
         high = torch.where(rises(floor), floor, high)

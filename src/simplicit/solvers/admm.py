@@ -2,10 +2,11 @@
 
 Splitting loss and penalty (Boyd et al. 2011), with over-relaxation (OSQP, Stellato et al. 2020):
 
-    X = (R + ρ (W − U)) (G + ρ I)⁻¹,   W = prox(X̂ + U),   U = X̂ + U − W,   X̂ = α X + (1 − α) W.
+    X = (R + ρ (W − U)) (G + ρ I)⁻¹,   Z = X̂ + U,   W = prox(Z),   U = Z − W,   X̂ = α X + (1 − α) W.
 
-An iteration is one product of a tile of rows with the inverse, and the prox, ball included. A few
-of them find the support nearly; `newton` finishes.
+The state is W and Z; with U put in, X = (R + ρ (2 W − Z)) (G + ρ I)⁻¹ and Z += α (X − W), which is
+Douglas & Rachford's splitting. An iteration is one product of rows with the inverse, and the prox,
+ball included. A few of them find the support nearly; `newton` finishes.
 """
 
 from dataclasses import dataclass
@@ -14,24 +15,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..blocks import product
 from .scaled import Scaled
 
 
 @dataclass(frozen=True)
 class AdmmState:
-    """Iterates of a tile of rows.
+    """Iterates of some rows.
 
     Attributes:
         W: Weights, exactly sparse and inside the ball, (K, n).
-        U: Scaled dual variable, (K, n).
+        Z: What W is the prox of, (K, n).
         mu: The ball's multiplier, (K, 1).
         sigma: Root mean square residual for the rooted loss, 1 for the squared one, (K, 1).
+        rho: Penalty ρ on the split, (K, 1).
     """
 
     W: Float[Tensor, "K n"]
-    U: Float[Tensor, "K n"]
+    Z: Float[Tensor, "K n"]
     mu: Float[Tensor, "K 1"]
     sigma: Float[Tensor, "K 1"]
+    rho: Float[Tensor, "K 1"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Admm:
     """Settings of the method.
 
     Args:
-        rho: Penalty on the split, in units of the mean eigenvalue (1 after scaling).
+        rhos: Choices of ρ, in units of the mean eigenvalue (1 after scaling), ascending.
         relaxation: Over-relaxation α in (0, 2).
         dtype: Precision of the iterations; the certificate is float64 whatever it is.
     """
 
-    rho: float = 3.0
-    relaxation: float = 1.6
+    rhos: tuple[float, ...] = (1.0, 4.0, 16.0)
+    relaxation: float = 1.8
     dtype: torch.dtype = torch.float32
 
     def init(self, problem: Scaled, V: Float[Tensor, "K n"]) -> AdmmState:
@@ -58,14 +62,33 @@ class Admm:
         Returns:
             The first state.
         """
-        W = V.to(self.dtype)
+        W, rho = V.to(self.dtype), self.rho(problem)
         # the dual variable that belongs to V if V is optimal is c/ρ
-        U = torch.where((V != 0).any(1, keepdim=True), problem.moments(V) / self.rho, 0.0)
+        U = torch.where((V != 0).any(1, keepdim=True), problem.moments(V) / rho, 0.0)
         sigma = problem.root_mean_square(V).to(W)
-        return AdmmState(W, U.to(W), torch.zeros_like(sigma), sigma)
+        return AdmmState(W, W + U.to(W), torch.zeros_like(sigma), sigma, rho.to(W))
+
+    def rho(self, problem: Scaled) -> Float[Tensor, "K 1"]:
+        """Choose each row's ρ, the larger the sparser it will be.
+
+        Measured on Fashion-MNIST: 20 √level is best, where the level is the slope of the penalty
+        at zero by that at which all weights are zero. The ball's multiplier, which adds to the
+        slope, is guessed as if G were the identity.
+
+        Returns:
+            One of `rhos` for each row, the nearest on a logarithmic scale.
+        """
+        R, terms = problem.R, problem.terms
+        _, mu = terms.prox(R, R.new_ones(R.shape[1]))
+        slope = terms.slope() + mu * terms.omega
+        top = torch.where(slope > 0, R.abs() / slope, 0.0).amax(1) if R.shape[1] else problem.t2
+        best = 20 / torch.sqrt(top.clamp_min(1.0))
+        choices = R.new_tensor(self.rhos)
+        nearest = torch.searchsorted(torch.sqrt(choices[1:] * choices[:-1]), best)
+        return choices[nearest][:, None]
 
     def step(self, problem: Scaled, state: AdmmState) -> AdmmState:
-        """Iterate once.
+        """Iterate once; uses the current state up.
 
         Args:
             problem: The rows, in the precision of `dtype`.
@@ -74,16 +97,28 @@ class Admm:
         Returns:
             The next state.
         """
-        inverse = problem.design.inverse(self.rho, self.dtype)
-        X = (problem.R + self.rho * (state.W - state.U)) @ inverse
+        mirrored = torch.add(state.W, state.W).sub_(state.Z)
+        rho = state.rho
+        X = self._product(problem, torch.addcmul(problem.R, mirrored, rho), rho)
         terms, sigma = problem.terms, state.sigma
         if problem.loss == "root":
-            # G X = R + ρ(W − U) − ρ X needs no product, so the residual at X is free
-            moments = self.rho * (X - state.W + state.U)
+            # R − G X = ρ (X − (2 W − Z)) needs no product, so the residual at X is free
+            moments = rho * (X - mirrored)
             q = (problem.t2 - ((problem.R + moments) * X).sum(1)).clamp_min(1e-12)
             sigma = torch.sqrt(q)[:, None]
             terms = terms.times(sigma)
-        X = self.relaxation * X + (1 - self.relaxation) * state.W
-        step = X.new_full((X.shape[1],), 1 / self.rho)
-        W, mu = terms.prox(X + state.U, step, state.mu)
-        return AdmmState(W, X + state.U - W, mu, sigma)
+        # the old state is not used again: fresh memory costs as much as the arithmetic
+        Z = state.Z.add_(X.sub_(state.W), alpha=self.relaxation)
+        W, mu = terms.prox(Z, (1 / rho).expand(Z.shape), state.mu)
+        return AdmmState(W, Z, mu, sigma, rho)
+
+    def _product(self, problem: Scaled, B: Tensor, rho: Tensor) -> Tensor:
+        # B (G + ρ I)⁻¹, rows of one ρ together
+        values = rho.unique().tolist()
+        if len(values) == 1:
+            return product(B, problem.design.inverse(values[0], self.dtype))
+        X = torch.empty_like(B)
+        for value in values:
+            rows = (rho[:, 0] == value).nonzero()[:, 0]
+            X[rows] = product(B[rows], problem.design.inverse(value, self.dtype))
+        return X

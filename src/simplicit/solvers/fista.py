@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..blocks import product
 from ..duality import mean_square
 from .scaled import SMALLEST, Scaled
 
@@ -76,7 +77,7 @@ class Fista:
             The next state.
         """
         Y, L = state.Y, state.L
-        moments = problem.R - Y @ problem.design.G.to(Y)
+        moments = problem.R - product(Y, problem.design.G.to(Y))
         terms, sigma = problem.terms, state.sigma
         if problem.loss == "root":
             q = mean_square(problem.gram, Y, moments)

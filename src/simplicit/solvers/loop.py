@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from ..blocks import fill
 from ..duality import mean_square
 from ..errors import InputError
 from ..problem import RowProblem
@@ -121,7 +122,7 @@ class _Watch:
             if self.limit is not None and seconds > self.limit:
                 self.stop = self.stop or Status.TIME_LIMIT
             if self.callback is not None and self.stop is None:
-                gap, iteration = tile.gap[: len(rows)], int(tile.iterations.max())
+                gap, iteration = tile.gap.clone(), int(tile.iterations.max())
                 solved = self.done + len(rows) - int(tile.todo.sum())
                 if self.callback(Progress(rows, iteration, seconds, gap, solved, self.total)):
                     self.stop = Status.INTERRUPTED
@@ -143,18 +144,22 @@ def _solve_tile(
     max_iterations: int,
     watch: _Watch,
 ) -> Solution:
-    K = len(rows)
-    # the last row repeated fills the tile, and is not looked at
-    whole = torch.cat([rows, rows[-1:].expand(max(TILE - K, 0))])
+    # the last row repeated fills whole blocks, and is not looked at
+    K, whole = len(rows), fill(rows)
     problem, start = problem.select(whole), start[whole]
     warm = bool((start != 0).any())
-    scaled = Scaled.of(problem, design)
+    filled = Scaled.of(problem, design)
+    scaled, V = filled.rows(slice(0, K)), filled.scale(start)[:K]
     # the certificate on the problem as given differs by rounding: stay a little below
-    below = torch.full_like(scaled.t2, 0.9 * tol)
-    tile = Tile(scaled, scaled.scale(start), K, below, max_iterations)
+    tile = Tile(scaled, V, torch.full_like(scaled.t2, 0.9 * tol), max_iterations)
     # what is certified already stays as it is, bit for bit
-    given = problem.gap(start) <= tol * problem.unit if warm else torch.zeros_like(problem.valid)
-    tile.rows = tile.rows & ~given.to(tile.rows.device)
+    given = torch.zeros_like(problem.valid)
+    if warm:
+        gap, unit = problem.gap(start), problem.unit
+        given = gap <= tol * unit
+        known = given[:K].to(tile.gap.device)
+        tile.gap[known] = torch.where(unit > 0, gap / unit, 0.0)[:K][given[:K]].to(tile.gap)
+        tile.tol[known] = torch.inf
 
     def look() -> bool:
         return watch.look(tile, rows)
@@ -164,14 +169,14 @@ def _solve_tile(
         tile.bisect_sigma(look)
     watch.finish(rows)
     W = torch.zeros_like(start)
-    W[:, design.keep] = scaled.unscale(tile.V).to(start)
+    W[:K, design.keep] = scaled.unscale(tile.V).to(start)
     design.recover_free(problem.gram, W)
     W = torch.where(given[:, None], start, W)
-    mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0].to(start)
-    mu = torch.where(given & ~known_mu[whole].isnan(), known_mu[whole], mu)
-    return _solution(problem, W, mu, tile.iterations.to(start.device), tol, watch).rows(
-        torch.arange(K)
-    )
+    before = known_mu[whole]
+    mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0][fill(torch.arange(K))].to(start)
+    mu = torch.where(given & ~before.isnan(), before, mu)
+    iterations = tile.iterations[fill(torch.arange(K))].to(start.device)
+    return _solution(problem, W, mu, iterations, tol, watch).rows(torch.arange(K))
 
 
 # Certifies W on the problem as given and names every row's status.

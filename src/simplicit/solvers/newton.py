@@ -12,16 +12,17 @@ It has no globalisation: from a good start it ends at the solution in a few roun
 gap does not close goes back to the first-order method.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .scaled import SMALLEST, Scaled
+from .supports import Supports
 
-PAD = 32
-"""Supports are padded to a multiple of this, so that rows of one size are factorised together."""
+PROXIMAL = 1e-6
+"""Proximal term of careful rounds: along the null space of a support they have an end, too."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class NewtonState:
     sigma: Float[Tensor, "K 1"]
     flips: Int[Tensor, " K"]
 
+    def rows(self, index: Int[Tensor, " k"]) -> "NewtonState":
+        """Keep some rows.
+
+        Returns:
+            Their state.
+        """
+        return NewtonState(*(getattr(self, f.name)[index] for f in fields(self)))
+
 
 def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     """Start from weights and multipliers of another method.
@@ -57,116 +66,104 @@ def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     )
 
 
-def step(problem: Scaled, state: NewtonState, rows: Bool[Tensor, " K"]) -> NewtonState:
-    """Do one round on the marked rows, leave the others.
+def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> NewtonState:
+    """Do one round.
 
     Args:
         problem: The rows, float64.
         state: The current state.
-        rows: Which rows to move, (K,).
+        K: How many of the rows matter; the others fill a block, and are set to zero.
+        careful: Stop where the first weight changes its sign or passes the knee, and let the
+            feature with the largest moment enter, and no other, once nothing stops the way to
+            the solution. The objective of the squared loss then falls with every round.
 
     Returns:
         The next state.
     """
-    V, mu, sigma = state.V.clone(), state.mu.clone(), state.sigma.clone()
-    terms = problem.terms.times(state.sigma) if problem.loss == "root" else problem.terms
-    threshold = mu * terms.omega + terms.slope()
-    enter = (V == 0) & (state.moments.abs() > threshold * (1 + 1e-9) + 1e-15)
-    active = ((V != 0) | enter) & rows[:, None]
-    count = active.sum(1)
-    padded = (count + PAD - 1) // PAD * PAD
-    V[rows & (count == 0)] = 0.0
-    mu[rows & (count == 0)] = 0.0
-    sign = torch.where(V != 0, V.sign(), state.moments.sign())
-    for size in padded.unique().tolist():
-        if size == 0:
-            continue
-        group = (padded == size).nonzero()[:, 0]
-        V[group], mu[group], sigma[group] = _solve(
-            problem, state, group, active[group], count[group], size
-        )
-    moments = torch.where(rows[:, None], problem.moments(V), state.moments)
-    flip = active & (V * sign <= 0)
-    inside = problem.terms.into_ball(V.masked_fill(flip, 0.0))
-    # beyond rounding, being pulled into the ball is a change the moments do not know of
-    pulled = ~flip & ((inside - V).abs() > 1e-12 * V.abs())
-    return NewtonState(inside, moments, mu, sigma, (flip | pulled).sum(1))
-
-
-def _solve(
-    problem: Scaled, state: NewtonState, group: Tensor, active: Tensor, count: Tensor, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    # solves the linear optimality systems of rows whose padded supports have one size
-    terms = problem.terms.rows(group)
-    root = problem.loss == "root"
-    V, R, sigma = state.V[group], problem.R[group], state.sigma[group]
-    # column numbers of each row's support, padded with column 0 behind a mask
-    row, column = active.nonzero(as_tuple=True)
-    position = active.cumsum(1)[row, column] - 1
-    index = torch.zeros(len(group), size, dtype=torch.long, device=V.device)
-    index[row, position] = column
-    mask = torch.arange(size, device=V.device) < count[:, None]
-
-    def gather(x: Tensor) -> Tensor:
-        return x.expand(len(group), V.shape[1]).gather(1, index) * mask
-
-    v, rhs = gather(V), gather(R)
-    sign = torch.where(v != 0, v.sign(), gather(state.moments[group]).sign())
-    rho, omega = gather(terms.rho), gather(terms.omega)
-    curved = (v.abs() * rho > terms.knee) | (terms.knee == 0)
-    pull = (terms.l1 + terms.huber * ~curved) * rho * sign
-    curvature = sigma * terms.l2 * rho**2 * curved
-    ball = omega * sign
-
-    H = problem.design.submatrices(index)
-    H *= mask[:, :, None] & mask[:, None, :]
-    H.diagonal(dim1=1, dim2=2).add_(curvature + ~mask)
-    factor, failed = torch.linalg.cholesky_ex(H)
-    bad = failed > 0
-    if bool(bad.any()):
-        # a proximal term keeps a singular support solvable; its pull fades as rounds repeat
-        ridge = 1e-9
-        H[bad] += ridge * torch.eye(size, dtype=H.dtype, device=H.device)
-        rhs = torch.where(bad[:, None], rhs + ridge * v, rhs)
-        factor[bad] = torch.linalg.cholesky_ex(H[bad])[0]
-    a, b, e = torch.cholesky_solve(torch.stack([rhs, pull, ball], dim=2), factor).unbind(2)
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).sum(1, keepdim=True)
-
-    slack = dot(ball, ball) == 0
-    reach = torch.where(slack, 1.0, dot(ball, e))
-    norm = dot(ball, a) - sigma * dot(ball, b)
-    tight = (norm > terms.radius) & ~slack
-    radius = torch.where(tight, terms.radius, 0.0)
-    # w = a − s b − μ e, and μ keeps a tight row on the sphere for every s
-    a = a - tight * e * (dot(ball, a) - radius) / reach
-    b_free = b
-    b = b - tight * e * dot(ball, b) / reach
+    terms, root = problem.terms, problem.loss == "root"
+    slope = (terms.times(state.sigma) if root else terms).slope()
+    slope = slope + state.mu * terms.omega if terms.has_ball else slope
+    active, excess = state.V != 0, state.moments.abs().sub_(slope, alpha=1 + 1e-9)
+    if careful:
+        most, which = excess.masked_fill(active, -torch.inf).max(1)
+        rows = ((most > 1e-15) & (state.flips == 0)).nonzero()[:, 0]
+        active[rows, which[rows]] = True
+    else:
+        active |= excess > 1e-15
+    active[K:] = False
+    on = Supports.of(active)
+    v, R, rho = on.gather(state.V), on.gather(problem.R), terms.rho[on.column]
+    l1, l2, huber, knee, old = (
+        x[on.row, 0] for x in (terms.l1, terms.l2, terms.huber, terms.knee, state.sigma)
+    )
+    sign = torch.where(v != 0, v.sign(), on.gather(state.moments).sign())
+    curved = (v.abs() * rho > knee) | (knee == 0)
+    pull, ball = (l1 + huber * ~curved) * rho * sign, terms.omega[on.column] * sign
+    curvature = old * l2 * rho**2 * curved
+    # w = a − σ b − μ e, where σ and μ are one number a row
+    sides = [R, pull] if root else [R - pull]
+    if careful:
+        curvature, sides[0] = curvature + PROXIMAL, sides[0] + PROXIMAL * v
+    found = on.solve(problem.design, curvature, v, sides + [ball] * terms.has_ball)
+    a, b = found[0], found[1] if root else torch.zeros_like(v)
+    sigma, mu, radius = state.sigma[:, 0], torch.zeros_like(state.sigma[:, 0]), terms.radius[:, 0]
+    at = bt = mu
+    if terms.has_ball:
+        e, reach = found[-1], on.sum(ball * found[-1])
+        tight = (on.sum(ball * (a - old * b)) > radius) & (reach > 0)
+        # μ = at − σ bt keeps a tight row on the sphere for every σ
+        at = torch.where(tight, (on.sum(ball * a) - radius) / reach, 0.0)
+        bt = torch.where(tight, on.sum(ball * b) / reach, 0.0)
+        a, b = a - at[on.row] * e, b - bt[on.row] * e
     if root:
-        sigma = _residual(problem.t2[group][:, None], rhs, H, curvature, a, b, sigma)
-    w = a - sigma * b
-    mu = torch.where(tight, (norm - radius + (state.sigma[group] - sigma) * dot(ball, b_free)), 0.0)
-    mu = (mu / reach).clamp_min(0)
-    moved = torch.zeros_like(V)
-    moved.scatter_add_(1, index, w * mask)
-    return moved, mu, sigma
+        # the systems say what G a and G b are
+        Ga = R - at[on.row] * ball - curvature * a
+        Gb = pull - bt[on.row] * ball - curvature * b
+        q0 = (problem.t2 - 2 * on.sum(R * a) + on.sum(a * Ga)).clamp_min(0)
+        sigma = _residual(q0, 2 * on.sum(R * b - a * Gb), 1 - on.sum(b * Gb), sigma)
+    w, mu = a - sigma[on.row] * b, (at - sigma * bt).clamp_min(0)
+    # a system without a solution in numbers leaves its row as it was
+    w, mu = torch.where(torch.isfinite(w), w, v), torch.where(torch.isfinite(mu), mu, 0.0)
+    if careful:
+        w, changed = _first_break(on, v, w, sign, knee / rho, curved)
+    flip = w * sign <= 0
+    kept = w.masked_fill(flip, 0.0)
+    if terms.has_ball:
+        norm = on.sum(ball.abs() * kept.abs())
+        shrink = torch.where(norm > radius, radius / norm * (1 - 1e-15), 1.0)
+        kept = torch.where(ball != 0, kept * shrink[on.row], kept)
+    if careful:
+        w = kept
+    else:
+        # beyond rounding, being pulled into the ball is a change the moments do not know of
+        changed = flip | ((kept - w).abs() > 1e-12 * w.abs())
+    moments = problem.moments(on.spread(w))
+    flips = on.sum(changed.to(w)).long()
+    return NewtonState(on.spread(kept), moments, mu[:, None], sigma[:, None], flips)
 
 
-def _residual(
-    t2: Tensor, rhs: Tensor, H: Tensor, curvature: Tensor, a: Tensor, b: Tensor, old: Tensor
-) -> Tensor:
-    # positive root of s² = ‖t − V (a − s b)‖²/m, a quadratic in s
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).sum(1, keepdim=True)
-
-    # not a batched product, whose bits depend on how many rows there are
-    Ga = (H * a[:, None]).sum(2) - curvature * a
-    Gb = (H * b[:, None]).sum(2) - curvature * b
-    q0 = (t2 - 2 * dot(rhs, a) + dot(a, Ga)).clamp_min(0)
-    q1 = 2 * dot(rhs, b) - 2 * dot(a, Gb)
-    q2 = 1 - dot(b, Gb)
+def _residual(q0: Tensor, q1: Tensor, q2: Tensor, old: Tensor) -> Tensor:
+    # positive root of s² = q(s) = q0 + q1 s + (1 − q2) s²
     s = (q1 + torch.sqrt((q1 * q1 + 4 * q2 * q0).clamp_min(0))) / (2 * q2)
     good = (q2 > 0) & torch.isfinite(s) & (s > 0)
     return torch.where(good, s, old).clamp_min(SMALLEST)
+
+
+def _first_break(
+    on: Supports, v: Tensor, w: Tensor, sign: Tensor, knee: Tensor, curved: Tensor
+) -> tuple[Tensor, Tensor]:
+    # the way from v to w, as far as every weight keeps its sign and its side of the knee; and
+    # which weights stopped it
+    size, speed = v.abs(), (w - v) * sign
+    to_zero = torch.where(speed < 0, size / -speed, torch.inf)
+    ahead = (knee > 0) & torch.where(curved, speed < 0, speed > 0)
+    to_knee = torch.where(ahead, (knee - size) / speed, torch.inf)
+    first = torch.minimum(to_zero, to_knee)
+    part = torch.ones_like(on.active[:, 0], dtype=v.dtype)
+    part = part.scatter_reduce(0, on.row, first, "amin")[on.row]
+    cut = (first <= part) & (part < 1)
+    w = torch.where(part < 1, v + part * (w - v), w)
+    w = torch.where(cut & (to_zero <= part), 0.0, w)
+    # a last bit beyond the knee: the next round is to see the other side
+    beyond = knee * (1 + 1e-12 * (1 - 2 * curved.to(knee)))
+    return torch.where(cut & (to_knee <= part), beyond * sign, w), cut

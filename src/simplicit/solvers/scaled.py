@@ -5,7 +5,7 @@ Free features are projected out, zero features dropped, every feature scaled to 
 solution is that of the problem as given and no solver ever sees units.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import memory
+from ..blocks import product
 from ..duality import Loss, gap, mean_square
 from ..gram import Gram, pseudo_inverse
 from ..problem import RowProblem
@@ -28,7 +29,7 @@ ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
 
 BYTES = 40
-"""Bytes per entry of G at the most: scaled G, and the factors and inverses of both precisions."""
+"""Bytes per entry of G at the most: scaled G, and inverses for two ρ in both precisions."""
 
 
 class Design:
@@ -60,7 +61,11 @@ class Design:
             G = G[alive][:, alive]
         self.keep: Int[Tensor, " n"] = penalised[alive]
         self.scale = torch.sqrt(G.diagonal())
-        self.G = (G / self.scale).div_(self.scale[:, None]).to(self.device)
+        n = len(G)
+        # an entry beyond the last, always 0, is what `submatrices` pads with
+        self._entries = G.new_zeros(n * n + 1, device=self.device)
+        self.G = self._entries[:-1].view(n, n)
+        self.G.copy_(G).div_(self.scale.to(self.G)).div_(self.scale.to(self.G)[:, None])
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
         self._lock = Lock()
 
@@ -80,21 +85,27 @@ class Design:
             W: Weights whose free features are 0, (K, N).
         """
         if len(self.free):
-            moments = gram.R[:, self.free] - W @ gram.G[:, self.free]
-            W[:, self.free] = moments @ self.inverse_free
+            moments = gram.R[:, self.free] - product(W, gram.G[:, self.free])
+            W[:, self.free] = product(moments, self.inverse_free)
 
     def submatrices(self, index: Int[Tensor, "K s"]) -> Float[Tensor, "K s s"]:
         """Gather G_AA of every row's support A.
 
         Args:
-            index: Kept features of each row, (K, s).
+            index: Kept features of each row, (K, s); n in the padding.
 
         Returns:
-            One matrix per row, a copy.
+            One matrix per row, a copy; 0 in the padding.
         """
-        flat = index[:, :, None] * len(self.G) + index[:, None, :]
+        n = len(self.G)
+        # numbers of half the size take a quarter less time
+        small = torch.int32 if 2 * n * n + n < 2**31 else torch.int64
+        row = (index * n).to(small)
+        column = torch.where(index < n, index, n * n).to(small)
+        # padding is n² or more in either
+        flat = (row[:, :, None] + column[:, None, :]).clamp_max_(n * n)
         # one flat selection takes less than half the time of indexing by two arrays
-        return self.G.view(-1).index_select(0, flat.view(-1)).view(flat.shape)
+        return self._entries.index_select(0, flat.view(-1)).view(flat.shape)
 
     def inverse(self, rho: float, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """Invert G + ρ I once for all rows and iterations.
@@ -191,15 +202,8 @@ class Scaled:
         Returns:
             Their scaled problem.
         """
-        return Scaled(
-            self.design,
-            self.R[index],
-            self.t2[index],
-            self.terms.rows(index),
-            self.loss,
-            self.unit[index],
-            self.weight,
-        )
+        R, t2, terms = self.R[index], self.t2[index], self.terms.rows(index)
+        return replace(self, R=R, t2=t2, terms=terms, unit=self.unit[index])
 
     def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:
         """Bring weights as given into scaled coordinates, inside the ball.
@@ -219,7 +223,7 @@ class Scaled:
             c = R − V G.
         """
         G = self.design.G
-        return self.R.to(G) - V.to(G) @ G
+        return torch.sub(self.R.to(G), product(V.to(G), G))
 
     def root_mean_square(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
         """Scale of the penalty: the root mean square residual at V (rooted loss), else 1.
@@ -291,4 +295,4 @@ class Scaled:
             The same rows.
         """
         R, t2, terms = self.R.to(dtype), self.t2.to(dtype), self.terms.to(dtype)
-        return Scaled(self.design, R, t2, terms, self.loss, self.unit, self.weight)
+        return replace(self, R=R, t2=t2, terms=terms)

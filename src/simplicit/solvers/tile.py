@@ -1,28 +1,32 @@
-"""The course of a few rows: first-order steps, Newton rounds, and σ of rooted rows by bisection."""
+"""The course of some rows: first-order steps, Newton rounds, and σ of rooted rows by bisection."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..blocks import fill
 from . import newton
 from .admm import Admm
 from .scaled import SMALLEST, Scaled
 
-TILE = 32
-"""Rows per product: always as many, so a row's bits do not depend on its neighbours."""
+TILE = 64
+"""Rows solved together: two blocks."""
 
-FIRST_STEPS, MOST_STEPS = 24, 200
+FIRST_STEPS, MOST_STEPS = 32, 256
 """ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
 
 NEWTON_ROUNDS = 12
 """Rounds before a row that does not close its gap goes back to ADMM."""
 
-ROOT_STEPS, MOST_SIGMAS = 48, 60
+ROOT_STEPS, MOST_SIGMAS = 64, 60
 """ADMM steps before σ of a rooted row is found by bisection instead, and its squared solves."""
+
+CAREFUL_ROUNDS = 60
+"""Rounds that end at the first change of a sign, for rows that plain rounds did not bring there."""
 
 NEAR = 1e-2
 """Relative gap below which a warm start goes to Newton at once."""
@@ -35,24 +39,23 @@ METHODS: tuple[Method, ...] = (Admm(), Admm(dtype=torch.float64))
 
 
 class Tile:
-    """`TILE` rows solved together: the best certified iterate of each, and which are not done.
+    """Rows solved together: the best certified iterate of each, and which are not done.
 
-    The first K are looked at; no row's course depends on what the others do.
+    Only rows that are not done are worked on, in whole blocks (see `blocks`); no row's course
+    depends on what the others do.
     """
 
-    def __init__(self, scaled: Scaled, V: Tensor, K: int, tol: Tensor, most: int) -> None:
-        self.scaled, self.K, self.most = scaled, K, most
-        self.tol = tol
-        self.V, self.gap = V, torch.full_like(scaled.t2, torch.inf)
+    def __init__(self, scaled: Scaled, V: Tensor, tol: Tensor, most: int) -> None:
+        self.scaled, self.tol, self.most = scaled, tol, most
+        self.V, self.gap = V.clone(), torch.full_like(scaled.t2, torch.inf)
         self.mu = torch.zeros_like(scaled.t2)[:, None]
         self.sigma = torch.ones_like(self.mu)
         self.iterations = torch.zeros(len(V), dtype=torch.long, device=V.device)
-        self.rows = torch.arange(len(V), device=V.device) < K
 
     @property
     def open(self) -> Bool[Tensor, " K"]:
         """Rows whose gap is not closed."""
-        return self.rows & ~(self.gap <= self.tol)
+        return ~(self.gap <= self.tol)
 
     @property
     def todo(self) -> Bool[Tensor, " K"]:
@@ -64,52 +67,73 @@ class Tile:
         """Whether σ may have to be bisected: rests on exact squared solves, hence on Newton."""
         return self.scaled.loss == "root" and NEWTON_ROUNDS > 0
 
-    def consider(self, state: newton.NewtonState, rows: Tensor) -> None:
-        """Keep the iterates of the marked rows that are better than the best so far."""
-        gap = self.scaled.gap(state.V, state.moments, state.mu / state.sigma, state.sigma)
-        better = (rows & (state.flips == 0) & (gap < self.gap))[:, None]
-        self.V = torch.where(better, state.V, self.V)
-        self.mu = torch.where(better, state.mu, self.mu)
-        self.sigma = torch.where(better, state.sigma, self.sigma)
-        self.gap = torch.where(better[:, 0], gap, self.gap)
+    def consider(
+        self, state: newton.NewtonState, rows: Int[Tensor, " k"], chosen: Bool[Tensor, " k"]
+    ) -> None:
+        """Keep the chosen iterates, of the given rows, that are better than the best so far."""
+        chosen = (chosen & (state.flips[: len(rows)] == 0)).nonzero()[:, 0]
+        if not len(chosen):
+            return
+        state, filled = state.rows(fill(chosen)), fill(rows[chosen])
+        scaled = self.scaled.rows(filled)
+        gap = scaled.gap(state.V, state.moments, state.mu / state.sigma, state.sigma)[: len(chosen)]
+        better = (gap < self.gap[rows[chosen]]).nonzero()[:, 0]
+        rows = rows[chosen[better]]
+        self.V[rows], self.gap[rows] = state.V[better], gap[better]
+        self.mu[rows], self.sigma[rows] = state.mu[better], state.sigma[better]
 
-    def advance(self, method: Method, low: Scaled, state: State, steps: int) -> State:
+    def advance(self, method: Method, low: Scaled, state: State, rows: Tensor, steps: int) -> State:
         """Do first-order steps; a row whose iterations run out stands still.
 
         Returns:
             The state after them.
         """
-        open = self.open
-        left = torch.where(open, (self.most - self.iterations).clamp(0, steps), 0)
-        short = set(left[open].tolist()) - {steps}
+        left = (self.most - self.iterations[rows]).clamp(0, steps)
+        short = set(left.tolist()) - {steps}
+        whole = fill(torch.arange(len(rows), device=rows.device))
         for i in range(int(left.max())):
-            old, state = state, method.step(low, state)
+            old = _rows(state, whole) if short else state  # a copy: a step uses its state up
+            state = method.step(low, state)
             if short:
-                state = _where(left > i, state, old)
-        self.iterations += left
+                state = _where((left > i)[whole], state, old)
+        self.iterations[rows] += left
         return state
 
     def run(self, warm: bool, look: Callable[[], bool]) -> None:
         """Iterate until every row is done, gives up, or `look` says to stop."""
-        scaled, V = self.scaled, self.V
+        rows = self.open.nonzero()[:, 0]
+        if not len(rows):
+            look()
+            return
+        scaled, V = self.scaled.rows(fill(rows)), self.V[fill(rows)]
         sigma = scaled.root_mean_square(V)
         first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
-        self.consider(first, self.rows)
+        self.consider(first, rows, self.open[rows])
         if warm:
-            self.newton(first, self.todo & (self.gap <= NEAR))
+            self.newton(first, rows, self.todo & (self.gap <= NEAR))
         stop = look()
         methods, most = (METHODS[:1], ROOT_STEPS) if self.bisects else (METHODS, MOST_STEPS)
         for method in methods:
             if stop or not bool(self.todo.any()):
                 break
-            low = scaled.to(method.dtype)
-            state = method.init(low, self.V.to(method.dtype))
+            rows = self.todo.nonzero()[:, 0]
+            low = self.scaled.rows(fill(rows)).to(method.dtype)
+            state = method.init(low, self.V[fill(rows)].to(method.dtype))
             steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
-            while steps <= most and bool(self.todo.any()) and not stop:
-                state = self.advance(method, low, state, steps)
+            while steps <= most and len(rows) and not stop:
+                state = self.advance(method, low, state, rows, steps)
                 W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
-                self.newton(newton.init(scaled, W, mu, sigma), self.open)
+                found = newton.init(self.scaled.rows(fill(rows)), W, mu, sigma)
+                self.newton(found, rows, self.todo)
+                if steps > FIRST_STEPS and scaled.loss == "squared":
+                    self.newton(found, rows, self.todo, careful=True)
+                # only where Newton did not close the gap may what it started from be better
+                self.consider(found, rows, self.open[rows])
                 stop = look()
+                keep = self.todo[rows].nonzero()[:, 0]
+                rows = rows[keep]
+                if len(rows):
+                    state, low = _rows(state, fill(keep)), low.rows(fill(keep))
                 last = method is METHODS[-1] and not self.bisects
                 steps = min(2 * steps, most) if last else 2 * steps
 
@@ -119,40 +143,75 @@ class Tile:
         √q is the least of q/(2σ) + σ/2 (Sun & Zhang 2012), whose derivative in σ has the sign of
         σ − √q(σ): bisection finds σ also where a target can be matched exactly and σ vanishes.
         """
-        V, none = self.V, torch.zeros_like(self.iterations)
-        low, high = torch.full_like(self.sigma, SMALLEST), torch.ones_like(self.sigma)
-        sigma = self.scaled.root_mean_square(V).clamp(SMALLEST, 1.0)
+        rows = self.todo.nonzero()[:, 0]
+        if not len(rows):
+            return
+        V = self.V[fill(rows)]
+        sigma = self.scaled.rows(fill(rows)).root_mean_square(V).clamp(SMALLEST, 1.0)
+        low, high = torch.full_like(sigma, SMALLEST), torch.ones_like(sigma)
         for i in range(MOST_SIGMAS):
-            if not bool(self.todo.any()) or look():
+            if look():
                 break
-            terms = self.scaled.terms.times(sigma)
-            squared = replace(self.scaled, loss="squared", terms=terms)
+            scaled = self.scaled.rows(fill(rows))
+            squared = replace(scaled, loss="squared", terms=scaled.terms.times(sigma))
             # a gap of the squared problem weighs 1/σ in the rooted one
-            tol = (0.5 * self.tol * sigma[:, 0]).clamp_min(1e-14)
-            inner = Tile(squared, V, self.K, tol, self.most)
-            inner.rows, inner.iterations = self.todo, self.iterations
+            tol = (0.5 * self.tol[fill(rows)] * sigma[:, 0]).clamp_min(1e-14)
+            K = len(rows)
+            inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], self.most)
+            inner.iterations = self.iterations[rows]
             inner.run(True, look)
-            V, self.iterations = inner.V, inner.iterations
-            found = newton.NewtonState(V, self.scaled.moments(V), inner.mu, sigma, none)
-            self.consider(found, self.open)
-            residual = self.scaled.root_mean_square(V)
+            self.iterations[rows] = inner.iterations
+            filled = fill(torch.arange(K, device=rows.device))
+            V = inner.V[filled]
+            none = torch.zeros(len(V), dtype=torch.long, device=V.device)
+            found = newton.NewtonState(V, scaled.moments(V), inner.mu[filled], sigma, none)
+            self.consider(found, rows, self.open[rows])
+            # with σ near and the support right, the rooted systems end it
+            self.newton(found, rows, self.todo)
+            residual = scaled.root_mean_square(V)
             low = torch.where(residual > sigma, sigma, low)
             high = torch.where(residual > sigma, high, sigma)
             # the residual itself is a good guess; every other time make sure to halve
             sigma = torch.sqrt(low * high) if i % 2 else residual.clamp(low, high)
-
-    def newton(self, state: newton.NewtonState, rows: Tensor) -> None:
-        """Do Newton rounds on the marked rows until each closes its gap or stands still."""
-        self.consider(state, rows)
-        moving = rows
-        for _ in range(NEWTON_ROUNDS):
-            moving = moving & self.todo
-            if not bool(moving.any()):
+            keep = self.todo[rows].nonzero()[:, 0]
+            if not len(keep):
                 break
-            old, state = state, newton.step(self.scaled, state, moving)
-            self.iterations += moving
-            self.consider(state, moving)
-            moving = moving & ((state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0])
+            rows, keep = rows[keep], fill(keep)
+            V, sigma, low, high = V[keep], sigma[keep], low[keep], high[keep]
+        look()
+
+    def newton(
+        self,
+        state: newton.NewtonState,
+        rows: Int[Tensor, " k"],
+        moving: Bool[Tensor, " K"],
+        careful: bool = False,
+    ) -> None:
+        """Do Newton rounds until each moving row closes its gap or stands still.
+
+        Args:
+            state: Where to start, of the given rows and what fills their blocks.
+            rows: Rows of the tile.
+            moving: Which rows of the tile to move.
+            careful: Whether a round ends at the first change of a sign.
+        """
+        keep = moving[rows].nonzero()[:, 0]
+        for _ in range(CAREFUL_ROUNDS if careful else NEWTON_ROUNDS):
+            if not len(keep):
+                break
+            state, rows = state.rows(fill(keep)), rows[keep]
+            K = len(rows)
+            old, state = state, newton.step(self.scaled.rows(fill(rows)), state, K, careful)
+            self.iterations[rows] += 1
+            moved = (state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0]
+            moved |= (state.flips != old.flips) & careful
+            self.consider(state, rows, torch.ones_like(moved[:K]))
+            keep = (moved[:K] & self.todo[rows]).nonzero()[:, 0]
+
+
+def _rows(state: State, rows: Tensor) -> State:
+    pairs = ((f.name, getattr(state, f.name)) for f in fields(state))
+    return replace(state, **{name: x[rows] if x.ndim else x for name, x in pairs})
 
 
 # Row by row the one state or the other.
