@@ -26,10 +26,11 @@ MATHEMATICS = [
     "equilibrium",
 ]
 MATHEMATICS += ["equations", "feedforward", "certificate", "structured", "modules", "model"]
-PIPELINE = ["capture", "states", "match", "fit", "archive", "data", "explicit", "config"]
-PIPELINE += ["baselines", "evaluate", "plots", "report", "run", "cli"]
+MATHEMATICS += ["intervals", "lipschitz", "mixed_monotone", "relaxation", "linear_bounds", "radii"]
+PIPELINE = ["capture", "states", "match", "fit", "certify", "evaluate", "archive", "data"]
+PIPELINE += ["explicit", "config", "baselines", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE
-"""Top to bottom; `config` lies below the datasets and networks whose names it accepts.
+"""Top to bottom; `config` lies below the datasets, networks and attacks whose names it accepts.
 
 A file that is not listed must only keep the graph acyclic.
 """

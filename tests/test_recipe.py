@@ -54,7 +54,7 @@ def test_without_a_budget_the_objective_is_the_seeds(objective):
     recipe = Recipe(objective=objective, alpha=alpha, lambda1=lambda1)
     ones = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
     penalty = recipe.penalty(m, 5 * ones, ones)
-    mine = RowProblem(Gram.from_data(V, T), penalty, None, recipe.loss).objective(W)
+    mine = RowProblem(Gram.from_data(V, T), penalty, None, recipe.matching_loss).objective(W)
     residual = (T - V @ W.T).norm(dim=0)
     if objective == "sparsity":
         seed = alpha * W[:, :3].square().sum(1) + lambda1 * residual**2

@@ -7,6 +7,7 @@ model(u); model.sparsity; model.certificate; model.save("out"); simplicit.load("
 __version__ = "0.1.0"
 
 from .archive import load
+from .certify import certify
 from .errors import InputError
 from .estimator import CertifiedLasso
 from .fit import implicitize
@@ -26,6 +27,7 @@ __all__ = [
     "RowProblem",
     "Solution",
     "Status",
+    "certify",
     "implicitize",
     "load",
     "solve",

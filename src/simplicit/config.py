@@ -13,6 +13,7 @@ from yaml import MarkedYAMLError, YAMLError
 from .config_errors import explain, key
 from .data import DATASETS, is_file
 from .errors import InputError
+from .evaluate.robustness import Attack
 from .explicit import OPTIMIZERS
 from .networks import ACTIVATIONS, CONVOLUTIONAL
 from .recipe import PRESETS
@@ -30,8 +31,26 @@ Inside = Annotated[float, Field(gt=0, lt=1)]
 File = Annotated[Path, Field(strict=False)]
 
 
-Model = Literal["explicit", "implicit", "random", "magnitude", "wanda", "obs", "gmp", "sss", "spr"]
-"""What a run can evaluate: the two networks, and the pruning methods of `baselines`."""
+Model = Literal[
+    "explicit",
+    "implicit",
+    "random",
+    "magnitude",
+    "wanda",
+    "obs",
+    "gmp",
+    "sss",
+    "spr",
+    "adversarial",
+    "ibp",
+    "decay",
+]
+"""What a run can evaluate: the two networks, and the methods of `baselines`."""
+
+UNPRUNED = ("explicit", "implicit", "adversarial", "ibp", "decay")
+"""Those that need no sparsity to prune to."""
+
+Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -146,13 +165,39 @@ class Implicit(Section):
         "equilibrium",
         SWITCH,
     )
+    robustness: Inside | None = key(
+        None,
+        "accuracy that objective robustness may cost, estimated without labels on held-out "
+        "calibration inputs; the strongest level that costs no more is taken",
+        "a number above 0 and below 1 (0.01 is one point), or null",
+    )
+    loss: Literal["root", "squared"] = key(
+        "root", "matching loss of objective robustness without a level", ("root", "squared")
+    )
     finetune: Annotated[int, Field(ge=0)] = key(
         0,
         "passes over the calibration inputs that distil the model on its support, with gradients; "
         "reported apart, as model finetuned",
         "a whole number, at least 0",
     )
+    finetune_eps: Radius = key(
+        0.0,
+        "radius within which finetune also trains for the worst case of intervals; for inputs in "
+        "[0, 1] and structure triangular or layered",
+        "a number, at least 0",
+    )
     tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
+
+    @model_validator(mode="after")
+    def _level_of_robustness(self) -> "Implicit":
+        met = self.sparsity is not None and self.support == "elimination" and self.sweeps > 0
+        free = self.structure != "full" and self.constraint == "states"
+        if self.robustness is not None and not (self.objective == "robustness" and met and free):
+            raise ValueError(
+                "implicit.robustness: only with objective robustness, a sparsity to meet by "
+                "elimination and sweeps, and structure triangular or layered"
+            )
+        return self
 
     @field_validator("sweeps")
     @classmethod
@@ -174,14 +219,29 @@ class Evaluation(Section):
     baselines: tuple[Model, ...] = key(
         ("explicit", "implicit"),
         "which models are evaluated, at the sparsity of the implicit one",
-        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, each at most "
-        "once",
+        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, adversarial, "
+        "ibp, decay, each at most once",
         min_length=1,
         strict=False,
     )
     metric: Literal["sparsity", "robustness"] = key(
         "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
     )
+    eps: tuple[Radius, ...] = key(
+        (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+        "radii of attacks and certificates, with metric robustness; images have values in [0, 1]",
+        "a list of numbers, at least 0, each once",
+        min_length=1,
+        strict=False,
+    )
+    attacks: tuple[Attack, ...] = key(
+        ("fgsm", "pgd", "pgd-100", "transfer", "corners"),
+        "attacks, with metric robustness; autoattack and foolbox need the extra attacks",
+        "a list of fgsm, pgd, pgd-100, pgd-l2, transfer, corners, brightness, gaussian, blur, "
+        "autoattack, foolbox, each at most once",
+        strict=False,
+    )
+    samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)
     dataset: str = key("FashionMNIST", "dataset", (*DATASETS, "the path of a file name.npz"))
     epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
     training_size: Part | None = key(
@@ -189,9 +249,9 @@ class Evaluation(Section):
     )
     bs: Count = key(64, "every batch size", COUNT)
 
-    @field_validator("baselines")
+    @field_validator("baselines", "eps", "attacks")
     @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _distinct(cls, names: tuple[Any, ...]) -> tuple[Any, ...]:
         return _each_once(names)
 
     @field_validator("dataset")
@@ -220,7 +280,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sparsity_of_the_baselines(self) -> "Config":
-        pruned = [m for m in self.evaluation.baselines if m not in ("explicit", "implicit")]
+        pruned = [m for m in self.evaluation.baselines if m not in UNPRUNED]
         if pruned and self.implicit.sparsity is None:
             raise ValueError(
                 f"implicit.sparsity: {pruned[0]} of evaluation.baselines needs one to prune to"

@@ -114,6 +114,7 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     log_interval: int = 10_000,
+    objective: Callable[[Tensor, Tensor], Tensor] | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> None:
@@ -131,6 +132,7 @@ def train(
         seed: Seed of the orders and of dropout; the global random state is left as it was.
         device: Where to train.
         log_interval: Samples between two updates of the progress shown.
+        objective: Gives the loss of a batch of inputs and labels; the cross-entropy by default.
         penalty: Gives a scalar that is added to each step's loss.
         after_step: Called after each step, for instance to hold weights at zero.
 
@@ -150,7 +152,8 @@ def train(
     device = torch.device(device)
     net.to(device)
     inputs, labels = inputs.to(device), labels.to(device)
-    loss_of = nn.CrossEntropyLoss()
+    cross_entropy = nn.CrossEntropyLoss()
+    loss_of = objective or (lambda u, y: cross_entropy(net(u), y))
     step = getattr(torch.optim, optimizer)(net.parameters(), lr=lr)
     steps = max(1, epochs * math.ceil(total / batch_size))
     rate = LinearLR(step, 1.0, 0.0 if decay else 1.0, steps)
@@ -175,7 +178,7 @@ def train(
         for epoch in range(1, epochs + 1):
             waiting, loss = 0, inputs.new_zeros(())
             for batch in _steps(torch.randperm(total).to(device), batch_size):
-                loss = loss_of(net(inputs[batch]), labels[batch])
+                loss = loss_of(inputs[batch], labels[batch])
                 if penalty is not None:
                     loss = loss + penalty()
                 step.zero_grad()

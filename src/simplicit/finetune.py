@@ -1,12 +1,15 @@
 """Distillation on a fixed support, through the fixed point: the one optional use of gradients."""
 
 import copy
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .explicit import evaluating, train
 from .model import ImplicitModel
+from .worst_case import Ramp, mixed, worst_logits
 
 
 def finetune(
@@ -18,8 +21,12 @@ def finetune(
     lr: float = 3e-3,
     batch_size: int = 64,
     seed: int = 0,
+    eps: float = 0.0,
 ) -> ImplicitModel:
     """Bring the model's class probabilities nearer to the network's (Hinton et al., 2015).
+
+    With a radius eps, the network's classes are also to hold in the worst case that intervals
+    allow within it (see `worst_case`).
 
     Zeros stay zeros, and under a ball rows that leave it are scaled back into it, so that the
     certificate holds.
@@ -32,6 +39,7 @@ def finetune(
         lr: Adam's learning rate at the start; it falls to 0 (chosen on held-out training images).
         batch_size: Samples a step.
         seed: Seed of the orders.
+        eps: Radius in l∞, for inputs in [0, 1] and a model without feedback; 0 for none.
 
     Returns:
         A new model on the same support.
@@ -50,10 +58,18 @@ def finetune(
             if ball is not None:
                 _into_ball(tuned.A, *ball, slopes)
 
+    ramp = Ramp(epochs * math.ceil(len(inputs) / batch_size))
+
+    def robust(u: Tensor, p: Tensor) -> Tensor:
+        part, y = ramp(), p.argmax(1)
+        clean = F.cross_entropy(tuned(u), p)
+        return mixed(clean, worst_logits(tuned, u, y, part * eps), y, part)
+
     train(
         tuned,
         inputs,
         probabilities.to(tuned.A),
+        objective=robust if eps else None,
         lr=lr,
         decay=True,
         epochs=epochs,

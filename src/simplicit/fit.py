@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import threads
+from . import progress, robustify, threads
 from .capture import capture
 from .dead import without_dead_states
 from .equations import StateEquations
@@ -30,12 +30,14 @@ class Fit:
         model: The model, in the teacher's dtype.
         rows: One record per row problem: layer, row, status, gap, objective, bound, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
+        levels: The path to a level of robustness: price, loss, path norm; empty without one.
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
     """
 
     model: ImplicitModel
     rows: list[Row]
     trace: list[Row]
+    levels: list[Row]
     seconds: dict[str, float]
 
 
@@ -131,11 +133,22 @@ def fit(
             matching.match_outputs()
             clock.lap("sweeps")
     model = matching.model()
+    levels: list[Row] = []
+    if recipe.robustness is not None:
+        with (
+            threads.single_threaded(),
+            progress.task("finding the level of robustness", total=robustify.LEVELS) as step,
+        ):
+            found = robustify.robustify(model, *matching.calibration(), recipe.robustness, step)
+        model, levels = found[0], [vars(level) for level in found[1]]
+        rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
+        matching.recount(torch.count_nonzero(rows, dim=1))
+        clock.lap("robustness")
     if recipe.eliminates and recipe.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds)
+    return Fit(model, matching.rows, matching.trace, levels, seconds)
 
 
 # networks that are not all matrices: only their own connections, A is never written out
@@ -153,11 +166,12 @@ def _fit_layers(
             f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
             "operations, accepted are layered and auto"
         )
-    if recipe.constraint == "row":
-        raise InputError(
-            "constraint 'row': for a network with convolutions, tokens or kept operations, "
-            "accepted is states"
-        )
+    for name, accepted in (("constraint", "states"), ("robustness", None)):
+        if (value := getattr(recipe, name)) != accepted:
+            raise InputError(
+                f"{name} {value!r}: for a network with convolutions, tokens or kept operations, "
+                f"accepted is {accepted}"
+            )
     workers = min(workers or threads.available(), threads.available())
     matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
     clock.lap("capture")
@@ -168,7 +182,7 @@ def _fit_layers(
         clock.lap("solve")
     model = ImplicitModel.from_equations(matching.matched, equations.nonzeros)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds)
+    return Fit(model, matching.rows, matching.trace, [], seconds)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from .budget import spend
 from .downstream import Downstream
 from .elimination import eliminate
 from .match import RowBlock
+from .path_norm import path_norm, prices, shrink
 from .phi import Phi
 
 DAMPING = 1e-3
@@ -55,6 +56,9 @@ class JointMatching:
         free: Features that are never removed and do not count, (N,).
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
         workers: Threads that share the samples.
+
+    Attributes:
+        level: Price of the path norm, see `path_norm`; with one, rows also shrink.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class JointMatching:
         ]  # fmt: skip
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self.costs: dict[int, Tensor] = {}
+        self.level = 0.0
+        self.down = self.up = self.W.new_zeros(0).double()
 
     @property
     def distance(self) -> float:
@@ -120,9 +126,36 @@ class JointMatching:
             kept = spend([self.costs[k].cpu() for k in order], budget)
             keep = dict(zip(order, kept, strict=True))
         for index, block in enumerate(self.blocks):
+            if self.level:
+                self.down, self.up = prices(self.W, self.slopes(), self.free)
             for k in range(block.rows.start, block.rows.stop):
                 self._solve(k, index, keep.get(k), measure=budget is not None)
                 step(1)
+
+    def slopes(self) -> Float[Tensor, " n"]:
+        """Average the slope of φ over the samples.
+
+        Returns:
+            One number a state.
+        """
+        states = []
+        for block, phi in zip(self.blocks, self.parts[0].phis, strict=False):
+            slopes = [phi.derivative(part.Z[block.rows]).abs().sum(1) for part in self.parts]
+            states.append(torch.stack(slopes).sum(0) / self.m)
+        return torch.cat(states[::-1])
+
+    @property
+    def outputs(self) -> Float[Tensor, "m q"]:
+        """The model's outputs on the samples."""
+        return torch.cat([part.Y for part in self.parts], 1).T
+
+    def path_norm(self) -> float:
+        """Sum the products of |weights| over all paths, as the samples pass them on average.
+
+        Returns:
+            S of `path_norm`.
+        """
+        return path_norm(self.W, self.slopes(), self.free)
 
     def nonzeros(self) -> int:
         """Count the weights of features that are not free.
@@ -180,7 +213,10 @@ class JointMatching:
         small = 1e-9 * float(H.diagonal().mean()) + torch.finfo(torch.float32).tiny
         H.diagonal().mul_(1 + DAMPING).add_(small)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-        w = old + inverse @ slope
+        w, price = old + inverse @ slope, torch.zeros_like(old)
+        if self.level:
+            price = self.level * self.down[k] * self.up[S]
+            w = shrink(H, H @ old + slope, old, price)
         gone = S[:0]
         if measure:
             gone, self.costs[k] = _removals(inverse, w, self.free[S], keep)
@@ -189,11 +225,12 @@ class JointMatching:
             w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
             w[gone] = 0.0
         # what makes room for the budget may take the outputs further away, a refit may not
-        most = torch.inf if len(gone) else self.distance
+        most = torch.inf if len(gone) else self.distance + float(price @ old.abs())
         change = w - old
         for _ in range(HALVINGS):
             moves = self._each("move", k, index, S, change.float())
-            if sum(move.distance for move in moves) / self.m <= most:
+            distance = sum(move.distance for move in moves) / self.m
+            if distance + float(price @ (old + change).abs()) <= most:
                 self.W[k, S] = (old + change).float()
                 for part, move in zip(self.parts, moves, strict=True):
                     part.accept(move)

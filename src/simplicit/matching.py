@@ -133,7 +133,7 @@ class Matching:
         if self.constraint is not None and block.rows.start < n:
             ball = self.constraint.ball(replace(block, columns=columns))
         penalty = recipe.penalty(gram.m, self.rho[columns], ones[columns])
-        return RowProblem(small, penalty, ball, recipe.loss)
+        return RowProblem(small, penalty, ball, recipe.matching_loss)
 
     def plan(self, gram: Gram) -> None:
         """Set the penalty scales and, under a budget, the level and each block's share."""
@@ -229,6 +229,16 @@ class Matching:
             t2 += target.square().sum(0) / gram.m
         return gram.with_targets(R, t2)
 
+    def calibration(self) -> tuple[Tensor, Tensor]:
+        """Collect the calibration inputs and the teacher's outputs on them.
+
+        Returns:
+            U (m, p) and Y (m, q).
+        """
+        passes = [collect(self.equations, batch) for batch in self.stream]
+        U, _, Y = (torch.cat(parts).to(self.device) for parts in zip(*passes, strict=True))
+        return U, Y
+
     def match_outputs(self) -> None:
         """Sweep over the rows until the outputs are matched at the budget."""
         if saved := self._restore("sweeps", "sweeps"):
@@ -238,8 +248,7 @@ class Matching:
         begin, e, sweeps = time.monotonic(), self.equations, self.recipe.sweeps
         m = sum(len(batch) for batch in self.stream)
         memory.require(BYTES * m * self.W.shape[1], f"{m} samples of {self.W.shape[1]} features")
-        passes = [tuple(t.to(self.device) for t in collect(e, batch)) for batch in self.stream]
-        U, _, Y = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        U, Y = self.calibration()
         V = self.features(U.new_zeros(len(U), e.n), U)
         free = torch.arange(V.shape[1], device=self.device) >= e.n + e.p
         blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
@@ -249,13 +258,20 @@ class Matching:
         with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
             joint.match(self.budget, sweeps, step)
         self.W[:] = joint.W.to(self.W)
-        weights = torch.count_nonzero(self.W[:, ~free], dim=1)
+        self.recount(torch.count_nonzero(self.W[:, ~free], dim=1))
+        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep("sweeps", self.W, records)
+
+    def recount(self, weights: Tensor) -> None:
+        """Write into the rows' records how many weights they have now.
+
+        Args:
+            weights: Non-zeros of every row of [A B; C D], biases not counted.
+        """
         for block in self.blocks:
             for row in self.rows:
                 if row["layer"] == block.name:
                     row["nonzeros"] = int(weights[block.rows.start + row["row"]])
-        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep("sweeps", self.W, records)
 
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, bring it to its share, refit, keep the records."""

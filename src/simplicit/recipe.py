@@ -30,8 +30,8 @@ class Recipe:
     """Settings of the convex problems, validated at construction.
 
     Args:
-        objective: `sparsity`: few weights. `robustness`: small row norms (the induced l∞ norm),
-            with the rooted matching loss of the seed implementation.
+        objective: `sparsity`: few weights. `robustness`: small row norms (the induced l∞ norm), or,
+            with a level of `robustness`, a small norm of all paths from inputs to outputs.
         sparsity: Budget: 1 − non-zero weights / N0 of the explicit network, in [0, 1). The penalty
             level is then found on a path, and alpha and sparsity_ratio are not used.
         structure: `full`, `triangular`, `layered`, or `auto`: triangular, or layered where the
@@ -39,6 +39,11 @@ class Recipe:
         kappa: Bound κ in (0, 1) on ‖A‖∞,ω, which `full` needs, or on whole rows.
         constraint: What κ bounds: the `states` of a row of [A B], in `full` only, or the whole
             `row`, in any structure (see `constraint`).
+        robustness: Accuracy, a fraction, that objective `robustness` may cost, as estimated on
+            held-out calibration inputs; the strongest level that costs no more is taken (see
+            `robustify`). It needs a budget met by elimination, and sweeps. None: the seed's
+            formula with λ1, or the level that meets a budget.
+        loss: Matching loss of the seed's objective `robustness`: `root`, as there, or `squared`.
         bias: Whether rows have a bias.
         support: Which weights a budget keeps: `elimination`, one removed after another where the
             loss of it is least, or `relaxation`, those of the convex penalty; `full` and
@@ -65,6 +70,8 @@ class Recipe:
     structure: Literal["auto", "full", "triangular", "layered"] = "auto"
     kappa: float = 0.99
     constraint: Constraint = "states"
+    robustness: float | None = None
+    loss: Loss = "root"
     bias: bool = True
     support: Literal["elimination", "relaxation"] = "elimination"
     sweeps: int = 9
@@ -98,6 +105,16 @@ class Recipe:
         check(0 < self.lambda1 < float("inf"), "lambda1", "a finite number above 0")
         check(0 <= self.sparsity_ratio < 100, "sparsity_ratio", "a percentage in [0, 100)")
         check(0 < self.tol < 1, "tol", "a number above 0 and below 1")
+        check(self.loss in ("root", "squared"), "loss", "root or squared")
+        if self.robustness is not None:
+            check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
+            fit = self.objective == "robustness" and self.eliminates and self.sweeps > 0
+            check(
+                fit,
+                "robustness",
+                "None, unless objective is robustness, with a sparsity to meet by elimination and "
+                "sweeps, in structure triangular or layered",
+            )
 
     def with_preset(self, preset: str | None) -> "Recipe":
         """Apply a named recipe.
@@ -132,18 +149,24 @@ class Recipe:
         """Whether a budget is met by elimination, which knows no constraint on the rows."""
         chosen = self.support == "elimination" and self.sparsity is not None
         bounded = self.structure == "full" or self.constraint == "row"
-        return chosen and self.objective == "sparsity" and not bounded
+        leveled = self.objective == "sparsity" or self.robustness is not None
+        return chosen and leveled and not bounded
 
     @property
-    def loss(self) -> Loss:
-        """The matching loss of the objective."""
-        return "root" if self.objective == "robustness" else "squared"
+    def matching_loss(self) -> Loss:
+        """The matching loss of the rows."""
+        return self.loss if self._small_rows else "squared"
+
+    @property
+    def _small_rows(self) -> bool:
+        return self.objective == "robustness" and self.robustness is None
 
     def penalty(self, m: int, scales: Float[Tensor, " columns"], ones: Tensor) -> Penalty:
         """Write the penalty of the rows, at level 1 under a budget.
 
         The seed minimises α Σ w² + λ1 ‖r‖² (sparsity) and ‖w‖₁ + λ1 ‖r‖ (robustness) over m
-        samples; in this project's units that is l2 = α/(m λ1), and l1 = 1/(λ1 √m).
+        samples; in this project's units that is l2 = α/(m λ1), and l1 = 1/(λ1 √m). With the
+        squared loss, ‖w‖₁ + λ1 ‖r‖², it is l1 = 1/(2 m λ1).
 
         Args:
             m: Number of samples.
@@ -153,8 +176,9 @@ class Recipe:
         Returns:
             The penalty.
         """
-        if self.objective == "robustness":
-            level = 1.0 if self.sparsity is not None else 1 / (self.lambda1 * sqrt(m))
+        if self._small_rows:
+            weight = sqrt(m) if self.loss == "root" else 2 * m
+            level = 1.0 if self.sparsity is not None else 1 / (self.lambda1 * weight)
             return Penalty(l1=level, scales=ones)
         if self.sparsity is None:
             return Penalty(l2=self.alpha / (m * self.lambda1), scales=ones)

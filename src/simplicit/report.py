@@ -13,8 +13,9 @@ import jinja2
 from .errors import InputError
 from .files import replace_with
 from .findings import MINUS, Row, cells, compared, kinds, layers, percent, results, summary
-from .plots import COMPARED, FIGURES, SKIPPED, read
+from .plots import COMPARED, FIGURES, SKIPPED, figures_of, read
 from .plots.matrices import layer_names
+from .robust_findings import robust_cells, robust_checks
 
 Reader = Callable[..., Any]
 
@@ -33,11 +34,14 @@ def write_report(run_dir: Path) -> Path:
     metrics = _metrics(run_dir)
     missing: list[str] = []
     attempt = _attempt(run_dir, missing)
+    measured = (run_dir / "robustness.csv").exists()
+    columns = ("model", "seed", "attack", "eps", "accuracy", "violations", "seconds")
+    table = (attempt(read.table, "robustness.csv", columns) or []) if measured else []
     rows = attempt(read.table, "rows.csv", ("layer", "status", "relative_gap")) or []
     return _write(
         run_dir,
         "report.html.jinja",
-        FIGURES,
+        figures_of(run_dir),
         attempt,
         missing=missing,
         heading="A sparse implicit model of a trained network",
@@ -47,6 +51,8 @@ def write_report(run_dir: Path) -> Path:
         certificates=[row for row in metrics if "certificate_norm" in row],
         phases=list(dict.fromkeys(k for r in metrics for k in r if k.startswith("seconds_"))),
         layers=layers(rows, layer_names(run_dir)),
+        robust=robust_cells(table),
+        checks=robust_checks(table),
     )
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import archive, baselines, data, explicit, files
+from . import archive, baselines, data, explicit, files, progress
 from .capture import capture
 from .config import Config
+from .evaluate import robustness
 from .finetune import finetune
 from .fit import fit
 from .model import ImplicitModel
@@ -93,13 +94,12 @@ class SeedRun:
         """Prune the explicit network with another method, to the same sparsity, and measure it.
 
         Args:
-            name: One of `baselines.ONE_SHOT` or `baselines.TRAINED`.
+            name: One of `baselines.ONE_SHOT`, `baselines.TRAINED` or `baselines.ROBUST`.
 
         Returns:
             Its row of the metrics.
         """
         settings, dataset = self.settings, self.dataset
-        assert settings.implicit.sparsity is not None
         net, _ = self._explicit()
         # by default those the implicit model is matched on, here with their labels
         part = settings.evaluation.training_size or settings.implicit.training_size
@@ -115,7 +115,8 @@ class SeedRun:
             seed=self.seed,
         )
         begin = time.monotonic()
-        pruned = (baselines.ONE_SHOT | baselines.TRAINED)[name](task, settings.implicit.sparsity)
+        methods = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
+        pruned = methods[name](task, settings.implicit.sparsity or 0.0)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
@@ -134,6 +135,7 @@ class SeedRun:
             net,
             self._calibration().to(self.settings.device),
             epochs=self.settings.implicit.finetune,
+            eps=self.settings.implicit.finetune_eps,
             batch_size=self.settings.evaluation.bs,
             seed=self.seed,
         )
@@ -249,6 +251,8 @@ class SeedRun:
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace}
+        if result.levels:
+            self._tables["levels"] = result.levels
         self._count("implicit", _by_layer(result.rows, net))
         return result.model, {
             "seconds": sum(result.seconds.values()),
@@ -272,13 +276,40 @@ class SeedRun:
     def _row(self, name: str, net: nn.Module) -> Row:
         begin = time.monotonic()
         found = accuracy(net, self.dataset, self.settings.evaluation.bs)
+        seconds = time.monotonic() - begin
+        if self.settings.evaluation.metric == "robustness":
+            self._attack(name, net)
         return {
             "model": name,
             "dataset": self.dataset.name,
             "seed": self.seed,
             "test_accuracy": found,
-            "inference_seconds": time.monotonic() - begin,
+            "inference_seconds": seconds,
         }
+
+    # the rows of robustness.csv, and what its figures show of this model
+    def _attack(self, name: str, net: nn.Module) -> None:
+        wanted = self.settings.evaluation
+        u, y = self.dataset.test_inputs, self.dataset.test_labels
+        chosen = data.sample(len(y), min(1.0, wanted.samples / len(y)), self.seed)
+        u, y = u[chosen], y[chosen]
+        with progress.task(f"attacking {name}", total=1.0) as step:
+            rows = robustness.evaluate(
+                net,
+                u,
+                y,
+                wanted.eps,
+                wanted.attacks,
+                source=self._explicit()[0],
+                seed=self.seed,
+                progress=step,
+            )
+        self._tables["robustness"] = [{"model": name, **row} for row in rows]
+        shown = robustness.shown(net, u, y, wanted.eps, seed=self.seed)
+        kept = self.folder / robustness.SHOWN
+        before = safetensors.torch.load_file(kept) if kept.exists() else {}
+        mine = {f"{name}/{key}": value for key, value in shown.items()}
+        files.write_bytes(kept, safetensors.torch.save(before | mine))
 
     def _test_batches(self, model: ImplicitModel) -> tuple[Tensor, ...]:
         size = max(1, min(2000, STATES // model.n))

@@ -20,6 +20,7 @@ def train(
     *,
     slower: float = 1.0,
     part: Int[Tensor, " m"] | None = None,
+    objective: Callable[[Tensor, Tensor], Tensor] | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> None:
@@ -31,6 +32,7 @@ def train(
         epochs: Passes over the samples.
         slower: What the learning rate is divided by.
         part: Indices of the training samples to use; all by default.
+        objective: See `explicit.train`.
         penalty: See `explicit.train`.
         after_step: See `explicit.train`.
     """
@@ -47,6 +49,7 @@ def train(
         batch_size=task.batch_size,
         seed=task.seed,
         device=task.device,
+        objective=objective,
         penalty=penalty,
         after_step=after_step,
     )

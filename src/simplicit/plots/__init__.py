@@ -10,10 +10,22 @@ from types import ModuleType
 
 from ..errors import InputError
 from ..files import write_json
-from . import comparison, curves, gap, layers, magnitudes, pattern, pixels, residual
+from . import (
+    adversarial,
+    comparison,
+    curves,
+    gap,
+    layers,
+    magnitudes,
+    pattern,
+    pixels,
+    residual,
+    robustness,
+    sensitivity,
+)
 from .save import Drawing, save
 
-__all__ = ["COMPARED", "FIGURES", "SKIPPED", "Drawing", "draw_all"]
+__all__ = ["COMPARED", "FIGURES", "ROBUSTNESS", "SKIPPED", "Drawing", "draw_all", "figures_of"]
 
 FIGURES = {
     "comparison": comparison,
@@ -26,6 +38,13 @@ FIGURES = {
 }
 """The figures in the order a reader wants them; each is saved under its name."""
 
+ROBUSTNESS = {
+    "robustness": robustness,
+    "sensitivity": sensitivity,
+    "adversarial": adversarial,
+}
+"""The further figures of a run with metric robustness."""
+
 COMPARED = {"curves": curves}
 """The figures of a comparison."""
 
@@ -33,7 +52,19 @@ SKIPPED = "skipped.json"
 """In the folder of plots: the name of every figure that could not be drawn, and why."""
 
 
-def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] = FIGURES) -> list[Path]:
+def figures_of(run_dir: Path) -> Mapping[str, ModuleType]:
+    """Say which figures a run folder should have.
+
+    Args:
+        run_dir: The run folder.
+
+    Returns:
+        `FIGURES`, and `ROBUSTNESS` where the run has measured it.
+    """
+    return FIGURES | (ROBUSTNESS if (run_dir / "robustness.csv").exists() else {})
+
+
+def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] | None = None) -> list[Path]:
     """Draw every figure the run folder has the data for.
 
     Each goes to `plots/<name>.png` with the numbers behind it in `plots/<name>.csv`; what had
@@ -41,7 +72,7 @@ def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] = FIGURES) -> list
 
     Args:
         run_dir: A run folder, finished or not.
-        figures: Which.
+        figures: Which; those of `figures_of` by default.
 
     Returns:
         The paths of the PNG files.
@@ -54,7 +85,7 @@ def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] = FIGURES) -> list
     plots = run_dir / "plots"
     plots.mkdir(exist_ok=True)
     drawn, skipped = [], {}
-    for name, figure in figures.items():
+    for name, figure in (figures or figures_of(run_dir)).items():
         path = plots / f"{name}.png"
         try:
             save(figure.from_run(run_dir), path)

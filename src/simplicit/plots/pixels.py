@@ -59,18 +59,30 @@ def pixel_counts(model: Matrices) -> Int[np.ndarray, "height width"]:
 
     Returns:
         The counts as an image, channels added up.
+    """
+    shape = image_shape(model.input_shape)
+    counts = (model.B != 0).sum(axis=0) + (model.D != 0).sum(axis=0)
+    return counts.reshape(-1, *shape[-2:]).sum(axis=0)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Find height and width of a sample.
+
+    Args:
+        shape: Of one sample; one that was flattened is taken for a square image.
+
+    Returns:
+        (height, width) or (channels, height, width).
 
     Raises:
         InputError: If one sample is not an image.
     """
-    shape = model.input_shape
     side = math.isqrt(math.prod(shape))
     if len(shape) == 1 and side * side == shape[0] and side >= 8:
-        shape = (side, side)
+        return (side, side)
     if len(shape) not in (2, 3):
         raise InputError(f"the input of shape {shape} is not an image (height, width)")
-    counts = (model.B != 0).sum(axis=0) + (model.D != 0).sum(axis=0)
-    return counts.reshape(-1, *shape[-2:]).sum(axis=0)
+    return shape
 
 
 def from_run(run_dir: Path) -> Drawing:

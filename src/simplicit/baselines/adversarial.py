@@ -1,0 +1,44 @@
+"""Adversarial training: cross-entropy on what PGD makes of each batch (Madry et al., 2018)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..evaluate.attacks import pgd
+from ..explicit import evaluating
+from . import weights
+from .finetune import hold, train
+from .task import Task
+
+EPS = 0.05
+"""Radius of the attack in l∞."""
+
+STEPS = 7
+"""PGD steps a batch, from one random start, as in the paper."""
+
+
+def adversarial(task: Task, sparsity: float) -> nn.Module:
+    """Train the network on attacked inputs, from its trained weights.
+
+    Args:
+        task: The network, its labelled training set and the epochs that may be used.
+        sparsity: Fraction of its weights, those of least magnitude, to remove first; 0 for none.
+
+    Returns:
+        A trained copy with exactly round((1 − sparsity) N₀) non-zero weights.
+    """
+    net, count = weights.begin(task, sparsity)
+    masks = weights.largest(weights.magnitudes(net), count)
+    held = [(layer.weight, mask) for layer, mask in zip(weights.layers(net), masks, strict=True)]
+    hold(held)
+    batches = 0
+
+    def objective(u: Tensor, y: Tensor) -> Tensor:
+        nonlocal batches
+        batches += 1
+        with evaluating(net):
+            seed = task.seed + batches
+            moved = pgd(net, u, y, EPS, (0.0, 1.0), steps=STEPS, restarts=1, seed=seed)
+        return F.cross_entropy(net(moved), y)
+
+    train(task, net, task.epochs, objective=objective, after_step=lambda: hold(held))
+    return net
