@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blockwise import StatePhi
 from .equilibrium import Block
 from .errors import InputError
-from .blockwise import StatePhi
 
 EPS = torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
