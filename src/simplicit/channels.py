@@ -50,9 +50,10 @@ class Channels:
         parts = []
         for slot in self.slots:
             terms = [equation.terms[t] for t in slot]
-            part = sum(term.map.patches(term.reads(sources[term.source])) for term in terms)
+            part = sum(
+                term.map.patches(term.reads(sources[term.source]), positions) for term in terms
+            )
             assert isinstance(part, Tensor)
-            part = part if positions is None else part[:, positions]
             parts.append(part.repeat_interleave(self.groups // part.shape[2], 2))
         return torch.cat(parts, 3).permute(2, 0, 1, 3).flatten(1, 2)
 

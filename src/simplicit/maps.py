@@ -61,13 +61,20 @@ class Dense:
             return F.linear(x, self.weight)
         return F.linear(x.unflatten(1, (self.positions, -1)), self.weight).flatten(1)
 
-    def patches(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m positions 1 inputs"]:
+    def patches(
+        self, x: Float[Tensor, "m columns"], some: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "m some 1 inputs"]:
         """List what each position reads.
+
+        Args:
+            x: Samples.
+            some: Which positions; all without.
 
         Returns:
             The inputs by position; there is one group.
         """
-        return x.view(len(x), self.positions, 1, -1)
+        every = x.view(len(x), self.positions, 1, -1)
+        return every if some is None else every[:, some]
 
     def by_channel(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m positions outputs"]:
         """Sort a result by position and output.
@@ -164,6 +171,12 @@ class Conv:
         """Non-zero weights, each counted once however many positions share it."""
         return int(self.weight.count_nonzero())
 
+    @cached_property
+    def _places(self) -> Tensor:
+        # entry of a sample that each position reads, from 1; 0 where it reads padding
+        entries = torch.arange(1, self.columns + 1, dtype=torch.float64, device=self.weight.device)
+        return self.patches(entries[None])[0].long()
+
     def _image(self, x: Tensor, explicit: bool = False) -> tuple[Tensor, tuple[int, ...]]:
         # uneven padding, which convolutions do not take, is written out
         x = x.reshape(len(x), *self.input_shape)
@@ -183,12 +196,20 @@ class Conv:
         options = (None, self.stride, padding, self.dilation, self.groups)
         return convolve(image, self.weight, *options).flatten(1)
 
-    def patches(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m positions groups reads"]:
+    def patches(
+        self, x: Float[Tensor, "m columns"], some: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "m some groups reads"]:
         """List what each position reads, in the order of `weight.flatten(1)`.
+
+        Args:
+            x: Samples.
+            some: Which positions; all without.
 
         Returns:
             The inputs by position and group.
         """
+        if some is not None:
+            return F.pad(x, (1, 0))[:, self._places[some]]
         image, _ = self._image(x, explicit=True)
         return patches(image, self.weight.shape[2:], self.stride, self.dilation, self.groups)
 

@@ -95,8 +95,8 @@ def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
 
 
 # other positions in every batch, the same in every pass over the data
-def _positions(count: int, layer: int, batch: int, device: torch.device) -> Tensor | None:
+def _positions(count: int, layer: int, batch: int, device: torch.device) -> Tensor:
     if count <= POSITIONS:
-        return None
+        return torch.arange(count, device=device)
     generator = torch.Generator().manual_seed(1_000_003 * layer + batch)
     return torch.randperm(count, generator=generator)[:POSITIONS].to(device)

@@ -315,13 +315,15 @@ class SeedRun:
         size = max(1, min(2000, STATES // model.n))
         return self.dataset.test_inputs.to(self.settings.device).split(size)
 
-    # residual against step of Picard's iteration on the first test images
+    # residual against step of Picard's iteration on the first test images; where A is never written
+    # out there is one step, the pass through the layers
     def _curve(self, model: ImplicitModel) -> list[Row]:
         u = self._test_batches(model)[0]
+        method = "picard" if model.equations is None else "exact"
         with torch.no_grad():
-            found = model.equilibrium(u, method="picard", max_steps=CURVE_STEPS, history=True)
-        assert found.history is not None
-        history = _carried_forward(found.history.cpu().double())
+            found = model.equilibrium(u, method=method, max_steps=CURVE_STEPS, history=True)
+        residuals = found.residual[None] if found.history is None else found.history
+        history = _carried_forward(residuals.cpu().double())
         return [
             {
                 "model": "implicit",
