@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .fixed import Gather, Sparse, written_out
