@@ -478,4 +478,5 @@ def test_the_search_takes_the_nearest_at_or_above() -> None:
 
 def test_the_configuration_knows_every_method() -> None:
     names = get_args(config.Model)
-    assert names == ("explicit", "implicit", *baselines.ONE_SHOT, *baselines.TRAINED)
+    every = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
+    assert names == ("explicit", "implicit", *every)

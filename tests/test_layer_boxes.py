@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import simplicit
+from conv_networks import ResNet20, images, seeded
 from simplicit.capture import capture
-from simplicit.convnets import LeNet, ResNet20
+from simplicit.convnets import LeNet
 from simplicit.intervals import Box
 from simplicit.layer_boxes import through
 from simplicit.maps import Conv, Dense, Gather, Sparse
@@ -39,12 +40,12 @@ def test_a_maps_box_is_the_tightest(linear):
     assert (found.low <= exact[0] + 1e-15).all() and (found.high >= exact[1] - 1e-15).all()
 
 
-@pytest.mark.parametrize("net", [LeNet, ResNet20], ids=lambda n: n.__name__)
-def test_no_input_within_the_radius_changes_the_class(net):
-    torch.manual_seed(0)
-    net = net().double().eval()
-    shape = (1, 28, 28) if isinstance(net, LeNet) else (3, 32, 32)
-    x = torch.rand(4, *shape, dtype=torch.float64)
+@pytest.mark.parametrize("make", [LeNet, lambda: ResNet20(4, 1, 5)], ids=["LeNet", "ResNet"])
+def test_no_input_within_the_radius_changes_the_class(make):
+    net = seeded(make).double().eval()
+    shape = (1, 28, 28) if isinstance(net, LeNet) else images(1).shape[1:]
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(4, *shape, generator=random, dtype=torch.float64)
     y = net(x).argmax(1)
     equations = capture(net, x[:2])
     assert equations.structured
@@ -52,7 +53,7 @@ def test_no_input_within_the_radius_changes_the_class(net):
     certified, radius = simplicit.certify(net, x, y, eps=1e-6)
     assert torch.equal(simplicit.certify(model, x, y, eps=1e-6).radius, radius)
     assert torch.equal(certified, radius >= 1e-6) and (radius > 0).any()
-    wrong = simplicit.certify(net, x, (y + 1) % 10, eps=1e-6)
+    wrong = simplicit.certify(net, x, (y + 1) % net(x).shape[1], eps=1e-6)
     assert not wrong.certified.any() and not wrong.radius.any()
     moved = x.clone().requires_grad_()
     for _ in range(5):  # the class's worst direction, by signs of the gradient

@@ -57,9 +57,10 @@ def moments(
         known: Moments of the same features, of which only the targets change.
 
     Returns:
-        Statistics of each group. Products of a batch are in the network's dtype, sums in float64.
+        Statistics of each group: float64, as the certificates need, of states in the network's
+        own dtype.
     """
-    W = rows.weights(equation)
+    W = rows.weights(equation).double()
     groups, K, d = W.shape
     N = d + int(bias)
     kind = {"dtype": torch.float64, "device": W.device}
@@ -69,9 +70,9 @@ def moments(
     m = 0
     for index, (sources, z) in enumerate(_split(frontier)):
         some = _positions(rows.positions(equation), rows.index, index, z.device)
-        V = rows.features(equation, sources, some)
+        V = rows.features(equation, sources, some).double()
         now = equation.preactivation(sources)
-        own, teacher = (rows.targets(equation, t, some) for t in (now, z))
+        own, teacher = (rows.targets(equation, t, some).double() for t in (now, z))
         target = teacher
         if aware is not None:
             found = own + V @ (aware.W.to(V) - W).mT + aware.shift.to(V)[:, None]
