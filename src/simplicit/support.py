@@ -125,12 +125,13 @@ def refit_near(
         Weights, (K, N), zero off the support.
     """
     W = torch.zeros_like(problem.gram.R)
-    small = float(problem.gram.G.diagonal().mean())
+    small = RIDGE * problem.gram.G.diagonal().mean() + torch.finfo(W.dtype).tiny
     for w, allowed, target, start in zip(W, support, problem.gram.R, anchor, strict=True):
         columns = (allowed | problem.free).nonzero()[:, 0]
         G = problem.gram.G[columns][:, columns]
         missing = target[columns] - G @ start[columns]
-        step = torch.cholesky_solve(missing[:, None], _factor(G, small))[:, 0]
+        G.diagonal().add_(small)
+        step = torch.cholesky_solve(missing[:, None], torch.linalg.cholesky(G))[:, 0]
         w[columns] = start[columns] + step
     return W
 
@@ -152,21 +153,9 @@ def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
 
 
 def _least_squares(problem: RowProblem, anchor: Anchor = None) -> tuple[Tensor, Tensor]:
-    G = problem.gram.G
-    inverse = torch.cholesky_inverse(_factor(G, float(G.diagonal().mean())))
+    G = problem.gram.G.clone()
+    G.diagonal().add_(RIDGE * G.diagonal().mean() + torch.finfo(G.dtype).tiny)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     if anchor is None:
         return inverse, problem.gram.R @ inverse
     return inverse, anchor + (problem.gram.R - anchor @ problem.gram.G) @ inverse
-
-
-# Cholesky factor with a ridge relative to the mean square: with RIDGE, or with more where moments
-# that were summed in float32 and have no full rank need it
-def _factor(G: Tensor, mean_square: float) -> Tensor:
-    ridge = RIDGE
-    while True:
-        shifted = G.clone()
-        shifted.diagonal().add_(ridge * mean_square + torch.finfo(G.dtype).tiny)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        if not bool(failed) or ridge > 1:
-            return factor
-        ridge *= 10
