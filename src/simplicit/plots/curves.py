@@ -23,6 +23,9 @@ CAPTION = (
 TRAINED = ("finetuned", "gmp", "sss", "spr")
 """Models that gradients have made; they are drawn dashed."""
 
+MARKERS = ("o", "s", "^")
+"""Of the models that a colour is given to, one after another."""
+
 
 @style.quiet
 def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
@@ -54,7 +57,9 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
             dashes = "--" if model in TRAINED else "-"
             apart = (place - (len(models) - 1) / 2) * 0.0012  # bars that would hide each other
             own = [row for row in points if str(row["model"]) == model]
-            _curve(axes, own, column, apart, colour[model], dashes, model)
+            used = [colour[m] for m in models[:place]].count(colour[model])
+            marker = MARKERS[used % len(MARKERS)]
+            _curve(axes, own, column, apart, colour[model], dashes, marker, model)
         axes.set_xlabel("sparsity")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     left.set_ylabel("test accuracy")
@@ -69,7 +74,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
 
 def _curve(
     axes: Axes, rows: Sequence[Mapping[str, Any]], column: str, apart: float,
-    colour: str, dashes: str, label: str,
+    colour: str, dashes: str, marker: str, label: str,
 ) -> None:  # fmt: skip
     targets, sparsity, values = (read.numbers(rows, c) for c in ("target", "sparsity", column))
     groups = [values[targets == target] for target in np.unique(targets)]
@@ -78,7 +83,7 @@ def _curve(
     bars = np.maximum([mean - low, high - mean], 0)  # a mean may be rounded past its extremes
     axes.errorbar(
         at + apart, mean, yerr=bars, color=colour, linestyle=dashes,
-        marker="o", markersize=3.5, elinewidth=1, label=label,
+        marker=marker, markersize=3.5, elinewidth=1, label=label,
     )  # fmt: skip
 
 

@@ -65,8 +65,9 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
-    for axes in grid[-1]:
+    for axes in grid.flat[max(0, len(models) - columns) : len(models)]:
         axes.set_xlabel("radius, l∞")
+        axes.xaxis.set_tick_params(labelbottom=True)  # also where nothing is drawn below
     return Drawing(figure, curves)
 
 
