@@ -120,14 +120,14 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
     if isinstance(model, ImplicitModel) and model.equations is None:
         return copy.deepcopy(model).cpu().cast(torch.float64)
     equations = model.equations if isinstance(model, ImplicitModel) else None
-    equations = equations or capture(model, example[:2])
+    equations = (equations or capture(model, example[:2])).changed(lambda t: t.detach().cpu())
     for layer in equations.hidden:
         if isinstance(layer.phi, Kept):
             raise InputError(f"layer {layer.name}: no bounds are known of {layer.phi.name}")
     elementwise = all(isinstance(layer.phi, Phi) for layer in equations.hidden)
     if equations.structured and not (elementwise and equations.n <= FEW):
-        return ImplicitModel.from_equations(equations).cpu().cast(torch.float64)
-    A, B, C, D, b, d = (t.cpu() for t in equations.dense())
+        return ImplicitModel.from_equations(equations).cast(torch.float64)
+    A, B, C, D, b, d = equations.dense()
     return ImplicitModel(
         A, B, C, D, b, d,
         blocks=[Block(e.name, e.size, e.phi) for e in reversed(equations.hidden)],
