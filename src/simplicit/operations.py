@@ -22,10 +22,9 @@ from .moves import (
     average_pool,
     broadcast,
     max_pool,
-    mean,
     move,
     per_axis,
-    total,
+    reduction,
 )
 from .phi import Phi, PhiName
 
@@ -254,10 +253,10 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.adaptive_avg_pool1d.default: adaptive_average_pool,
     aten.adaptive_avg_pool2d.default: adaptive_average_pool,
     aten._adaptive_avg_pool2d.default: adaptive_average_pool,
-    aten.mean.dim: mean,
-    aten.mean.default: mean,
-    aten.sum.dim_IntList: total,
-    aten.sum.default: total,
+    aten.mean.dim: reduction(total=False),
+    aten.mean.default: reduction(total=False),
+    aten.sum.dim_IntList: reduction(total=True),
+    aten.sum.default: reduction(total=True),
 }
 """What is read. Operations of `SAME` and `MOVES` are read, too; all others are kept."""
 
