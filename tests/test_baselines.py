@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simplicit import baselines, config, explicit
+from simplicit import baselines, explicit, sections
 from simplicit.baselines import ONE_SHOT, TRAINED, Task, inputs, search, structures, weights
 from simplicit.baselines.gmp import cubic
 from simplicit.baselines.obs import prune
@@ -477,6 +477,6 @@ def test_the_search_takes_the_nearest_at_or_above() -> None:
 
 
 def test_the_configuration_knows_every_method() -> None:
-    names = get_args(config.Model)
+    names = get_args(sections.Model)
     every = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
     assert names == ("explicit", "implicit", *every)

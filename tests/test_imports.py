@@ -25,9 +25,9 @@ MATHEMATICS = [
     "fixed_point",
     "equilibrium",
 ]
-MATHEMATICS += ["equation", "equations", "feedforward", "certificate", "structured", "modules"]
-MATHEMATICS += ["model", "intervals", "lipschitz", "mixed_monotone", "relaxation", "linear_bounds"]
-MATHEMATICS += ["layer_boxes", "radii"]
+MATHEMATICS += ["equation", "equations", "feedforward", "certificate", "structured", "one_pass"]
+MATHEMATICS += ["modules", "model", "intervals", "lipschitz", "mixed_monotone", "relaxation"]
+MATHEMATICS += ["linear_bounds", "layer_boxes", "radii"]
 PIPELINE = ["capture", "states", "match", "fit", "certify", "evaluate", "archive", "data"]
 PIPELINE += ["explicit", "config", "baselines", "plots", "report", "run", "cli"]
 LAYOUT = FOUNDATIONS + MATHEMATICS + PIPELINE

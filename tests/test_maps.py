@@ -32,7 +32,6 @@ def test_a_map_is_its_matrix(name):
     assert matrix.shape == (linear.rows, linear.columns)
     torch.testing.assert_close(linear(x), x @ matrix.T)
     assert torch.equal(linear.absolute().to_dense().double(), matrix.abs())
-    assert linear.to(torch.float32)(x.float()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", [name for name in MAPS if name not in ("gather", "sparse")])
@@ -48,7 +47,6 @@ def test_position_by_position_a_map_is_one_matrix(name):
     channel = normal(len(W))
     spread = linear.by_channel(linear.spread(channel)[None])
     assert torch.equal(spread, channel.expand(1, linear.positions, -1))
-    assert linear.nnz == W.numel()
 
 
 def test_sizes_of_convolutions_are_those_of_torch():
@@ -70,7 +68,6 @@ def test_fixed_maps_in_a_row_and_summed(outer, inner):
     a, b, x = fixed[outer], fixed[inner], normal(3, 5)
     torch.testing.assert_close(compose(a, b, LIKE)(x), a(b(x)))
     torch.testing.assert_close(plus(a, b, LIKE)(x), a(x) + b(x))
-    assert compose(a, b, LIKE).nnz == 0
 
 
 def test_disjoint_moves_add_up_to_a_move():

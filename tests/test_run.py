@@ -151,7 +151,7 @@ def test_a_finished_run_is_not_done_again(copied, monkeypatch):
     [
         ("matching.Matching.model", {"explicit.safetensors", "checkpoint/plan.safetensors"}
          | {f"checkpoint/block-{i}.safetensors" for i in range(3)}),
-        ("seed_run.SeedRun._curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
+        ("measure.curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
     ],
     ids=["at the end of the solve", "in the evaluation"],
 )  # fmt: skip

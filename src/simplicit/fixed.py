@@ -32,11 +32,6 @@ class Gather:
         """Size of the result."""
         return len(self.index)
 
-    @property
-    def nnz(self) -> int:
-        """0: it has no weights."""
-        return 0
-
     @cached_property
     def _empty(self) -> Tensor | None:
         empty = self.index < 0
@@ -86,14 +81,6 @@ class Gather:
         """
         return replace(self, index=change(self.index))
 
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Gather":
-        """Change the device.
-
-        Returns:
-            The map there.
-        """
-        return self.changed(lambda t: _moved(t, target))
-
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -112,11 +99,6 @@ class Sparse:
     value: Float[Tensor, " k"]
     rows: int
     columns: int
-
-    @property
-    def nnz(self) -> int:
-        """0: its entries are no weights."""
-        return 0
 
     def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
         """Apply the map.
@@ -157,14 +139,6 @@ class Sparse:
         row, column, value = (change(t) for t in (self.row, self.column, self.value))
         return Sparse(row, column, value, self.rows, self.columns)
 
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Sparse":
-        """Change dtype or device.
-
-        Returns:
-            The map there.
-        """
-        return self.changed(lambda t: _moved(t, target))
-
 
 def written_out(linear: Any, like: Tensor) -> Float[Tensor, "rows columns"]:
     """Write a map out, from its products with unit vectors.
@@ -178,11 +152,3 @@ def written_out(linear: Any, like: Tensor) -> Float[Tensor, "rows columns"]:
     """
     unit = torch.eye(linear.columns, dtype=like.dtype, device=like.device)
     return torch.cat([linear(some) for some in unit.split(CHUNK)]).T.contiguous()
-
-
-def _moved(tensor: Tensor, target: torch.dtype | torch.device | Tensor) -> Tensor:
-    # indices stay whole numbers
-    if tensor.is_floating_point():
-        return tensor.to(target)
-    target = target.device if isinstance(target, Tensor) else target
-    return tensor if isinstance(target, torch.dtype) else tensor.to(target)

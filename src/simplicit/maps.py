@@ -1,10 +1,9 @@
 """Linear maps between flattened samples: matrices, convolutions, moves of entries, averages.
 
 Every map has `rows` and `columns`, its sizes; `map(x)`, for x (m, columns) the (m, rows) results;
-`nnz`, its non-zero weights, a weight shared by many positions counted once and fixed maps not at
-all; `absolute()`, the map with |weights|; `to_dense()`; and `to`, for dtype and device. `Dense` and
-`Conv` are learnable: `patches` lists what each of their positions reads, so that position by
-position they are one matrix, `weight.flatten(1)`.
+`absolute()`, the map with |weights|; and `to_dense()`. `Dense` and `Conv` are learnable: `patches`
+lists what each of their positions reads, so that position by position they are one matrix,
+`weight.flatten(1)`.
 """
 
 from dataclasses import dataclass, replace
@@ -45,11 +44,6 @@ class Dense:
     def columns(self) -> int:
         """Size of what it reads."""
         return self.positions * self.weight.shape[1]
-
-    @property
-    def nnz(self) -> int:
-        """Non-zero weights."""
-        return int(self.weight.count_nonzero())
 
     def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
         """Apply the map.
@@ -108,14 +102,6 @@ class Dense:
         """
         return replace(self, weight=self.weight.abs())
 
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Dense":
-        """Change dtype or device.
-
-        Returns:
-            The map there.
-        """
-        return replace(self, weight=self.weight.to(target))
-
 
 @dataclass(frozen=True, eq=False)
 class Conv:
@@ -165,11 +151,6 @@ class Conv:
     def columns(self) -> int:
         """Size of what it reads."""
         return prod(self.input_shape)
-
-    @property
-    def nnz(self) -> int:
-        """Non-zero weights, each counted once however many positions share it."""
-        return int(self.weight.count_nonzero())
 
     @cached_property
     def _places(self) -> Tensor:
@@ -244,14 +225,6 @@ class Conv:
             The map with |weight|.
         """
         return replace(self, weight=self.weight.abs())
-
-    def to(self, target: torch.dtype | torch.device | Tensor) -> "Conv":
-        """Change dtype or device.
-
-        Returns:
-            The map there.
-        """
-        return replace(self, weight=self.weight.to(target))
 
 
 def patches(

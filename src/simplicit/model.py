@@ -4,7 +4,6 @@ El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit Deep Learning", SIAM J. Math. D
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,8 @@ from .errors import InputError
 from .feedforward import feedforward
 from .fixed_point import MAX_STEPS, TOLERANCE
 from .modules import as_modules, load_into
-from .structured import BlockOperator, constants, exact, nilpotence, nonzeros, predict
+from .one_pass import exact, nilpotence, predict
+from .structured import BlockOperator, constants, nonzeros, with_weights
 
 Structure = Literal["full", "triangular", "layered"]
 
@@ -157,14 +157,10 @@ class ImplicitModel(nn.Module):
 
     # the equations with this model's parameters in them
     def _bind(self, equations: StateEquations) -> None:
-        biases, layers = iter(self.biases), []
-        for e, places in zip(equations.layers, self._places, strict=True):
-            terms = tuple(
-                replace(term, map=replace(term.map, weight=self.learned[place]))
-                for term, place in zip(e.terms, places, strict=True)
-            )
-            layers.append(replace(e, terms=terms, bias=None if e.bias is None else next(biases)))
-        bound = replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
+        weights = [[self.learned[place] for place in places] for places in self._places]
+        biases = iter(self.biases)
+        moved = [None if e.bias is None else next(biases) for e in equations.layers]
+        bound = with_weights(equations, weights, moved)
         self.equations = bound
         self.A, self.B = BlockOperator(bound, "A"), BlockOperator(bound, "B")
         self.C, self.D = BlockOperator(bound, "C"), BlockOperator(bound, "D")

@@ -113,55 +113,32 @@ def broadcast(layers: Layers, node: fx.Node, value: Affine, shape: tuple[int, ..
     return value.mapped(Gather(index.to(value.like.device), value.size), shape)
 
 
-def mean(
-    layers: Layers, node: fx.Node, x: Affine, dims: Any = None, keep: bool = False, **options: Any
-) -> Affine:
-    """Read a mean over some dimensions.
+def reduction(total: bool) -> Callable[..., Affine]:
+    """Read a mean or a sum over some dimensions; all if none are named.
 
     Args:
-        layers: The layers found so far.
-        node: The operation.
-        x: Its operand.
-        dims: The dimensions; all if there are none.
-        keep: Whether they stay, with one entry.
-        **options: Ignored; a change of dtype is noticed by whoever reads the result.
+        total: Whether it is the sum.
 
     Returns:
-        Its result.
+        What reads the operation. It ignores a change of dtype, which is noticed by whoever reads
+        the result.
     """
-    return _reduced(layers, node, x, dims, total=False)
 
+    def handle(
+        layers: Layers, node: fx.Node, x: Affine, dims: Any = None, *ignored: Any, **options: Any
+    ) -> Affine:
+        x = layers.settled(node, x)
+        dims = list(range(len(x.shape))) if not dims and dims != 0 else dims
+        dims = [dims] if isinstance(dims, int) else list(dims)
+        image = torch.arange(x.size).reshape(x.shape)
+        last = list(range(len(x.shape) - len(dims), len(x.shape)))
+        k = prod(x.shape[d] for d in dims)
+        groups = image.movedim(dims, last).reshape(-1, k)
+        linear = averages(groups, x.size, x.like)
+        linear = replace(linear, value=linear.value * k) if total else linear
+        return x.mapped(linear, shape_of_one(node))
 
-def total(
-    layers: Layers, node: fx.Node, x: Affine, dims: Any = None, keep: bool = False, **options: Any
-) -> Affine:
-    """Read a sum over some dimensions.
-
-    Args:
-        layers: The layers found so far.
-        node: The operation.
-        x: Its operand.
-        dims: The dimensions; all if there are none.
-        keep: Whether they stay, with one entry.
-        **options: Ignored, as in `mean`.
-
-    Returns:
-        Its result.
-    """
-    return _reduced(layers, node, x, dims, total=True)
-
-
-def _reduced(layers: Layers, node: fx.Node, x: Affine, dims: Any, total: bool) -> Affine:
-    x = layers.settled(node, x)
-    dims = list(range(len(x.shape))) if not dims and dims != 0 else dims
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    image = torch.arange(x.size).reshape(x.shape)
-    last = list(range(len(x.shape) - len(dims), len(x.shape)))
-    k = prod(x.shape[d] for d in dims)
-    groups = image.movedim(dims, last).reshape(-1, k)
-    linear = averages(groups, x.size, x.like)
-    linear = replace(linear, value=linear.value * k) if total else linear
-    return x.mapped(linear, shape_of_one(node))
+    return handle
 
 
 def average_pool(

@@ -7,113 +7,16 @@ depends on the input, tensors and numbers for what does not, all in a batch of o
 
 import operator
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from .affine import Affine
-from .equations import Term
-from .layers import Layers, module_path, shape_of_one
-from .maps import Conv, Dense
-from .moves import (
-    adaptive_average_pool,
-    average_pool,
-    broadcast,
-    max_pool,
-    mean,
-    move,
-    per_axis,
-    total,
-)
+from .layers import Layers, shape_of_one
+from .moves import adaptive_average_pool, average_pool, broadcast, max_pool, move, reduction
 from .phi import Phi, PhiName
-
-
-def _linear(layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | None = None) -> Any:
-    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
-        return layers.keep(node, (x, weight, bias), {})
-    layers.count(weight)
-    positions = prod(x.shape[:-1])
-    # two linear maps in a row: keep both, as a layer whose φ is the identity
-    x = layers.settled(node, x, single=positions > 1)
-    linear, (name, transposed) = Dense(weight, positions), layers.parameter(weight)
-    terms = [Term(s.source, linear, _or_none(s.map), None, name, transposed) for s in x.summands]
-    constant = None if x.bias is None else linear(x.bias[None])[0]
-    if bias is not None:
-        constant = linear.spread(bias) if constant is None else linear.spread(bias) + constant
-    return Affine(
-        shape_of_one(node),
-        x.like,
-        tuple(terms),
-        bias=constant,
-        name=module_path(node) or node.name,
-        adjust=_adjust(layers, bias),
-    )
-
-
-def _or_none(moved: Any) -> Any:
-    return None if getattr(moved, "is_identity", False) else moved
-
-
-def _adjust(layers: Layers, bias: Tensor | None) -> tuple[str, Tensor] | None:
-    name, _ = layers.parameter(bias)
-    return None if bias is None or not name else (name, torch.ones_like(bias))
-
-
-def _matmul(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Any:
-    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
-        return layers.keep(node, (x, weight), {})
-    return _linear(layers, node, x, weight.T)
-
-
-def _conv(
-    layers: Layers,
-    node: fx.Node,
-    x: Any,
-    weight: Any,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    spatial = len(x.shape) - 2
-    if not isinstance(weight, Tensor) or x.shape[0] != 1 or weight.ndim != spatial + 2:
-        return layers.keep(node, (x, weight, bias, stride, padding, dilation, groups), {})
-    layers.count(weight)
-    dilation = per_axis(dilation, spatial)
-    linear = Conv(
-        weight,
-        x.shape[1:],
-        per_axis(stride, spatial),
-        _around(padding, weight.shape[2:], dilation),
-        dilation,
-        groups,
-    )
-    x = layers.settled(node, x, single=True)
-    ((source, moved),) = x.fixed.items()
-    name, transposed = layers.parameter(weight)
-    term = Term(source, linear, _or_none(moved), x.bias, name, transposed)
-    return Affine(
-        shape_of_one(node),
-        x.like,
-        (term,),
-        bias=None if bias is None else linear.spread(bias),
-        name=module_path(node) or node.name,
-        adjust=_adjust(layers, bias),
-    )
-
-
-def _around(
-    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    if padding == "valid":
-        padding = 0
-    if padding == "same":  # an odd zero goes behind
-        sums = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return tuple((both // 2, both - both // 2) for both in sums)
-    return tuple((p, p) for p in per_axis(padding, len(kernel)))
+from .weighted import adjustable, convolution, linear, matmul
 
 
 def _vector(node: fx.Node, operand: Any, like: Affine) -> Tensor:
@@ -189,7 +92,7 @@ def _batch_norm(
     y = _shifted(layers, node, y, shift.reshape(channels))
     if bias is not None and y.terms:
         # from here on, this is the bias that can be moved
-        y = y.adjusted_by(_adjust(layers, bias))
+        y = y.adjusted_by(adjustable(layers, bias))
     return [y]
 
 
@@ -223,13 +126,13 @@ def _item(layers: Layers, node: fx.Node, x: Any, index: int) -> Any:
 aten = torch.ops.aten
 
 OPERATIONS: dict[Any, Callable[..., Any]] = {
-    aten.linear.default: _linear,
-    aten.matmul.default: _matmul,
-    aten.mm.default: _matmul,
-    aten.conv1d.default: _conv,
-    aten.conv1d.padding: _conv,
-    aten.conv2d.default: _conv,
-    aten.conv2d.padding: _conv,
+    aten.linear.default: linear,
+    aten.matmul.default: matmul,
+    aten.mm.default: matmul,
+    aten.conv1d.default: convolution,
+    aten.conv1d.padding: convolution,
+    aten.conv2d.default: convolution,
+    aten.conv2d.padding: convolution,
     aten.add.Tensor: _add,
     aten.sub.Tensor: _sub,
     aten.rsub.Scalar: _rsub,
@@ -254,10 +157,10 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.adaptive_avg_pool1d.default: adaptive_average_pool,
     aten.adaptive_avg_pool2d.default: adaptive_average_pool,
     aten._adaptive_avg_pool2d.default: adaptive_average_pool,
-    aten.mean.dim: mean,
-    aten.mean.default: mean,
-    aten.sum.dim_IntList: total,
-    aten.sum.default: total,
+    aten.mean.dim: reduction(total=False),
+    aten.mean.default: reduction(total=False),
+    aten.sum.dim_IntList: reduction(total=True),
+    aten.sum.default: reduction(total=True),
 }
 """What is read. Operations of `SAME` and `MOVES` are read, too; all others are kept."""
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import archive, baselines, data, explicit, files, progress
+from . import archive, baselines, data, explicit, files, measure
 from .capture import capture
 from .config import Config
 from .evaluate import robustness
@@ -24,12 +22,6 @@ from .plots import read
 from .recipe import Recipe
 
 Row = dict[str, Any]
-
-CURVE_STEPS = 60
-"""Most steps of the equilibrium's residual curve."""
-
-STATES = 1 << 26
-"""Most states of test images side by side: 256 MB a copy."""
 
 MADE = ("seconds", "rows", "max_relative_gap")
 """How the columns begin that say how a model was made; `evaluate` keeps them."""
@@ -86,7 +78,7 @@ class SeedRun:
         self._count("explicit", baselines.by_name(net))
         return self._row("explicit", net) | {
             "seconds": seconds,
-            **_size(net, equations.nonzeros, equations.nonzeros),
+            **measure.size(net, equations.nonzeros, equations.nonzeros),
             "bytes": self._weights.stat().st_size,
         }
 
@@ -120,7 +112,10 @@ class SeedRun:
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
-        return self._row(name, pruned) | {"seconds": seconds, **_size(pruned, nonzeros, before)}
+        return self._row(name, pruned) | {
+            "seconds": seconds,
+            **measure.size(pruned, nonzeros, before),
+        }
 
     def finetuned_row(self) -> Row:
         """Distil the saved implicit model on its support, and measure it.
@@ -164,10 +159,10 @@ class SeedRun:
             made = {"seconds": math.nan} | {k: v for k, v in old.items() if k.startswith(MADE)}
         else:
             model, made = self._fit()
-        with torch.no_grad():
-            found = [model.equilibrium(u) for u in self._test_batches(model)]
+        inputs = self.dataset.test_inputs.to(self.settings.device)
+        equilibria = measure.equilibria(model, inputs)
         certificate = model.certificate
-        self._tables["convergence"] = self._curve(model)
+        self._tables["convergence"] = measure.curve(model, inputs)
         return self._row("implicit", model) | {
             "seconds": made.pop("seconds"),
             "nonzeros": model.nonzeros,
@@ -181,9 +176,7 @@ class SeedRun:
             "well_posed": certificate.well_posed,
             "certificate_norm": certificate.norm,
             "certificate_method": certificate.method,
-            "converged": float(torch.cat([e.converged for e in found]).double().mean()),
-            "max_residual": max(float(e.residual.max()) for e in found),
-            "max_steps": max(int(e.steps.max()) for e in found),
+            **equilibria,
             "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             **made,
         }
@@ -253,7 +246,7 @@ class SeedRun:
         self._tables |= {"rows": result.rows, "trace": result.trace}
         if result.levels:
             self._tables["levels"] = result.levels
-        self._count("implicit", _by_layer(result.rows, net))
+        self._count("implicit", measure.by_layer(result.rows, net))
         return result.model, {
             "seconds": sum(result.seconds.values()),
             "rows": len(result.rows),
@@ -274,102 +267,22 @@ class SeedRun:
         ]
 
     def _row(self, name: str, net: nn.Module) -> Row:
+        wanted, dataset = self.settings.evaluation, self.dataset
         begin = time.monotonic()
-        found = accuracy(net, self.dataset, self.settings.evaluation.bs)
+        found = explicit.accuracy(net, dataset.test_inputs, dataset.test_labels, wanted.bs)
         seconds = time.monotonic() - begin
-        if self.settings.evaluation.metric == "robustness":
-            self._attack(name, net)
+        if wanted.metric == "robustness":
+            rows, shown = measure.attacks(
+                name, net, dataset, wanted, source=self._explicit()[0], seed=self.seed
+            )
+            self._tables["robustness"] = rows
+            kept = self.folder / robustness.SHOWN
+            before = safetensors.torch.load_file(kept) if kept.exists() else {}
+            files.write_bytes(kept, safetensors.torch.save(before | shown))
         return {
             "model": name,
-            "dataset": self.dataset.name,
+            "dataset": dataset.name,
             "seed": self.seed,
             "test_accuracy": found,
             "inference_seconds": seconds,
         }
-
-    # the rows of robustness.csv, and what its figures show of this model
-    def _attack(self, name: str, net: nn.Module) -> None:
-        wanted = self.settings.evaluation
-        u, y = self.dataset.test_inputs, self.dataset.test_labels
-        chosen = data.sample(len(y), min(1.0, wanted.samples / len(y)), self.seed)
-        u, y = u[chosen], y[chosen]
-        with progress.task(f"attacking {name}", total=1.0) as step:
-            rows = robustness.evaluate(
-                net,
-                u,
-                y,
-                wanted.eps,
-                wanted.attacks,
-                source=self._explicit()[0],
-                seed=self.seed,
-                progress=step,
-            )
-        self._tables["robustness"] = [{"model": name, **row} for row in rows]
-        shown = robustness.shown(net, u, y, wanted.eps, seed=self.seed)
-        kept = self.folder / robustness.SHOWN
-        before = safetensors.torch.load_file(kept) if kept.exists() else {}
-        mine = {f"{name}/{key}": value for key, value in shown.items()}
-        files.write_bytes(kept, safetensors.torch.save(before | mine))
-
-    def _test_batches(self, model: ImplicitModel) -> tuple[Tensor, ...]:
-        size = max(1, min(2000, STATES // model.n))
-        return self.dataset.test_inputs.to(self.settings.device).split(size)
-
-    # residual against step of Picard's iteration on the first test images; where A is never written
-    # out there is one step, the pass through the layers
-    def _curve(self, model: ImplicitModel) -> list[Row]:
-        u = self._test_batches(model)[0]
-        method = "picard" if model.equations is None else "exact"
-        with torch.no_grad():
-            found = model.equilibrium(u, method=method, max_steps=CURVE_STEPS, history=True)
-        residuals = found.residual[None] if found.history is None else found.history
-        history = _carried_forward(residuals.cpu().double())
-        return [
-            {
-                "model": "implicit",
-                "step": step + 1,
-                "residual_median": float(residuals.median()),
-                "residual_max": float(residuals.max()),
-            }
-            for step, residuals in enumerate(history)
-        ]
-
-
-def accuracy(net: nn.Module, dataset: data.Dataset, batch_size: int) -> float:
-    """Measure a network on the test set.
-
-    Args:
-        net: Any network that returns logits.
-        dataset: The data.
-        batch_size: Samples at a time.
-
-    Returns:
-        The fraction classified correctly.
-    """
-    return explicit.accuracy(net, dataset.test_inputs, dataset.test_labels, batch_size)
-
-
-def _size(net: nn.Module, nonzeros: int, before: int) -> Row:
-    return {
-        "nonzeros": nonzeros,
-        "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),
-        "sparsity": 1 - nonzeros / before,
-    }
-
-
-# non-zeros by the layer's name in the network, where the rows say `output` of the last one
-def _by_layer(rows: list[Row], net: nn.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for row in rows:
-        found[row["layer"]] = found.get(row["layer"], 0) + row["nonzeros"]
-    others = [name for name in baselines.by_name(net) if name not in found]
-    last = others[0] if len(others) == 1 else "output"
-    return {last if layer == "output" else layer: n for layer, n in found.items()}
-
-
-# gives samples that have converged their last residual at the later steps
-def _carried_forward(history: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
-    filled = [history[0]]
-    for residuals in history[1:]:
-        filled.append(torch.where(residuals.isnan(), filled[-1], residuals))
-    return torch.stack(filled)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from . import archive, config, data
+from . import archive, config, data, explicit
 from .errors import InputError
 from .plots import read
-from .seed_run import accuracy
 
 Row = dict[str, Any]
 
@@ -40,7 +39,9 @@ def verify(folder: Path) -> list[Row]:
         quantities = {
             "nonzeros": model.nonzeros,
             "sparsity": model.sparsity,
-            "test_accuracy": accuracy(model, taken, settings.evaluation.bs),
+            "test_accuracy": explicit.accuracy(
+                model, taken.test_inputs, taken.test_labels, settings.evaluation.bs
+            ),
             "certificate_norm": certificate.norm,
             "well_posed": certificate.well_posed,
         }

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..evaluate.attacks import pgd
 from ..explicit import evaluating
 from . import weights
-from .finetune import hold, train
+from .finetune import hold, keep_largest, train
 from .task import Task
 
 EPS = 0.05
@@ -27,9 +27,7 @@ def adversarial(task: Task, sparsity: float) -> nn.Module:
         A trained copy with exactly round((1 − sparsity) N₀) non-zero weights.
     """
     net, count = weights.begin(task, sparsity)
-    masks = weights.largest(weights.magnitudes(net), count)
-    held = [(layer.weight, mask) for layer, mask in zip(weights.layers(net), masks, strict=True)]
-    hold(held)
+    held = keep_largest(net, count)
     batches = 0
 
     def objective(u: Tensor, y: Tensor) -> Tensor:

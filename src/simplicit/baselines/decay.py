@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from . import weights
-from .finetune import hold, train
+from .finetune import hold, keep_largest, train
 from .task import Task
 
 DECAY = 1e-3
@@ -22,9 +22,7 @@ def decay(task: Task, sparsity: float) -> nn.Module:
         A trained copy with exactly round((1 − sparsity) N₀) non-zero weights.
     """
     net, count = weights.begin(task, sparsity)
-    masks = weights.largest(weights.magnitudes(net), count)
-    held = [(layer.weight, mask) for layer, mask in zip(weights.layers(net), masks, strict=True)]
-    hold(held)
+    held = keep_largest(net, count)
 
     def penalty() -> torch.Tensor:
         squares = [layer.weight.square().sum() for layer in weights.layers(net)]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import explicit
 from .task import Task
-from .weights import clear
+from .weights import clear, largest, layers, magnitudes
 
 Held = Sequence[tuple[Tensor, Bool[Tensor, "..."]]]
 """Parameters, each with a mask that is false where it is held at zero."""
@@ -53,6 +53,22 @@ def train(
         penalty=penalty,
         after_step=after_step,
     )
+
+
+def keep_largest(net: nn.Module, count: int) -> Held:
+    """Set to zero all weights but those of largest magnitude, of all layers together.
+
+    Args:
+        net: A copy of the task's network, changed in place.
+        count: How many weights stay.
+
+    Returns:
+        What has to be held at zero if the network is trained further.
+    """
+    masks = largest(magnitudes(net), count)
+    held = [(layer.weight, mask) for layer, mask in zip(layers(net), masks, strict=True)]
+    hold(held)
+    return held
 
 
 def hold(held: Held) -> None:

@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from . import weights
-from .finetune import hold, train
+from .finetune import hold, keep_largest, train
 from .task import Task
 
 PRUNED_BY = 0.75
@@ -30,24 +30,17 @@ def gmp(task: Task, sparsity: float) -> nn.Module:
     steps = task.epochs * math.ceil(len(task.train_inputs) / task.batch_size)
     span = PRUNED_BY * steps
     interval = max(1, round(span / PRUNINGS))
-    parameters = [layer.weight for layer in weights.layers(net)]
-
-    def magnitude_masks(remaining: int) -> list:
-        masks = weights.largest(weights.magnitudes(net), remaining)
-        return list(zip(parameters, masks, strict=True))
-
-    held, step = magnitude_masks(total), 0
+    held, step = keep_largest(net, total), 0
 
     def after_step() -> None:
         nonlocal held, step
         step += 1
         hold(held)
         if step % interval == 0 and step < span + interval:
-            held = magnitude_masks(round((1 - cubic(step, span, sparsity)) * total))
-            hold(held)
+            held = keep_largest(net, round((1 - cubic(step, span, sparsity)) * total))
 
     train(task, net, task.epochs, after_step=after_step)
-    hold(magnitude_masks(count))  # nothing new, unless there was no step at all
+    keep_largest(net, count)  # nothing new, unless there was no step at all
     return net
 
 

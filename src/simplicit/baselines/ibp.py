@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..worst_case import Ramp, mixed
 from . import weights
-from .finetune import hold, train
+from .finetune import hold, keep_largest, train
 from .task import Task
 
 EPS = 0.05
@@ -34,9 +34,7 @@ def ibp(task: Task, sparsity: float) -> nn.Module:
     net, count = weights.begin(task, sparsity)
     if not isinstance(net, nn.Sequential) or not isinstance(net[-1], nn.Linear):
         raise InputError("baseline ibp: accepted is a network of type fnn")
-    masks = weights.largest(weights.magnitudes(net), count)
-    held = [(layer.weight, mask) for layer, mask in zip(weights.layers(net), masks, strict=True)]
-    hold(held)
+    held = keep_largest(net, count)
     ramp = Ramp(task.epochs * math.ceil(len(task.train_inputs) / task.batch_size))
 
     def objective(u: Tensor, y: Tensor) -> Tensor:
