@@ -135,7 +135,7 @@ def _judge(row: _Row, V: Array, t: Array, w: Array) -> tuple[float, ...]:
     dual = 0.0  # θ = 0: the objective is never negative
     for theta in _directions(row, V, t, r):
         if primal - dual > 1e-12 * unit:
-            dual = max(dual, _best_on_ray(row, V, t, theta, primal))
+            dual = max(dual, _best_on_ray(row, V, t, theta, float(primal)))
     return tuple(map(float, (primal, dual, norm, excess, unit)))
 
 

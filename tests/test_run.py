@@ -20,7 +20,7 @@ COMMON = {"model", "dataset", "seed", "nonzeros", "parameters", "sparsity", "tes
 COMMON |= {"seconds", "inference_seconds", "bytes"}
 IMPLICIT = COMMON | {"states", "structure", "objective", "kappa", "well_posed", "certificate_norm"}
 IMPLICIT |= {"certificate_method", "converged", "max_residual", "max_steps", "peak_memory", "rows"}
-IMPLICIT |= {"rows_solved", "max_relative_gap", "seconds_capture", "seconds_states"}
+IMPLICIT |= {"rows_solved", "max_relative_gap", "rows_l0_gap", "seconds_capture", "seconds_states"}
 IMPLICIT |= {"seconds_level", "seconds_solve", "seconds_sweeps"}
 
 TABLES = {
@@ -89,6 +89,7 @@ def test_metrics_have_every_column_and_true_numbers(finished):
         assert row["well_posed"] is True and row["certificate_norm"] <= 0.99
         assert (row["converged"], row["max_steps"]) == (1.0, 2) and row["max_residual"] < 1e-6
         assert row["rows"] == row["rows_solved"] == 30 and row["max_relative_gap"] <= 1e-4
+        assert 0 <= row["rows_l0_gap"] < 1
         phases = sum(
             row[f"seconds_{name}"] for name in ("capture", "states", "level", "solve", "sweeps")
         )

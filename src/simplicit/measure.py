@@ -133,6 +133,19 @@ def size(net: nn.Module, nonzeros: int, before: int) -> Row:
     }
 
 
+def l0_gap(rows: Sequence[Row]) -> float:
+    """Say how far the supports that elimination chose can be from the best ones.
+
+    Args:
+        rows: Records of the row problems, each with the dual bound of its l0 problem.
+
+    Returns:
+        (F − D) / F, objectives F and bounds D summed over the rows; 0 if nothing is lost.
+    """
+    objective, bound = (sum(row[name] for row in rows) for name in ("objective", "bound"))
+    return (objective - bound) / objective if objective > 0 else 0.0
+
+
 def by_layer(rows: Sequence[Row], net: nn.Module) -> dict[str, int]:
     """Add up the non-zero weights of an implicit model, layer by layer.
 
