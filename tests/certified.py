@@ -135,7 +135,7 @@ def _judge(row: _Row, V: Array, t: Array, w: Array) -> tuple[float, ...]:
     dual = 0.0  # θ = 0: the objective is never negative
     for theta in _directions(row, V, t, r):
         if primal - dual > 1e-12 * unit:
-            dual = max(dual, _best_on_ray(row, V, t, theta))
+            dual = max(dual, _best_on_ray(row, V, t, theta, primal))
     return tuple(map(float, (primal, dual, norm, excess, unit)))
 
 
@@ -160,17 +160,17 @@ def _directions(row: _Row, V: Array, t: Array, r: Array) -> list[Array]:
     return found
 
 
-def _best_on_ray(row: _Row, V: Array, t: Array, r: Array) -> float:
+def _best_on_ray(row: _Row, V: Array, t: Array, r: Array, primal: float) -> float:
     """The best dual value at a multiple of r that is feasible for the loss."""
     square, unit, m = r @ r, t @ t, len(t)
     if not row.root:
         return max(_bound(row, V, t, r), _bound(row, V, t, (r @ t) / square * r))
     point: Array = r * np.sqrt(m / square)
     best = _bound(row, V, t, point)
-    if square < 1e-4 * unit:
-        # a vanishing residual has a direction, but its length means little: find the best one
+    if primal - best > 1e-9 * np.sqrt(unit / m):
+        # beside the optimum the residual has a direction, but its length means little
         shares = np.linspace(0, 1, 9, dtype=np.longdouble)
-        for _ in range(5):
+        for _ in range(12):
             values = [_bound(row, V, t, share * point) for share in shares]
             i = int(np.argmax(values))
             shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)

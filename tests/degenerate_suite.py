@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cases import LOSSES, PENALTIES, Case, degenerate, known, normal
+from cases import LOSSES, PENALTIES, Case, degenerate, known, normal, uniform
 from certified import judge
 from simplicit.duality import Loss
 from simplicit.gram import Gram
@@ -177,6 +177,20 @@ class DegenerateSuite(SolverSuite):
             )
             solution = self.check(problem, V, T)
             assert solution.solved.all() or not self.exact
+
+    def test_rooted_rows_matched_along_weak_directions(self):
+        """Rank 20 of 80, most of it 1e-5 and less: careful rounds must move every feature."""
+        if not self.exact:
+            return
+        left, right = (torch.linalg.qr(normal(n, 20, seed=n))[0] for n in (40, 80))
+        weak = 10 ** torch.linspace(-2.5, -4.5, 17, dtype=torch.float64)
+        V = left * torch.cat([torch.ones(3).double(), weak]) @ right.T
+        V /= V.square().mean(0).sqrt()
+        T = V @ normal(80, 2, seed=2)
+        T = T / T.square().mean(0).sqrt() + 3e-3 * normal(40, 2, seed=3)
+        scales = 10 ** uniform(80, seed=4, low=-1.3)
+        problem = RowProblem(Gram.from_data(V, T), Penalty(1e-9, 0.0, 0.1, scales), None, "root")
+        self.check_solved(problem, V, T, tol=1e-6, max_iterations=2000)
 
     @given(problems())
     @settings(

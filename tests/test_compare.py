@@ -91,7 +91,7 @@ def test_a_stopped_comparison_is_taken_up_and_a_finished_one_extended(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("simplicit.matching.Matching.match_outputs", stop)
+        patch.setattr("simplicit.elimination_matching.EliminationMatching.match_outputs", stop)
         compare(wanted(0.5), out)
     compare(wanted(0.5), out)
     monkeypatch.setattr(explicit, "train", stop)  # networks are trained, and gmp has run

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import simplicit
+from simplicit.constraint import RowConstraint
 from simplicit.errors import InputError
 from simplicit.fit import Fit
 from simplicit.model import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.solvers import tile
-from teachers import N0, PHIS, quick_fit, samples, teacher
+from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
 STRUCTURES = ("triangular", "layered", "full")
 
@@ -90,6 +91,22 @@ def test_a_full_model_keeps_its_ball(phi, kappa):
     assert certificate.well_posed and certificate.method == "weighted norm"
     assert certificate.norm <= kappa * (1 + 1e-9)
     assert model.equilibrium(samples(300, seed=7)).converged.all()
+
+
+@pytest.mark.parametrize("phi", ["relu", "tanh"])
+@pytest.mark.parametrize("options", [{"structure": "full"}, {"constraint": "row"}])
+def test_elimination_stays_in_the_ball_at_the_exact_budget(options, phi):
+    recipe = Recipe(sparsity=0.6, kappa=0.6, **options)
+    result = quick_fit(recipe, phi)
+    model = result.model
+    constraint = RowConstraint(read(phi), recipe.constraint, 0.6)
+    norms = model.A.abs().double() @ constraint.omega
+    if recipe.constraint == "row":
+        norms += model.B.abs().sum(1)
+    assert (norms <= 0.6 * constraint.omega * (1 + 1e-6)).all() and norms.any()
+    assert model.nonzeros == round(0.4 * N0) and "sweeps" not in result.seconds
+    assert all(row["bound"] <= row["objective"] for row in result.rows)
+    assert unexplained(model, teacher(phi)) < 0.6
 
 
 def test_robustness_has_smaller_norms_the_less_the_match_weighs():

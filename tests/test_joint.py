@@ -107,3 +107,12 @@ def test_threads_do_not_change_bits():
     for joint in (one, two):
         joint.match(40, sweeps=5)
     assert torch.equal(one.W, two.W)
+
+
+def test_a_budget_is_not_spent_on_states_that_are_constant():
+    joint = job("sigmoid", shift=0.3)
+    joint.W[4, :-1] = 0.0
+    readers = joint.W[:, 4] != 0
+    joint._grow(joint.W.numel())
+    assert torch.equal(joint.W[:, 4] != 0, readers)
+    assert joint.W[9:, 5].all()  # other states of that layer are read by the outputs now

@@ -41,14 +41,9 @@ def test_the_budget_is_met_exactly_whatever_the_layers(name):
     assert result.model.nonzeros == max(round((1 - sparsity) * N0), kept)
     assert sum(row["nonzeros"] for row in result.rows) == result.model.nonzeros - kept
     for row in result.rows:
-        # both are differences of numbers as large as the unit of relative gaps, ½ t2
-        unit = row["gap"] / row["relative_gap"] if row["relative_gap"] else 0.0
-        assert row["bound"] <= row["objective"] + 1e-9 * unit
-    # few samples: the last digits of a bound may be out of reach, it is one all the same
-    unsolved = [r for r in result.rows if r["status"] not in ("solved", "solved_inaccurate")]
-    if name == "resnet, shortcut convolutions" and len(unsolved) <= 2:
-        pytest.xfail("two rows whose moments have rank 12 end at max_iterations, with a gap of 3 %")
-    assert not unsolved
+        # few samples: the last digits of a bound may be out of reach, it is one all the same
+        assert row["status"] in ("solved", "solved_inaccurate")
+        assert row["bound"] <= row["objective"] * (1 + 1e-9) + 1e-12
 
 
 @pytest.mark.parametrize("make", [lambda: ResNet20(4, 1, 5), lambda: Stages(4, 1, 6, 5)])

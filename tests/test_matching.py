@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simplicit import matching
+from simplicit.elimination_matching import EliminationMatching
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.gram import Gram
@@ -26,7 +27,8 @@ def start(
     recipe: Recipe, structure: Structure = "triangular", phi: str = "relu", **options
 ) -> Matching:
     arguments = {"workers": 1, "device": None, "checkpoint": None} | options
-    return Matching(read(phi), batches(samples(), 64), recipe, structure, **arguments)
+    kind = EliminationMatching if recipe.eliminates else Matching
+    return kind(read(phi), batches(samples(), 64), recipe, structure, *arguments.values())
 
 
 def states(phi: str = "relu") -> tuple[Tensor, Tensor]:
@@ -131,6 +133,7 @@ def test_aware_targets_lose_nothing_where_states_are_on(closed_loop):
         gram = job.gram(None)
         job.plan(gram)
         job.solve_block(0, gram)
+        assert isinstance(job, EliminationMatching)
         assert int(torch.count_nonzero(job.W[4:9, :-1])) == sum(job.keep[0])
         V, T = states()
         z, found = T[:, 4:9].double(), V.double() @ job.W[4:9].T

@@ -271,3 +271,23 @@ def test_a_wrong_argument_is_named(what):
     with pytest.raises(InputError, match=name) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["l0+l2", "elastic", "ridge"])
+def test_the_rooted_gap_is_that_of_the_best_multiple_of_the_residual(name):
+    """Beside the optimum ‖r‖ is not its σ, and r/‖r‖ may be a poor dual point."""
+    case = known(PENALTIES[name], ball=True, loss="root")
+    for size in (1e-3, 1e-1):
+        W, problem, terms = feasible(case, 3, size), case.problem, case.problem.terms
+        r = case.T - case.V @ W.T
+        theta = r / r.square().mean(0).sqrt()
+        c, m = (case.V.T @ theta).T / len(r), len(r)
+        gaps = [
+            problem.objective(W)
+            - s * (theta * case.T).sum(0) / m
+            + terms.conjugate(s * c, terms.dual_multiplier(s * c))
+            for s in torch.linspace(0.0, 1.0, 201).tolist()
+        ]
+        least = torch.stack(gaps).amin(0)
+        assert (problem.gap(W) <= least * (1 + 1e-6) + 1e-12).all()
+    assert (least < gaps[-1] * (1 - 1e-3)).any()

@@ -15,8 +15,8 @@ from .prox import Separable
 
 Loss = Literal["squared", "root"]
 
-MATCHED = 1e-6
-"""Mean square residual, relative to the target's, below which the rooted gap looks for its dual."""
+LOOSE = 1e-12
+"""Relative gap above which the rooted loss looks for a better multiple of the residual."""
 
 
 def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
@@ -77,13 +77,14 @@ def gap(
         c = (moments - product(correction, gram.G[f])).masked_fill(free, 0.0)
     reduced = (q - lost).clamp_min(0)
     if loss == "root":
-        root = torch.sqrt(reduced)
-        # a floor on ‖r‖ keeps θ feasible (‖θ‖ ≤ 1) and finite where the residual vanishes
-        sigma = torch.maximum(root, 1e-9 * torch.sqrt(gram.t2) + torch.finfo(q.dtype).tiny)
+        # what rounding may have added to q, or taken: with it ‖θ‖ ≤ 1 for sure, and σ > 0;
+        # without it a target that is matched would lift the bound
+        rounding = torch.finfo(q.dtype).eps * (gram.t2 + (gram.R * W).abs().sum(1))
+        sigma = torch.sqrt(reduced + rounding + torch.finfo(q.dtype).tiny)
         if residual is not None:
             sigma = torch.maximum(sigma, residual[:, 0])
         c, primal = c / sigma[:, None], torch.sqrt(q)
-        inner = reduced / sigma
+        inner = (reduced - rounding).clamp_min(0) / sigma
     else:
         primal, inner = 0.5 * q, reduced
     flat = (terms.l2 * terms.rho**2 == 0) & ((terms.omega == 0) | ~torch.isfinite(terms.radius))
@@ -92,27 +93,30 @@ def gap(
     s = s.amin(1) if W.shape[1] else torch.ones_like(q)
     # rounding of s·c may leave it a last bit outside: step just inside
     s = torch.where(s < 1, s * (1 - 1e-15), s)
+
+    def at(s: Tensor) -> Tensor:
+        # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
+        loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
+        moments = c * s[:, None]
+        best = terms.dual_multiplier(moments) if mu is None else mu
+        if mu is not None and terms.has_ball:
+            best = torch.maximum(mu, terms.smallest_multiplier(moments))
+        return loss_gap + terms.value(W) + terms.conjugate(moments, best) - (moments * W).sum(1)
+
+    found = at(s)
     if loss == "root" and residual is None:
-        small = (reduced <= MATCHED * gram.t2).nonzero()[:, 0]
-        if len(small):
-            earned = inner[small] + (c[small] * W[small]).sum(1)
-            s[small] = _best_multiple(terms.rows(small), c[small], s[small], earned)
-    c = c * s[:, None]
-    # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
-    loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
-    if mu is None:
-        mu = terms.dual_multiplier(c)
-    elif terms.has_ball:
-        mu = torch.maximum(mu, terms.smallest_multiplier(c))
-    conjugate = terms.conjugate(c, mu)
-    found = loss_gap + terms.value(W) + conjugate - (c * W).sum(1)
+        some = (found > LOOSE * torch.sqrt(gram.t2)).nonzero()[:, 0]
+        if len(some):
+            earned = inner[some] + (c[some] * W[some]).sum(1)
+            s[some] = _best_multiple(terms.rows(some), c[some], s[some], earned)
+            found = torch.minimum(found, at(s))
     # the dual point 0 always proves that the objective is not negative
     return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
 
 
 def _best_multiple(terms: Separable, c: Tensor, most: Tensor, earned: Tensor) -> Tensor:
-    # A residual near rounding points nowhere: along it the dual value s·earned − g*(s c) is concave
-    # in s, so the best multiple up to `most` is found by golden section on log s.
+    # Where ‖r‖ is not the σ of the optimum, θ = r/‖r‖ is not its dual point. The dual value
+    # s·earned − g*(s c) is concave in s: golden section on log s finds the best up to `most`.
     golden = (5**0.5 - 1) / 2
     low, high = torch.log(most) - 30.0, torch.log(most)
 

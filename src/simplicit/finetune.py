@@ -11,6 +11,9 @@ from .explicit import evaluating, train
 from .model import ImplicitModel
 from .worst_case import Ramp, mixed, worst_logits
 
+LR, WORST_LR = 3e-3, 2e-2
+"""Of distillation, and of the worst case; chosen on held-out training images."""
+
 
 def finetune(
     model: ImplicitModel,
@@ -18,7 +21,7 @@ def finetune(
     inputs: Tensor,
     *,
     epochs: int = 5,
-    lr: float = 3e-3,
+    lr: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
     eps: float = 0.0,
@@ -36,7 +39,7 @@ def finetune(
         net: The network it came from.
         inputs: Calibration inputs, no labels, (m, *input_shape).
         epochs: Passes over them.
-        lr: Adam's learning rate at the start; it falls to 0 (chosen on held-out training images).
+        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `WORST_LR` with eps.
         batch_size: Samples a step.
         seed: Seed of the orders.
         eps: Radius in l∞, for inputs in [0, 1] and a model without feedback; 0 for none.
@@ -70,7 +73,7 @@ def finetune(
         inputs,
         probabilities.to(tuned.A),
         objective=robust if eps else None,
-        lr=lr,
+        lr=lr or (WORST_LR if eps else LR),
         decay=True,
         epochs=epochs,
         batch_size=batch_size,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import progress, robustify, threads
 from .capture import capture
 from .dead import without_dead_states
+from .elimination_matching import EliminationMatching
 from .equations import StateEquations
 from .errors import InputError
 from .layerwise import LayerwiseMatching
@@ -118,7 +119,8 @@ def fit(
     if equations.structured:
         return _fit_layers(equations, stream, recipe, workers, checkpoint, clock)
     structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
-    matching = Matching(equations, stream, recipe, structure, workers, device, checkpoint)
+    kind = EliminationMatching if recipe.eliminates else Matching
+    matching = kind(equations, stream, recipe, structure, workers, device, checkpoint)
     clock.lap("capture")
     gram = matching.gram(None)
     clock.lap("states")
@@ -129,7 +131,7 @@ def fit(
             matching.solve_block(index, gram)
         clock.lap("solve")
         # its products are short: two threads on busy processors would mostly wait for each other
-        if recipe.eliminates and recipe.sweeps:
+        if recipe.joint and isinstance(matching, EliminationMatching):
             matching.match_outputs()
             clock.lap("sweeps")
     model = matching.model()
@@ -144,7 +146,7 @@ def fit(
         rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
         matching.recount(torch.count_nonzero(rows, dim=1))
         clock.lap("robustness")
-    if recipe.eliminates and recipe.sweeps:
+    if recipe.joint:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}

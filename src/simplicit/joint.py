@@ -34,6 +34,9 @@ REFITS = 2
 BYTES = 24.0
 """Per sample and feature: float64 as collected and as V, float32 as kept and as worked on."""
 
+INACTIVE = 0.1
+"""Weight of samples whose state is off, as a part of what it is when on."""
+
 HALVINGS = 4
 """Shorter steps tried where a refit would take the outputs further away."""
 
@@ -185,12 +188,15 @@ class JointMatching:
         if count < 1:
             return
         tiny = torch.finfo(torch.float32).tiny
-        gains = torch.zeros_like(self.W)
+        gains, counts = torch.zeros_like(self.W), ~self.free
+        # a state without a row of its own is a constant, as the bias is
+        states = slice(0, len(self.parts[0].Z))
+        counts[states] &= (self.W[states][:, ~self.free] != 0).any(1)
         for index, block in enumerate(self.blocks):
             for k in range(block.rows.start, block.rows.stop):
                 slope, curvature = self._sum("gains", k, index)
                 gain = slope.square() / curvature.clamp_min(tiny)
-                absent = (self.W[k] == 0) & ~self.free
+                absent = (self.W[k] == 0) & counts
                 gains[k, block.columns] = (gain * absent)[block.columns]
         best = gains.flatten().topk(min(count, gains.numel()))
         added = best.indices[best.values > 0]

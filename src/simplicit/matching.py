@@ -1,4 +1,4 @@
-"""Row problems, layer by layer: solved and refitted, or eliminated to a budget and swept."""
+"""Row problems of a network of matrices, layer by layer: written, solved, refitted, kept."""
 
 import time
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory, progress, threads
+from . import progress, threads
 from .budget import shares
 from .checkpoint import Checkpoint
 from .constraint import RowConstraint
@@ -16,25 +16,16 @@ from .equations import StateEquations
 from .equilibrium import Block
 from .errors import InputError
 from .gram import Gram
-from .joint import BYTES, JointMatching
 from .match import RowBlock, Structure, penalty_scales, row_blocks
 from .model import ImplicitModel
-from .path import count, solve_to_budget
+from .path import Level, count, solve_to_budget
 from .problem import RowProblem
 from .recipe import Recipe, prune_smallest
 from .records import Row, row_records, trace_records
-from .refit import fit_to_budget, refit
-from .sensitivity import sensitivity
+from .refit import fit_to_budget
 from .solution import Solution
 from .solvers import Callback, Progress, solve
 from .states import Batches, collect
-from .support import bounded, choose, first_budget, plan
-
-AWARE = 3
-"""Times the targets of a state that is off are moved to where the row has it."""
-
-INACTIVE = 0.1
-"""Weight, in joint matching, of samples whose state is off, as a part of what it is when on."""
 
 
 class Matching:
@@ -64,9 +55,6 @@ class Matching:
             self.constraint = RowConstraint(equations, recipe.constraint, recipe.kappa)
         self.rho = torch.ones(self.W.shape[1], **kind)
         self.quotas: list[int | None] = [None] * len(self.blocks)
-        self.keep: list[list[int]] = []
-        self.orders: list[Tensor] = []
-        self.importance = torch.ones(n + q, dtype=torch.float64)
         self.level: float | None = None
         self.rows: list[Row] = []
         self.trace: list[Row] = []
@@ -144,13 +132,15 @@ class Matching:
         if self.recipe.sparsity is None:
             return
         problems = [self.problem(block, gram) for block in self.blocks]
-        if self.recipe.eliminates:
-            self._plan_elimination(problems)
-        else:
-            self._plan_relaxation(problems)
+        self.plan_budget(problems)
 
-    def _plan_relaxation(self, problems: list[RowProblem]) -> None:
-        if saved := self._restore("plan", "level"):
+    def plan_budget(self, problems: list[RowProblem]) -> None:
+        """Find the level at which all rows have the budget together, and each block's share.
+
+        Args:
+            problems: The rows of every block, their penalties at level 1.
+        """
+        if saved := self.restore("plan", "level"):
             self.level, self.quotas = saved[1]["level"], saved[1]["quotas"]
             return
         begin = time.monotonic()
@@ -175,60 +165,6 @@ class Matching:
         assert self.recipe.sparsity is not None
         return round((1 - self.recipe.sparsity) * self.equations.nonzeros)
 
-    def _plan_elimination(self, problems: list[RowProblem]) -> None:
-        if saved := self._restore("plan", "level"):
-            self.importance = saved[0][:, 0].cpu()
-            self.level, self.keep = saved[1]["level"], saved[1]["keep"]
-            return
-        begin, budget = time.monotonic(), self.budget
-        if self.recipe.sweeps:
-            budget = first_budget(budget, self.equations.nonzeros)
-        if self.recipe.sensitivity:
-            self.importance = sensitivity(self.equations, self.stream)
-        else:
-            t2 = torch.cat([p.gram.t2 for p in problems]).cpu()
-            order = torch.cat([torch.arange(b.rows.start, b.rows.stop) for b in self.blocks])
-            t2 = t2[order.argsort()]
-            self.importance = torch.where(t2 > 0, 1 / t2, 0.0)
-        with progress.task("spending the budget over the rows", total=1) as step:
-            importance = [self.importance[block.rows] for block in self.blocks]
-            self.level, self.keep, self.orders = plan(problems, importance, budget, self.workers)
-            step(1, f"{sum(map(sum, self.keep))} weights")
-        records = {"level": self.level, "keep": self.keep, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep("plan", self.importance[:, None], records)
-
-    # supports by elimination, refitted; and the relaxation whose dual bounds what they are worth
-    def _eliminate(
-        self, index: int, problem: RowProblem, order: Tensor | None, look: Callback
-    ) -> tuple[RowProblem, Solution, Tensor]:
-        W = choose(problem, self.keep[index], order, self.workers)
-        hidden, output = self.equations.hidden, self.equations.output
-        relu = [q.phi.name == "relu" for q in (*hidden, output)][index]
-        # sweeps look at the outputs instead
-        if self.recipe.relu_aware and not self.recipe.sweeps and relu:
-            for _ in range(AWARE):
-                problem = replace(problem, gram=self._aware(index, problem.gram, W))
-                W = refit(problem, W != 0)
-        assert self.level is not None
-        # rows that no output hears are worth nothing
-        worth = self.importance[self.blocks[index].rows].clamp_min(1e-30)
-        problem = bounded(problem, self.level / worth.to(W))
-        tol, workers = self.recipe.tol, self.workers
-        return problem, solve(problem, tol=tol, workers=workers, callback=look), W
-
-    # the same features, with targets that let a state which is off be off anywhere below zero
-    def _aware(self, index: int, gram: Gram, W: Tensor) -> Gram:
-        block, columns = self.blocks[index], self.blocks[index].columns.to(self.device)
-        R, t2 = torch.zeros_like(gram.R), torch.zeros_like(gram.t2)
-        for batch in self.stream:
-            U, Z, _ = (t.to(self.device) for t in collect(self.equations, batch))
-            X = self.states(U, self.equations.activate(Z), index if self.recipe.closed_loop else 0)
-            V, z = self.features(X, U)[:, columns], Z[:, block.rows]
-            target = torch.where(z > 0, z, (V @ W.T).clamp_max(0))
-            R += target.T @ V / gram.m
-            t2 += target.square().sum(0) / gram.m
-        return gram.with_targets(R, t2)
-
     def calibration(self) -> tuple[Tensor, Tensor]:
         """Collect the calibration inputs and the teacher's outputs on them.
 
@@ -239,28 +175,34 @@ class Matching:
         U, _, Y = (torch.cat(parts).to(self.device) for parts in zip(*passes, strict=True))
         return U, Y
 
-    def match_outputs(self) -> None:
-        """Sweep over the rows until the outputs are matched at the budget."""
-        if saved := self._restore("sweeps", "sweeps"):
-            self.W[:] = saved[0].to(self.W)
-            self.rows = saved[1]["rows"]
-            return
-        begin, e, sweeps = time.monotonic(), self.equations, self.recipe.sweeps
-        m = sum(len(batch) for batch in self.stream)
-        memory.require(BYTES * m * self.W.shape[1], f"{m} samples of {self.W.shape[1]} features")
-        U, Y = self.calibration()
-        V = self.features(U.new_zeros(len(U), e.n), U)
-        free = torch.arange(V.shape[1], device=self.device) >= e.n + e.p
-        blocks = [replace(b, columns=b.columns.to(self.device)) for b in self.blocks]
-        phis = e.elementwise
-        inactive = INACTIVE if self.recipe.relu_aware else 1.0
-        joint = JointMatching(self.W, blocks, phis, V, Y, free, inactive, self.workers)
-        with progress.task("matching the outputs (rows)", total=sweeps * len(self.W)) as step:
-            joint.match(self.budget, sweeps, step)
-        self.W[:] = joint.W.to(self.W)
-        self.recount(torch.count_nonzero(self.W[:, ~free], dim=1))
-        records = {"rows": self.rows, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep("sweeps", self.W, records)
+    def solve_rows(
+        self, index: int, problem: RowProblem, looped: bool, report: Level, callback: Callback
+    ) -> tuple[RowProblem, Solution, Tensor]:
+        """Solve the rows of a block; under a budget, bring them to its share and refit.
+
+        Args:
+            index: The block.
+            problem: Its rows.
+            looped: Whether its features are those of the model built so far.
+            report: Called with each level tried and the non-zeros it gave.
+            callback: Passed to every solve.
+
+        Returns:
+            The rows as they were solved, their certified solution, and the weights to use.
+        """
+        tol, workers, quota = self.recipe.tol, self.workers, self.quotas[index]
+        if quota is None:
+            solution = solve(problem, tol=tol, callback=callback, workers=workers)
+            return problem, solution, solution.W
+        return fit_to_budget(
+            problem,
+            quota,
+            start=self.level,
+            tol=tol,
+            report=report,
+            callback=callback,
+            workers=workers,
+        )
 
     def recount(self, weights: Tensor) -> None:
         """Write into the rows' records how many weights they have now.
@@ -276,7 +218,7 @@ class Matching:
     def solve_block(self, index: int, gram: Gram) -> None:
         """Solve one block of rows, bring it to its share, refit, keep the records."""
         block, quota = self.blocks[index], self.quotas[index]
-        if saved := self._restore(f"block-{index}", "solve"):
+        if saved := self.restore(f"block-{index}", "solve"):
             self.W[block.rows] = saved[0].to(self.W)
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
@@ -292,31 +234,14 @@ class Matching:
             def look(event: Progress) -> None:
                 nonlocal seen
                 events.append((time.monotonic() - self.start, event))
-                if quota is None and not self.recipe.eliminates:
+                if self.level is None:
                     step(event.solved - seen, f"gap {float(event.gap.max()):.1e}")
                     seen = event.solved
 
             def report(level: float, weights: int) -> None:
                 step(0, f"{weights} weights, {quota} wanted")
 
-            tol = self.recipe.tol
-            if self.recipe.eliminates:
-                # where the features are those of the plan, so is the order
-                order = self.orders[index] if self.orders and not looped else None
-                problem, solution, W = self._eliminate(index, problem, order, look)
-            elif quota is None:
-                solution = solve(problem, tol=tol, callback=look, workers=self.workers)
-                W = solution.W
-            else:
-                problem, solution, W = fit_to_budget(
-                    problem,
-                    quota,
-                    start=self.level,
-                    tol=tol,
-                    report=report,
-                    callback=look,
-                    workers=self.workers,
-                )
+            problem, solution, W = self.solve_rows(index, problem, looped, report, look)
             step(len(problem.gram.R) - seen)
         if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
             kept = W[:, ~problem.free]
@@ -329,7 +254,16 @@ class Matching:
         records = {"rows": rows, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"block-{index}", self.W[block.rows], records)
 
-    def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
+    def restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
+        """Look for a part that was finished before a stop.
+
+        Args:
+            name: What it was kept as.
+            phase: Where its time counts.
+
+        Returns:
+            Its weights and records, or None.
+        """
         saved = self.checkpoint.restore(name)
         if saved:
             # time spent before the stop counts

@@ -46,10 +46,10 @@ class Recipe:
         loss: Matching loss of the seed's objective `robustness`: `root`, as there, or `squared`.
         bias: Whether rows have a bias.
         support: Which weights a budget keeps: `elimination`, one removed after another where the
-            loss of it is least, or `relaxation`, those of the convex penalty; `full` and
-            `robustness` always take the latter.
+            loss of it is least, or `relaxation`, those of the convex penalty; the seed's
+            objective `robustness` always takes the latter.
         sweeps: Passes of joint matching on the outputs after an elimination, in which the budget
-            is reached; 0 matches states alone.
+            is reached; 0 matches states alone, as do `full` and constraint `row`.
         relu_aware: Where a teacher's state is off, any pre-activation that leaves it off will do.
         sensitivity: Weigh rows by how much the teacher's outputs depend on them.
         closed_loop: Match each layer on the states of the model built so far, so that errors do
@@ -108,9 +108,8 @@ class Recipe:
         check(self.loss in ("root", "squared"), "loss", "root or squared")
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
-            fit = self.objective == "robustness" and self.eliminates and self.sweeps > 0
             check(
-                fit,
+                self.objective == "robustness" and self.joint,
                 "robustness",
                 "None, unless objective is robustness, with a sparsity to meet by elimination and "
                 "sweeps, in structure triangular or layered",
@@ -146,11 +145,15 @@ class Recipe:
 
     @property
     def eliminates(self) -> bool:
-        """Whether a budget is met by elimination, which knows no constraint on the rows."""
+        """Whether a budget is met by elimination."""
         chosen = self.support == "elimination" and self.sparsity is not None
+        return chosen and (self.objective == "sparsity" or self.robustness is not None)
+
+    @property
+    def joint(self) -> bool:
+        """Whether rows are swept on the outputs: there is no feedback, and no ball to stay in."""
         bounded = self.structure == "full" or self.constraint == "row"
-        leveled = self.objective == "sparsity" or self.robustness is not None
-        return chosen and leveled and not bounded
+        return self.eliminates and self.sweeps > 0 and not bounded
 
     @property
     def matching_loss(self) -> Loss:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import InputError
-from .joint import JointMatching
+from .joint import INACTIVE, JointMatching
 from .match import RowBlock
 from .model import ImplicitModel
 from .phi import Phi
@@ -39,9 +39,6 @@ SWEEPS = 2
 
 HALVINGS = 2
 """Halvings of the last interval of prices, on a logarithmic scale."""
-
-INACTIVE = 0.1
-"""As in `matching`."""
 
 Step = Callable[[float, str], None]
 

@@ -191,8 +191,9 @@ class Implicit(Section):
     )
     finetune_eps: Radius = key(
         0.0,
-        "radius within which finetune also trains for the worst case of intervals; for inputs in "
-        "[0, 1] and structure triangular or layered",
+        "radius within which finetune also trains for the worst case of intervals, and the one "
+        "that baselines ibp and adversarial train for (0.05 where this is 0); for inputs in [0, 1] "
+        "and structure triangular or layered",
         "a number, at least 0",
     )
     tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)

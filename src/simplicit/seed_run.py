@@ -105,6 +105,7 @@ class SeedRun:
             batch_size=settings.evaluation.bs,
             lr=settings.explicit.lr,
             seed=self.seed,
+            eps=settings.implicit.finetune_eps or baselines.Task.eps,
         )
         begin = time.monotonic()
         methods = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST

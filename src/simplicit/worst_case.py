@@ -75,16 +75,24 @@ def worst_logits(
         raise InputError("finetune_eps: accepted are structures triangular and layered")
     u = u.to(model.A).flatten(1)
     low, high = (u - eps).clamp(0, 1), (u + eps).clamp(0, 1)
-    centre, radius, stop = (low + high) / 2, (high - low) / 2, model.n
+    middle, half = (low + high) / 2, (high - low) / 2
+    z = middle @ model.B.T if model.b is None else middle @ model.B.T + model.b
+    spread, stop = half @ model.B.abs().T, model.n
+    centre = radius = u[:, :0]
     for block in reversed(model.blocks):
         rows = slice(stop - block.size, stop)
-        W = torch.cat([model.A[rows, stop:], model.B[rows]], 1)
-        z, spread = centre @ W.T, radius @ W.abs().T
-        z = z if model.b is None else z + model.b[rows]
-        low, high = block.phi(z - spread), block.phi(z + spread)
+        A = model.A[rows, stop:]
+        c, r = z[:, rows] + centre @ A.T, spread[:, rows] + radius @ A.abs().T
+        low, high = block.phi(c - r), block.phi(c + r)
         centre = torch.cat([(low + high) / 2, centre], 1)
         radius, stop = torch.cat([(high - low) / 2, radius], 1), rows.start
-    CD = torch.cat([model.C, model.D], 1)
-    W = CD - CD[y][:, None]  # (m, q, n + p)
-    lead = (W @ centre[:, :, None] + W.abs() @ radius[:, :, None])[:, :, 0]
-    return lead if model.d is None else lead + model.d - model.d[y, None]
+    y_centre = centre @ model.C.T + middle @ model.D.T
+    y_centre = y_centre if model.d is None else y_centre + model.d
+    lead = _leads(model.C, radius) + _leads(model.D, half)
+    every = torch.arange(len(y), device=y.device)
+    return y_centre - y_centre[every, y, None] + lead[every, y]
+
+
+# how far the difference of any two rows of W moves over the box, (m, q, q): less than both do
+def _leads(W: Tensor, radius: Tensor) -> Tensor:
+    return (radius @ (W[:, None] - W).abs().flatten(0, 1).T).unflatten(1, (len(W), -1))

@@ -9,9 +9,6 @@ from . import weights
 from .finetune import hold, keep_largest, train
 from .task import Task
 
-EPS = 0.05
-"""Radius of the attack in l∞."""
-
 STEPS = 7
 """PGD steps a batch, from one random start, as in the paper."""
 
@@ -35,7 +32,7 @@ def adversarial(task: Task, sparsity: float) -> nn.Module:
         batches += 1
         with evaluating(net):
             seed = task.seed + batches
-            moved = pgd(net, u, y, EPS, (0.0, 1.0), steps=STEPS, restarts=1, seed=seed)
+            moved = pgd(net, u, y, task.eps, (0.0, 1.0), steps=STEPS, restarts=1, seed=seed)
         return F.cross_entropy(net(moved), y)
 
     train(task, net, task.epochs, objective=objective, after_step=lambda: hold(held))

@@ -25,6 +25,7 @@ class Task:
         batch_size: Samples a step.
         lr: Learning rate of Adam.
         seed: The same seed gives the same bits on one CPU.
+        eps: Radius in l∞ that the robust methods train for.
 
     Raises:
         InputError: If the calibration set is empty or not finite, or `epochs` is below 0.
@@ -38,6 +39,7 @@ class Task:
     batch_size: int = 64
     lr: float = 1e-3
     seed: int = 0
+    eps: float = 0.05
 
     def __post_init__(self) -> None:
         if len(self.calibration) == 0:

@@ -26,7 +26,8 @@ ROOT_STEPS, MOST_SIGMAS = 64, 60
 """ADMM steps before σ of a rooted row is found by bisection instead, and its squared solves."""
 
 CAREFUL_ROUNDS = 60
-"""Rounds that end at the first change of a sign, for rows that plain rounds did not bring there."""
+"""Rounds that end at the first change of a sign, for rows that plain rounds did not bring there;
+as the steps, they double from one hand-over to the next. A row may need three per feature."""
 
 NEAR = 1e-2
 """Relative gap below which a warm start goes to Newton at once."""
@@ -126,7 +127,8 @@ class Tile:
                 found = newton.init(self.scaled.rows(fill(rows)), W, mu, sigma)
                 self.newton(found, rows, self.todo)
                 if steps > FIRST_STEPS and scaled.loss == "squared":
-                    self.newton(found, rows, self.todo, careful=True)
+                    rounds = CAREFUL_ROUNDS * steps // (2 * FIRST_STEPS)
+                    self.newton(found, rows, self.todo, rounds, careful=True)
                 # only where Newton did not close the gap may what it started from be better
                 self.consider(found, rows, self.open[rows])
                 stop = look()
@@ -185,6 +187,7 @@ class Tile:
         state: newton.NewtonState,
         rows: Int[Tensor, " k"],
         moving: Bool[Tensor, " K"],
+        rounds: int | None = None,
         careful: bool = False,
     ) -> None:
         """Do Newton rounds until each moving row closes its gap or stands still.
@@ -193,10 +196,11 @@ class Tile:
             state: Where to start, of the given rows and what fills their blocks.
             rows: Rows of the tile.
             moving: Which rows of the tile to move.
+            rounds: Most rounds; `NEWTON_ROUNDS` when omitted.
             careful: Whether a round ends at the first change of a sign.
         """
         keep = moving[rows].nonzero()[:, 0]
-        for _ in range(CAREFUL_ROUNDS if careful else NEWTON_ROUNDS):
+        for _ in range(NEWTON_ROUNDS if rounds is None else rounds):
             if not len(keep):
                 break
             state, rows = state.rows(fill(keep)), rows[keep]
