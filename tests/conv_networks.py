@@ -9,31 +9,12 @@ from torch import Tensor, nn
 
 from example_networks import Net, seeded
 from simplicit.capture import capture
+from simplicit.convnets import Block, Subsample
 from simplicit.equations import StateEquations
 
 
-class OptionA(nn.Module):
-    """A residual block whose shortcut drops rows and columns and pads channels with zeros."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.widen = (outside - inside) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.widen:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.widen, self.widen))
-        out += x
-        return F.relu(out)
-
-
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR-10 (He et al. 2016), names as in the weights of shared/data."""
+    """`convnets.ResNet20` in any size, without normalisation."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -46,8 +27,9 @@ class ResNet20(nn.Module):
         sizes = [width, width, 2 * width, 4 * width]
         for stage in (1, 2, 3):
             inside, outside = sizes[stage - 1 : stage + 1]
-            first = OptionA(inside, outside, 1 if stage == 1 else 2)
-            rest = [OptionA(outside, outside, 1) for _ in range(blocks - 1)]
+            shortcut = Subsample(outside - inside) if stage > 1 else nn.Identity()
+            first = Block(inside, outside, 1 if stage == 1 else 2, shortcut, F.relu)
+            rest = [Block(outside, outside, 1, nn.Identity(), F.relu) for _ in range(blocks - 1)]
             setattr(self, f"layer{stage}", nn.Sequential(first, *rest))
         self.linear = nn.Linear(4 * width, classes)
 
@@ -58,28 +40,8 @@ class ResNet20(nn.Module):
         return self.linear(x.view(x.size(0), -1))
 
 
-class Unrectified(nn.Module):
-    """A residual block without a ReLU after its addition; its shortcut is a 1 x 1 convolution."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inside != outside:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return out + self.shortcut(x)
-
-
 class Stages(nn.Module):
-    """The residual network of shared/data for CIFAR-100: one ReLU at the end of each stage."""
+    """`convnets.StagewiseResNet20` in any size, without normalisation."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -94,8 +56,12 @@ class Stages(nn.Module):
         sizes = [stem, width, 2 * width, 4 * width]
         for stage in (1, 2, 3):
             inside, outside = sizes[stage - 1 : stage + 1]
-            first = Unrectified(inside, outside, 1 if stage == 1 else 2)
-            rest = [Unrectified(outside, outside, 1) for _ in range(blocks - 1)]
+            stride = 1 if stage == 1 else 2
+            first = Block(inside, outside, stride, nn.Identity(), None)
+            first.shortcut = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+            rest = [Block(outside, outside, 1, nn.Identity(), None) for _ in range(blocks - 1)]
             setattr(self, f"layer{stage}", nn.Sequential(first, *rest))
         self.relu = nn.ReLU(inplace=True)
         self.linear = nn.Linear(16 * width, classes)

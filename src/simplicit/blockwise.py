@@ -56,11 +56,6 @@ class MaxPool:
         """Smallest L with ‖φ(s) − φ(t)‖∞ ≤ L ‖s − t‖∞."""
         return 1.0
 
-    @property
-    def nnz(self) -> int:
-        """0: it has no weights."""
-        return 0
-
     def _pool(self, z: Tensor) -> Tensor:
         pool = F.max_pool1d if len(self.kernel) == 1 else F.max_pool2d
         return pool(z, self.kernel, self.stride, self.padding, self.dilation, self.ceil)

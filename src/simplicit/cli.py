@@ -21,13 +21,18 @@ app = typer.Typer(
     "Example: simplicit run configs/digits.yaml",
 )
 
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a stopped run is taken up.")]
 STOPPED = 130
 """Exit code after Ctrl-C; recent versions of typer return it, older ones raise `Abort`."""
 
 WIDE = 160
 """Columns of the widest table, where no terminal says how many there are."""
 
+Configuration = Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of CONFIG to change.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a stopped run is taken up.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -49,12 +54,7 @@ def _main(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")
-    ] = None,
-    out: Out = None,
-    as_json: Json = False,
+    config: Configuration, overrides: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Train, match, evaluate, plot and report, as a YAML file says.
 
@@ -69,21 +69,12 @@ def run(
     advise(settings, lambda line: print(line, file=sys.stderr))
     print(f"run folder: {folder}", file=sys.stderr)
     rows = execute(settings, folder)
-    if as_json:
-        print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
-        return
-    _print_metrics(f"{settings.evaluation.dataset}, {folder}", rows)
-    print(f"report: {folder / 'report.html'}")
+    _print_results(settings.evaluation.dataset, folder, rows, as_json)
 
 
 @app.command()
 def compare(
-    config: Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")
-    ] = None,
-    out: Out = None,
-    as_json: Json = False,
+    config: Configuration, overrides: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Compare methods at several sparsities: implicit.sparsity may be a list.
 
@@ -98,15 +89,14 @@ def compare(
     advise(settings[0], lambda line: print(line, file=sys.stderr))
     print(f"folder of the comparison: {folder}", file=sys.stderr)
     rows = execute(settings, folder)
+    _print_results(settings[0].evaluation.dataset, folder, rows, as_json)
+
+
+def _print_results(dataset: str, folder: Path, rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
         return
-    _print_metrics(f"{settings[0].evaluation.dataset}, {folder}", rows)
-    print(f"report: {folder / 'report.html'}")
-
-
-def _print_metrics(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
+    table = Table(title=f"{dataset}, {folder}")
     for heading in ("model", "seed", "test accuracy", "sparsity", "non-zeros", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
@@ -119,10 +109,11 @@ def _print_metrics(title: str, rows: list[dict[str, Any]]) -> None:
             f"{row['seconds']:.1f}",
         )
     Console().print(table)
+    print(f"report: {folder / 'report.html'}")
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]) -> None:
+def report(folder: Folder) -> None:
     """Draw the plots and write the report of a run folder again.
 
     Example: simplicit report runs/s90
@@ -141,10 +132,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run fol
 
 
 @app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
-    as_json: Json = False,
-) -> None:
+def verify(folder: Folder, as_json: Json = False) -> None:
     """Recompute the results from the saved models alone and compare them with the record.
 
     Exit code 1 if a number differs.
@@ -178,9 +166,7 @@ def _written(value: Any) -> str:
 @app.command()
 def inspect(
     target: Annotated[str, typer.Argument(metavar="CONFIG|package.module:Class")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of CONFIG to change.")
-    ] = None,
+    overrides: Overrides = None,
     shape: Annotated[
         str | None, typer.Option("--shape", help="One sample of a class, e.g. 3,32,32.")
     ] = None,
