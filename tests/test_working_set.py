@@ -9,6 +9,7 @@ from cases import LOSSES, PENALTIES, normal
 from degenerate_suite import DegenerateSuite
 from loop_suite import LoopSuite
 from simplicit import blocks, memory
+from simplicit.duality import Loss
 from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.path import solve_to_budget
@@ -40,7 +41,7 @@ class TestWorkingSets(LoopSuite):
     test_degenerate_data = DegenerateSuite.test_degenerate_data
 
 
-def wide(loss: str = "squared", ball: bool = False, penalty: str = "l1") -> RowProblem:
+def wide(loss: Loss = "squared", ball: bool = False, penalty: str = "l1") -> RowProblem:
     """300 features, a bias among them; supports from a few to about eighty."""
     V, W = normal(200, 300, seed=0), normal(6, 300, seed=1)
     W *= torch.arange(300) < torch.tensor([2, 5, 10, 20, 40, 80])[:, None]

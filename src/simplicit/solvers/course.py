@@ -43,9 +43,6 @@ class Progress:
 Callback = Callable[[Progress], bool | None]
 
 
-Callback = Callable[[Progress], bool | None]
-
-
 @dataclass(frozen=True)
 class Start:
     """Where rows start.
