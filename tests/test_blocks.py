@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cases import normal
-from simplicit.blocks import BLOCK, fill, product
+from simplicit.blocks import BLOCK, SPARSE, fill, product, sparse_product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -24,3 +24,16 @@ def test_blocks_are_filled_with_the_last_row(k):
     filled = fill(rows)
     assert len(filled) % BLOCK == 0 and torch.equal(filled[:k], rows)
     assert (filled[k:] == k + 2).all()
+
+
+def test_a_sparse_product_is_the_product_and_feels_no_neighbour():
+    n = 4 * SPARSE
+    X, M = normal(BLOCK + 5, n, seed=0), normal(n, 13, seed=1)
+    X[::2] *= torch.arange(n) < 4
+    X[4] = 0.0
+    whole = sparse_product(X, M)
+    torch.testing.assert_close(whole, X @ M)
+    for k in range(6):
+        assert torch.equal(sparse_product(X[k : k + 1], M)[0], whole[k])
+    assert sparse_product(X[:0], M).shape == (0, 13)
+    assert torch.equal(sparse_product(X[:3] * 0, M), torch.zeros(3, 13).double())

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,11 +7,13 @@ from torch import nn
 import simplicit
 from conv_networks import CONVOLUTIONAL, ResNet20, Stages, images, network, structured
 from example_networks import seeded
+from simplicit import layerwise
 from simplicit.capture import capture
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.layerwise import LayerwiseMatching
 from simplicit.recipe import Recipe
+from simplicit.sensitivity import channel_sensitivity
 from simplicit.states import batches
 
 
@@ -54,6 +58,28 @@ def test_a_closed_loop_brings_the_outputs_nearer(make):
         for loop in (True, False)
     )
     assert closed < opened
+
+
+def test_errors_that_an_average_adds_up_are_matched_as_such(monkeypatch):
+    net, u = seeded(lambda: ResNet20(4, 1, 5)).eval(), images(60)
+    recipe = Recipe(sparsity=0.7)
+    common = distance(net, fit(net, u, recipe).model, images(200) * 0.9)
+    monkeypatch.setattr("simplicit.layer_plan.channel_sensitivity", without_coherence)
+    assert common < distance(net, fit(net, u, recipe).model, images(200) * 0.9)
+
+
+def without_coherence(*arguments):
+    found = channel_sensitivity(*arguments)
+    assert max(layer.coherence for layer in found) > 0.1
+    return [replace(layer, coherence=0.0) for layer in found]
+
+
+def test_supports_chosen_again_with_moved_targets_bring_the_outputs_nearer(monkeypatch):
+    net, u = seeded(lambda: ResNet20(4, 1, 5)).eval(), images(60)
+    recipe = Recipe(sparsity=0.7)
+    again = distance(net, fit(net, u, recipe).model, u)
+    monkeypatch.setattr(layerwise, "CHOICES", (1.0,))
+    assert again < distance(net, fit(net, u, recipe).model, u)
 
 
 def test_the_last_convolution_of_a_block_makes_up_for_its_shortcut():

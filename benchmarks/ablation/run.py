@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("table", choices=("accuracy", "robustness"), help="which table")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="where to")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for all variants")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     models = "evaluation.baselines=[explicit,implicit]"
     if options.table == "accuracy":
         name, variants, line = "fashion-mnist-sparsity.yaml", ACCURACY, accuracy

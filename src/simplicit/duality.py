@@ -18,6 +18,9 @@ Loss = Literal["squared", "root"]
 LOOSE = 1e-12
 """Relative gap above which the rooted loss looks for a better multiple of the residual."""
 
+MATCHED = 1e-6
+"""Mean square residual, relative to the target's, below which it looks everywhere for it."""
+
 
 def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
     """Mean squared residual ‖t − V w‖²/m from the moments; (K,).
@@ -105,7 +108,10 @@ def gap(
 
     found = at(s)
     if loss == "root" and residual is None:
-        some = (found > LOOSE * torch.sqrt(gram.t2)).nonzero()[:, 0]
+        loose = found > LOOSE * torch.sqrt(gram.t2)
+        if bool(loose.any()):
+            found = torch.minimum(found, at((s * _explained(terms, W, c)).clamp_max(s)))
+        some = (loose & (reduced <= MATCHED * gram.t2)).nonzero()[:, 0]
         if len(some):
             earned = inner[some] + (c[some] * W[some]).sum(1)
             s[some] = _best_multiple(terms.rows(some), c[some], s[some], earned)
@@ -114,9 +120,24 @@ def gap(
     return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
 
 
+def _explained(terms: Separable, W: Tensor, c: Tensor) -> Tensor:
+    # Where W is optimal for another σ than ‖r‖, the moments on its support are that σ times the
+    # penalty's slopes, and μ ω: the multiple that makes θ its dual point, by least squares.
+    on, size = W != 0, W.abs() * terms.rho
+    slope = torch.where(terms.quadratic(W), (terms.l1 + terms.l2 * size) * terms.rho, terms.slope())
+    slope, moment, omega = on * slope, c * W.sign(), on * terms.omega
+    tight = terms.ball_norm(W) >= terms.radius[:, 0] * (1 - 1e-9)
+    omega = torch.where(tight[:, None], omega, 0.0)
+    a, b, d = (slope * slope).sum(1), (slope * omega).sum(1), (omega * omega).sum(1)
+    e, f = (slope * moment).sum(1), (omega * moment).sum(1)
+    plain = d * a - b * b <= 1e-12 * d * a
+    sigma = torch.where(plain, e / a, (d * e - b * f) / (d * a - b * b))
+    return torch.where(torch.isfinite(sigma) & (sigma > 1), 1 / sigma, 1.0)
+
+
 def _best_multiple(terms: Separable, c: Tensor, most: Tensor, earned: Tensor) -> Tensor:
-    # Where ‖r‖ is not the σ of the optimum, θ = r/‖r‖ is not its dual point. The dual value
-    # s·earned − g*(s c) is concave in s: golden section on log s finds the best up to `most`.
+    # A residual near rounding points nowhere: along it the dual value s·earned − g*(s c) is concave
+    # in s, so the best multiple up to `most` is found by golden section on log s.
     golden = (5**0.5 - 1) / 2
     low, high = torch.log(most) - 30.0, torch.log(most)
 

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import memory
+from .blocks import product
 from .errors import InputError
 
 Columns = slice | Int[Tensor, " n"] | list[int]
@@ -134,7 +135,11 @@ class Gram:
         Returns:
             Their statistics.
         """
-        return Gram.of(self.G[columns][:, columns], self.R[rows][:, columns], self.t2[rows], self.m)
+        if isinstance(columns, Tensor):
+            G = self.G[columns[:, None], columns]  # copies nothing that is not kept
+        else:
+            G = self.G[columns][:, columns]
+        return Gram.of(G, self.R[rows][:, columns], self.t2[rows], self.m)
 
     def with_targets(self, R: Float[Tensor, "K N"], t2: Float[Tensor, "K"]) -> "Gram":
         """Exchange the targets; the features' moments are shared, not copied.
@@ -149,6 +154,21 @@ class Gram:
         gram = Gram.of(self.G, R, t2, self.m)
         gram._finite = self._finite
         return gram
+
+
+def fit_free(
+    gram: Gram, free: Int[Tensor, " f"], inverse: Float[Tensor, "f f"], W: Float[Tensor, "K N"]
+) -> None:
+    """Set free features of W, in place, to their optimum given the others.
+
+    Args:
+        gram: Statistics of the rows.
+        free: Features that are not penalised.
+        inverse: Pseudo-inverse of their Gram.
+        W: Weights whose free features are 0, (K, N).
+    """
+    if len(free):
+        W[:, free] = product(gram.R[:, free] - product(W, gram.G[:, free]), inverse)
 
 
 def pseudo_inverse(G: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:

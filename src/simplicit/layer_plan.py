@@ -86,13 +86,28 @@ def learnable(equations: StateEquations, recipe: Recipe) -> int:
     return max(round((1 - recipe.sparsity) * equations.nonzeros) - kept, 0)
 
 
+@dataclass
+class Plan:
+    """What is known before any layer is matched.
+
+    Attributes:
+        level: Loss up to which a weight is removed, or of the penalty.
+        shares: Of every layer's groups.
+        coherence: Of every layer's positions, see `ChannelSensitivity`.
+    """
+
+    level: float
+    shares: list[list[Share]]
+    coherence: list[float]
+
+
 def plan_layers(
     equations: StateEquations,
     layers: Sequence[Channels],
     stream: Batches,
     recipe: Recipe,
     workers: int,
-) -> tuple[float, list[list[Share]]]:
+) -> Plan:
     """Find the level and each row's share on the teacher's own states.
 
     Args:
@@ -103,14 +118,16 @@ def plan_layers(
         workers: Parallel blocks of rows.
 
     Returns:
-        The level, and the shares of every layer's groups.
+        The plan.
     """
-    grams = _moments(equations, layers, stream, recipe)
+    found = channel_sensitivity(equations, layers, stream) if recipe.sensitivity else None
+    coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
+    grams = _moments(equations, layers, stream, recipe, coherence)
     problems = [[row_problem(gram, recipe) for gram in groups] for groups in grams]
-    if recipe.sensitivity:
-        importance = channel_sensitivity(equations, layers, stream)
-    else:
+    if found is None:
         importance = [[_inverse(p.gram.t2) for p in groups] for groups in problems]
+    else:
+        importance = [layer.importance for layer in found]
     flat = [problem for groups in problems for problem in groups]
     worth = [part for groups in importance for part in groups]
     keep: list[list[int]] = [[] for _ in flat]
@@ -125,23 +142,29 @@ def plan_layers(
             ]
             level, keep, _ = plan(flat, worth, budget, workers, anchors)
         else:
-            level, found = solve_to_budget(flat, budget, tol=recipe.tol, workers=workers)
-            counts = [count(s, p.free) for s, p in zip(found, flat, strict=True)]
+            level, solved = solve_to_budget(flat, budget, tol=recipe.tol, workers=workers)
+            counts = [count(s, p.free) for s, p in zip(solved, flat, strict=True)]
             quota = list(shares(counts, budget))
         step(1, f"level {level:.3g}")
     parts = iter(zip(worth, keep, quota, strict=True))
-    return level, [[Share(*next(parts)) for _ in groups] for groups in problems]
+    return Plan(level, [[Share(*next(parts)) for _ in groups] for groups in problems], coherence)
 
 
 def _moments(
-    equations: StateEquations, layers: Sequence[Channels], stream: Batches, recipe: Recipe
+    equations: StateEquations,
+    layers: Sequence[Channels],
+    stream: Batches,
+    recipe: Recipe,
+    coherence: Sequence[float],
 ) -> list[list[Gram]]:
     frontier = Frontier(equations, stream, own=False)
     grams = []
     with progress.task("moments of the layers", total=len(layers)) as step:
         for index, equation in enumerate(equations.layers):
-            for rows in (r for r in layers if r.index == index):
-                grams.append(moments(rows, equation, frontier, recipe.bias))
+            for rows, common in zip(layers, coherence, strict=True):
+                if rows.index != index:
+                    continue
+                grams.append(moments(rows, equation, frontier, recipe.bias, common))
                 if not all(bool(torch.isfinite(gram.G).all()) for gram in grams[-1]):
                     raise InputError(
                         f"the states that {rows.name} reads are not finite on the calibration "

@@ -14,7 +14,7 @@ from .channels import Channels, channels, follow
 from .checkpoint import Checkpoint
 from .equations import Equation, StateEquations
 from .frontier import Frontier
-from .layer_plan import Share, anchor, plan_layers, row_problem
+from .layer_plan import Plan, Share, anchor, plan_layers, row_problem
 from .moments import Candidate, moments
 from .problem import RowProblem
 from .recipe import Recipe, prune_smallest
@@ -25,8 +25,12 @@ from .solvers import Callback, Progress, solve
 from .states import Batches
 from .support import bounded, choose, refit_near
 
-AWARE = 3
-"""Times the targets of a state that is off are moved to where the row has it."""
+CHOICES = (2.0, 1.4, 1.0)
+"""Parts of its share that a row keeps, each time its support is chosen. In between the targets of a
+state that is off are moved to where the row has it."""
+
+REFITS = 2
+"""Times they are moved again after that, with the supports as they are."""
 
 
 class LayerwiseMatching:
@@ -58,8 +62,7 @@ class LayerwiseMatching:
         self.layers = channels(equations)
         self.every = equations.layers
         self.model: list[Equation] = []
-        self.shares: list[list[Share]] = []
-        self.level: float | None = None
+        self.planned: Plan | None = None
         self.rows: list[Row] = []
         self.trace: list[Row] = []
         self.start = time.monotonic()
@@ -73,20 +76,21 @@ class LayerwiseMatching:
         if self.recipe.sparsity is None:
             return
         if saved := self._restore("plan", "level"):
-            self.level = saved[1]["level"]
             worth = iter(saved[0][:, 0].cpu().split(saved[1]["rows"]))
             shares = zip(saved[1]["keep"], saved[1]["quota"], strict=True)
             flat = iter([Share(next(worth), keep, quota) for keep, quota in shares])
             groups = [rows.groups for rows in self.layers]
-            self.shares = [[next(flat) for _ in range(n)] for n in groups]
+            parts = [[next(flat) for _ in range(n)] for n in groups]
+            self.planned = Plan(saved[1]["level"], parts, saved[1]["coherence"])
             return
         begin = time.monotonic()
-        self.level, self.shares = plan_layers(
+        self.planned = plan_layers(
             self.equations, self.layers, self.stream, self.recipe, self.workers
         )
-        flat = [share for groups in self.shares for share in groups]
+        flat = [share for groups in self.planned.shares for share in groups]
         records = {
-            "level": self.level,
+            "level": self.planned.level,
+            "coherence": self.planned.coherence,
             "rows": [len(share.importance) for share in flat],
             "keep": [share.keep for share in flat],
             "quota": [share.quota for share in flat],
@@ -126,30 +130,11 @@ class LayerwiseMatching:
         def look(event: Progress) -> None:
             events.append((time.monotonic() - self.start, event))
 
-        start = rows.weights(equation)
-        grams = moments(rows, equation, frontier, self.recipe.bias)
+        grams = moments(rows, equation, frontier, self.recipe.bias, self._coherence(k))
         problems = [row_problem(gram, self.recipe) for gram in grams]
-        anchors = [anchor(w, self.recipe) for w in start]
+        W: list[Tensor] = []
         if self.recipe.eliminates:
-            W = [
-                choose(problem, self.shares[k][g].keep, None, self.workers, a)
-                for g, (problem, a) in enumerate(zip(problems, anchors, strict=True))
-            ]
-            if self.recipe.relu_aware and equation.phi.name == "relu":
-                for _ in range(AWARE):
-                    aware = self._candidate(W)
-                    known = [problem.gram for problem in problems]
-                    grams = moments(rows, equation, frontier, self.recipe.bias, aware, known)
-                    problems = [
-                        replace(problem, gram=gram)
-                        for problem, gram in zip(problems, grams, strict=True)
-                    ]
-                    W = [
-                        refit_near(p, w != 0, a)
-                        for p, w, a in zip(problems, W, anchors, strict=True)
-                    ]
-        else:
-            W = []
+            problems, W = self._eliminate(k, rows, equation, frontier, problems)
         solutions: list[Solution] = []
         for g, problem in enumerate(problems):
             problem, solution, w = self._solve_group(k, g, problem, W, look)
@@ -169,26 +154,54 @@ class LayerwiseMatching:
         self.checkpoint.keep(f"layer-{k}", both, kept)
         return rows.put(equation, found.W, found.shift)
 
+    # supports, chosen in steps where the targets of ReLU move with what the rows make of them
+    def _eliminate(
+        self,
+        k: int,
+        rows: Channels,
+        equation: Equation,
+        frontier: Frontier,
+        problems: list[RowProblem],
+    ) -> tuple[list[RowProblem], list[Tensor]]:
+        assert self.planned is not None
+        anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
+        aware = self.recipe.relu_aware and equation.phi.name == "relu"
+        W: list[Tensor] = []
+        for part in (*CHOICES, *[None] * REFITS) if aware else (1.0,):
+            if W:
+                found, known = self._candidate(W), [problem.gram for problem in problems]
+                grams = moments(
+                    *(rows, equation, frontier, self.recipe.bias, self._coherence(k)), found, known
+                )
+                problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
+            groups = list(zip(problems, anchors, self.planned.shares[k], strict=True))
+            if part is None:
+                W = [refit_near(p, w != 0, a) for (p, a, _), w in zip(groups, W, strict=True)]
+            else:
+                W = [
+                    choose(p, [round(part * n) for n in share.keep], None, self.workers, a)
+                    for p, a, share in groups
+                ]
+        return problems, W
+
+    def _coherence(self, k: int) -> float:
+        return 0.0 if self.planned is None else self.planned.coherence[k]
+
     # one group by the recipe: relaxed and refitted, or eliminated already, and what that is worth
     def _solve_group(
         self, k: int, g: int, problem: RowProblem, W: list[Tensor], look: Callback
     ) -> tuple[RowProblem, Solution, Tensor]:
         recipe, tol, workers = self.recipe, self.recipe.tol, self.workers
-        if recipe.eliminates:
-            assert self.level is not None
+        if self.planned is not None:
+            level, share = self.planned.level, self.planned.shares[k][g]
+            if not recipe.eliminates:
+                return fit_to_budget(
+                    problem, share.quota, start=level, tol=tol, callback=look, workers=workers
+                )
             # rows that no output hears are worth nothing
-            worth = self.shares[k][g].importance.clamp_min(1e-30)
-            problem = bounded(problem, self.level / worth.to(W[g]))
+            worth = share.importance.clamp_min(1e-30)
+            problem = bounded(problem, level / worth.to(W[g]))
             return problem, solve(problem, tol=tol, workers=workers, callback=look), W[g]
-        if recipe.sparsity is not None:
-            return fit_to_budget(
-                problem,
-                self.shares[k][g].quota,
-                start=self.level,
-                tol=tol,
-                callback=look,
-                workers=workers,
-            )
         solution = solve(problem, tol=tol, callback=look, workers=workers)
         w = solution.W
         if recipe.sparsity_ratio:

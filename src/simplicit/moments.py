@@ -38,6 +38,7 @@ def moments(
     equation: Equation,
     frontier: Frontier,
     bias: bool,
+    coherence: float = 0.0,
     aware: Candidate | None = None,
     known: list[Gram] | None = None,
 ) -> list[Gram]:
@@ -47,11 +48,15 @@ def moments(
     of the equation are the model's: so the last convolution of a residual block also makes up for
     the errors of its shortcut.
 
+    With coherence c errors e at the P positions of a sample weigh as e' ((1 − c) I + c 11') e / P:
+    a sample's mean over its positions is one more row of the data, of weight √c P.
+
     Args:
         rows: Which rows.
         equation: The equation with its present weights.
         frontier: States of teacher and model.
         bias: Whether rows correct their bias; then the last feature is 1.
+        coherence: How far errors at different positions add up, 0 to 1.
         aware: Where a teacher's state is off, the target is what these weights make of it, at most
             0: any pre-activation that leaves it off will do. Only for ReLU.
         known: Moments of the same features, of which only the targets change.
@@ -79,11 +84,15 @@ def moments(
             target = torch.where(teacher > 0, teacher, found.clamp_max(0))
         target = target - own + V @ W.mT
         V = torch.cat([V, torch.ones_like(V[..., :1])], 2) if bias else V
+        m += V.shape[1]
+        if coherence and len(some) > 1:
+            V, target = (
+                _with_means(x, len(z), rows.positions(equation), coherence) for x in (V, target)
+            )
         if known is None:
             G += V.mT @ V
         R += target.mT @ V
         t2 += target.square().sum(1)
-        m += V.shape[1]
     if known is not None:
         return [g.with_targets(r / m, s / m) for g, r, s in zip(known, R, t2, strict=True)]
     return [Gram.of(g / m, r / m, s / m, m) for g, r, s in zip(G, R, t2, strict=True)]
@@ -93,6 +102,13 @@ def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
     for sources, z in frontier.batches():
         for i in range(0, len(z), BATCH):
             yield [s[i : i + BATCH] for s in sources], z[i : i + BATCH]
+
+
+# rows of some of the P positions of each sample, then a row of their mean
+def _with_means(x: Tensor, samples: int, P: int, coherence: float) -> Tensor:
+    by_sample = x.unflatten(1, (samples, -1))
+    weight = (coherence * P * by_sample.shape[2]) ** 0.5
+    return torch.cat([(1 - coherence) ** 0.5 * x, weight * by_sample.mean(2)], 1)
 
 
 # other positions in every batch, the same in every pass over the data

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .gram import fit_free, pseudo_inverse
 from .problem import RowProblem
 from .solution import Solution
 from .solvers import Callback, solve
 from .solvers.scaled import Design
+from .solvers.working_set import pays
 
 DESCENT = 1 / 30
 """The first level, as a share of the highest sensible one, and the longest step down."""
@@ -38,7 +40,8 @@ def zero_level(problems: Sequence[RowProblem]) -> float:
     largest = 0.0
     for problem in problems:
         empty = torch.zeros_like(problem.gram.R)
-        Design(problem).recover_free(problem.gram, empty)
+        free = problem.free.nonzero()[:, 0]
+        fit_free(problem.gram, free, pseudo_inverse(problem.gram.G[free][:, free]), empty)
         moments, slope = problem.gradient_moments(empty), problem.terms.slope()
         if problem.loss == "root":
             # the rooted loss' gradient is c/‖r‖
@@ -94,7 +97,7 @@ def solve_to_budget(
     """
     if any(bool((p.terms.slope().amax(1) == 0).any()) for p in problems):
         raise InputError("a budget needs l1 > 0, or l0 > 0 and l2 > 0, in every row")
-    designs = [Design(problem) for problem in problems]
+    designs = [None if pays(problem) else Design(problem) for problem in problems]
     top = zero_level(problems)
 
     def at(level: float, near: list[Solution] | None) -> tuple[int, list[Solution]]:

@@ -13,10 +13,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .blocks import product
+from . import blocks
 from .duality import Loss, gap, mean_square, objective
 from .errors import InputError
 from .gram import Gram
@@ -227,6 +227,23 @@ class RowProblem:
             ball=None if b is None else replace(b, radius=pick(b.radius)),
         )
 
+    def restrict(self, columns: Int[Tensor, " n"]) -> "RowProblem":
+        """Keep some features.
+
+        Args:
+            columns: Which, in this order; the weights of the others are 0.
+
+        Returns:
+            The problem on the Gram of these features.
+        """
+        p, b = self.penalty, self.ball
+        if b is not None:
+            omega = self.terms.omega[columns]
+            b = replace(b, features=omega.nonzero()[:, 0], weights=omega[omega > 0])
+        scales = None if p.scales is None else p.scales[columns]
+        gram = self.gram.select(columns)
+        return replace(self, gram=gram, penalty=replace(p, scales=scales), ball=b)
+
     def gradient_moments(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
         """Correlate features and residuals: c = R − W G = V'(t − V w)/m, minus the loss' gradient.
 
@@ -236,7 +253,9 @@ class RowProblem:
         Returns:
             c, (K, N), float64.
         """
-        return self.gram.R - product(W.to(self.gram.G), self.gram.G)
+        G = self.gram.G
+        multiply = blocks.sparse_product if len(G) >= blocks.LARGE else blocks.product
+        return self.gram.R - multiply(W.to(G), G)
 
     def objective(
         self, W: Float[Tensor, "K N"], moments: Float[Tensor, "K N"] | None = None

@@ -1,6 +1,7 @@
 """How much the network's outputs depend on each of its pre-activations."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -40,12 +41,26 @@ def sensitivity(equations: StateEquations, stream: Batches) -> Float[Tensor, " r
     return torch.cat([total / m, torch.ones(equations.q, dtype=torch.float64)])
 
 
+@dataclass(frozen=True, eq=False)
+class ChannelSensitivity:
+    """How far errors of a layer's channels move the outputs.
+
+    Attributes:
+        importance: For each group one number per channel: E Σ_positions ‖F^½ ∂y/∂z‖², with F the
+            curvature of `Distance`.
+        coherence: Correlation between the positions of what an error does, 0 to 1. At 0 errors at
+            different positions move the outputs apart; at 1 only their sum counts, as it does just
+            before an average over all positions.
+    """
+
+    importance: list[Float[Tensor, " K"]]
+    coherence: float
+
+
 def channel_sensitivity(
     equations: StateEquations, layers: Sequence[Channels], stream: Batches, seed: int = 0
-) -> list[list[Float[Tensor, " K"]]]:
-    """Estimate how far errors of a channel move the outputs, its positions taken one by one.
-
-    It is E Σ_positions ‖F^½ ∂y/∂z‖², with F the curvature of `Distance`, by random directions.
+) -> list[ChannelSensitivity]:
+    """Estimate how far errors of the channels move the outputs, by random directions of these.
 
     Args:
         equations: The network.
@@ -54,13 +69,14 @@ def channel_sensitivity(
         seed: Of the directions.
 
     Returns:
-        For each layer and group one number per channel; float64, on the CPU.
+        The sensitivity of each layer; float64, on the CPU.
     """
     every = equations.layers
-    total = [
+    apart = [
         torch.zeros(rows.weights(every[rows.index]).shape[:2], dtype=torch.float64)
         for rows in layers
     ]
+    together = [torch.zeros_like(sums) for sums in apart]
     generator, m = torch.Generator().manual_seed(seed), 0
     distance = Distance(torch.cat([equations.replay(batch)[1].detach() for batch in stream]))
     with progress.task("sensitivity of the outputs", total=1) as step:
@@ -73,9 +89,21 @@ def channel_sensitivity(
                         slopes = torch.autograd.grad(
                             (f * Y).sum(), [*Z, Y], retain_graph=k < PROBES - 1
                         )
-                        for rows, sums in zip(layers, total, strict=True):
-                            g = rows.targets(every[rows.index], slopes[rows.index])
-                            sums += g.double().square().sum(1).cpu()
+                        for rows, alone, summed in zip(layers, apart, together, strict=True):
+                            g = rows.targets(every[rows.index], slopes[rows.index]).double()
+                            alone += g.square().sum(1).cpu()
+                            g = g.unflatten(1, (len(part), -1)).sum(2)
+                            summed += g.square().sum(1).cpu()
                 m += len(part)
         step(1)
-    return [list((sums / (m * PROBES)).unbind(0)) for sums in total]
+    positions = [rows.positions(every[rows.index]) for rows in layers]
+    return [
+        ChannelSensitivity(list((alone / (m * PROBES)).unbind(0)), _coherence(alone, summed, P))
+        for alone, summed, P in zip(apart, together, positions, strict=True)
+    ]
+
+
+# E (Σ g)² = P a + P² b and E Σ g² = P (a + b) for slopes g at P positions with E gg' = aI + b11'
+def _coherence(alone: Tensor, summed: Tensor, positions: int) -> float:
+    ratio = float(summed.sum() / alone.sum().clamp_min(torch.finfo(alone.dtype).tiny))
+    return min(max((ratio - 1) / max(positions - 1, 1), 0.0), 1.0)

@@ -77,17 +77,6 @@ class Design:
         """
         return torch.equal(self.is_free, problem.free) and torch.equal(self.is_shut, problem.shut)
 
-    def recover_free(self, gram: Gram, W: Float[Tensor, "K N"]) -> None:
-        """Set the free features of W, in place, to their optimum given the others.
-
-        Args:
-            gram: Statistics as given.
-            W: Weights whose free features are 0, (K, N).
-        """
-        if len(self.free):
-            moments = gram.R[:, self.free] - product(W, gram.G[:, self.free])
-            W[:, self.free] = product(moments, self.inverse_free)
-
     def submatrices(self, index: Int[Tensor, "K s"]) -> Float[Tensor, "K s s"]:
         """Gather G_AA of every row's support A.
 

@@ -1,0 +1,168 @@
+"""Working sets: among many features, each row is solved on the few that may matter to it.
+
+Round by round a row is solved on a set of features by the same course as any other problem, and
+certified on all of them. The gradient, one sum of the rows of G that its weights select, says which
+features have to come in: those whose moment exceeds their price σ (slope + μ ω). The set is the
+support and the features that are nearest to their price or beyond it, and doubles where those
+beyond do not fit (Massias, Gramfort & Salmon 2018; Bertrand et al. 2022). No row reads another's
+set, and neither a copy nor a factorisation of the whole Gram is made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .. import blocks, memory
+from ..duality import mean_square
+from ..gram import fit_free, pseudo_inverse
+from ..problem import RowProblem
+from ..solution import Solution
+from .scaled import BYTES, SMALLEST
+
+FIRST = 256
+"""Features of the first set."""
+
+SHARE = 4
+"""A row whose set would exceed this part of all features is left to the whole Gram."""
+
+STAYS = 3
+"""Rounds with sets of one size before it doubles in any case."""
+
+INNER = 0.3
+"""Tolerance on a set, in that of the row."""
+
+Inner = Callable[[RowProblem, Float[Tensor, "1 n"], float, int], Solution]
+"""Solves the row on a set, given where to start, the tolerance and the iterations left."""
+
+Look = Callable[[float, int, bool], bool]
+"""Told the relative gap, the iterations and whether the row is done, says whether to stop."""
+
+
+def pays(problem: RowProblem) -> bool:
+    """Tell whether the features are so many that sets of them are faster; says nothing of rows.
+
+    Returns:
+        Whether to use them.
+    """
+    return len(problem.gram.G) >= blocks.LARGE
+
+
+@dataclass
+class Found:
+    """Where a row stands.
+
+    Attributes:
+        W: Weights, (1, N).
+        moments: c = R − W G, (1, N).
+        mu: The ball's multiplier, (1,).
+        gap: Duality gap on all features, (1,).
+        iterations: Of all rounds so far.
+        wide: Whether the set would have had to grow beyond its limit.
+    """
+
+    W: Float[Tensor, "1 N"]
+    moments: Float[Tensor, "1 N"]
+    mu: Float[Tensor, "1"]
+    gap: Float[Tensor, "1"]
+    iterations: int = 0
+    wide: bool = False
+
+
+class WorkingSets:
+    """What the rows share.
+
+    Args:
+        problem: The rows.
+        workers: How many are solved side by side.
+
+    Raises:
+        InputError: If the largest sets would not fit into memory.
+
+    Attributes:
+        wide: Rows that turned out to need more features than a set may have.
+    """
+
+    def __init__(self, problem: RowProblem, workers: int) -> None:
+        K, N = problem.gram.R.shape
+        # a set's matrices, and the rows' weights, once more when they are joined
+        size = workers * BYTES * (N / SHARE) ** 2 + 24.0 * K * N
+        memory.require(size, f"{K} rows of {N} features", problem.gram.G.device)
+        self.free = problem.free.nonzero()[:, 0]
+        self.wide: list[int] = []
+        self.inverse_free = pseudo_inverse(problem.gram.G[self.free][:, self.free])
+
+    def solve(
+        self, problem: RowProblem, W: Tensor, tol: float, most: int, inner: Inner, look: Look
+    ) -> Found:
+        """Solve one row.
+
+        Args:
+            problem: The row.
+            W: Where it starts, (1, N).
+            tol: Accepted gap, relative to the row's unit.
+            most: Cap on iterations.
+            inner: Solves it on a set.
+            look: Called after each round.
+
+        Returns:
+            The best certified weights; not solved where iterations ran out, `look` said to stop or
+            the row is too wide.
+        """
+        if not bool((W != 0).any()):
+            W = W.clone()
+            fit_free(problem.gram, self.free, self.inverse_free, W)
+        best = now = _certified(problem, W, None)
+        n, stays, limit, unit = FIRST, 0, W.shape[1] // SHARE, float(problem.unit)
+        while True:
+            done = not bool(best.gap > 0.9 * tol * unit)
+            relative = float(best.gap) / unit if unit > 0 else 0.0
+            if look(relative, now.iterations, done) or done or now.iterations >= most:
+                break
+            kept, score = _scores(problem, now)
+            if now.iterations:
+                beyond = int(kept.sum()) + int(((score > 1 + 1e-9) & ~kept).sum())
+                stays = stays + 1 if beyond <= n and stays < STAYS else 0
+                n = n if stays else 2 * n
+            while n < int(kept.sum()):
+                n *= 2
+            if n > limit or int(torch.isinf(score).sum()) > limit:  # of no price, say
+                best.wide = True
+                break
+            chosen = score.masked_fill(kept, torch.inf).topk(n).indices.sort().values
+            part = problem.restrict(chosen)
+            found = inner(part, now.W[:, chosen], INNER * tol, most - now.iterations)
+            W = torch.zeros_like(now.W)
+            W[:, chosen] = found.W
+            used = now.iterations + int(found.iterations)
+            now = _certified(problem, W, found.multiplier)
+            now.iterations = best.iterations = used
+            best = now if bool(now.gap < best.gap) else best
+        return best
+
+
+def _certified(problem: RowProblem, W: Tensor, mu: Tensor | None) -> Found:
+    moments, terms = problem.gradient_moments(W), problem.terms
+    if mu is None:
+        tight = terms.ball_norm(W) >= terms.radius[:, 0] * (1 - 1e-9)
+        best = terms.dual_multiplier(moments / _sigma(problem, W, moments))[:, 0]
+        mu = torch.where(tight, best, 0.0)
+    return Found(W, moments, mu, problem.gap(W, moments))
+
+
+def _sigma(problem: RowProblem, W: Tensor, moments: Tensor) -> Float[Tensor, "1 1"]:
+    if problem.loss == "squared":
+        return torch.ones_like(problem.gram.t2)[:, None]
+    q = mean_square(problem.gram, W, moments)
+    return torch.maximum(q.sqrt(), SMALLEST * problem.gram.t2.sqrt())[:, None]
+
+
+def _scores(problem: RowProblem, now: Found) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
+    # features that stay in any case, and every feature's moment by its price
+    terms = problem.terms
+    price = _sigma(problem, now.W, now.moments) * (terms.slope() + now.mu[:, None] * terms.omega)
+    score = torch.where(now.moments != 0, now.moments.abs() / price, 0.0)
+    kept = (now.W[0] != 0) | problem.free
+    return kept, score[0].masked_fill(problem.shut, -1.0)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+from conv_networks import images
+from example_networks import seeded
+from simplicit import moments as module
+from simplicit.capture import capture
+from simplicit.channels import channels
+from simplicit.frontier import Frontier
+from simplicit.moments import Candidate, moments
+from simplicit.states import batches
+
+
+def pooled():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+
+def problem(m=7):
+    u = images(m)
+    equations = capture(seeded(pooled).eval(), u)
+    rows = channels(equations)[0]
+    return u, equations.hidden[0], rows, Frontier(equations, batches(u, 3), own=True)
+
+
+@pytest.mark.parametrize("coherence", [0.0, 0.3, 1.0])
+def test_errors_of_the_positions_weigh_as_the_coherence_says(coherence):
+    u, equation, rows, frontier = problem()
+    (gram,) = moments(rows, equation, frontier, True, coherence)
+    W = torch.randn(gram.R.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = 0.5 * ((W @ gram.G * W).sum(1) - 2 * (W * gram.R).sum(1) + gram.t2)
+    V = rows.features(equation, [u.flatten(1)])[0]
+    V = torch.cat([V, torch.ones_like(V[:, :1])], 1)
+    z = rows.targets(equation, equation.preactivation([u.flatten(1)]))[0]
+    bias = equation.channel_bias
+    assert bias is not None
+    # rows add a correction to the bias that is there
+    e = (V @ W.T - (z - bias)).unflatten(0, (len(u), -1))
+    P = e.shape[1]
+    alone, together = e.square().sum(1), e.sum(1).square()
+    expected = ((1 - coherence) * alone + coherence * together).mean(0) / (2 * P)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_sum_over_positions_is_estimated_from_some_of_them(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 1)
+    every = problem(200)
+    (whole,) = moments(every[2], every[1], every[3], True, 0.5)
+    monkeypatch.setattr(module, "POSITIONS", 18)
+    (part,) = moments(every[2], every[1], every[3], True, 0.5)
+    assert float((part.G - whole.G).norm() / whole.G.norm()) < 0.1
+
+
+def test_where_the_teacher_is_off_the_target_is_what_the_rows_make_of_it():
+    u, equation, rows, frontier = problem()
+    (gram,) = moments(rows, equation, frontier, True)
+    W = rows.weights(equation)
+    lower = Candidate(W, torch.full_like(W[..., 0], -100.0))
+    (aware,) = moments(rows, equation, frontier, True, 0.0, lower, [gram])
+    z = rows.targets(equation, equation.preactivation([u.flatten(1)]))[0]
+    # targets of the last feature, the bias: present weights and as far below as the shift says
+    moved = aware.R[:, -1] - gram.R[:, -1]
+    torch.testing.assert_close(moved, -100.0 * (z <= 0).double().mean(0))

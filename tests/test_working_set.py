@@ -1,0 +1,119 @@
+"""Working sets, forced on problems small enough to solve whole as well."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from cases import LOSSES, PENALTIES, normal
+from degenerate_suite import DegenerateSuite
+from loop_suite import LoopSuite
+from simplicit import blocks, memory
+from simplicit.duality import Loss
+from simplicit.errors import InputError
+from simplicit.gram import Gram
+from simplicit.path import solve_to_budget
+from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.solution import Solution, Status
+from simplicit.solvers import course, loop, solve, working_set
+from simplicit.solvers.scaled import Design
+
+
+def by_sets(problem: RowProblem, first: int = 4, share: int = 1, **options) -> Solution:
+    with (
+        patch.object(blocks, "LARGE", 0),
+        patch.multiple(working_set, FIRST=first, SHARE=share),
+    ):
+        return solve(problem, **options)
+
+
+class TestWorkingSets(LoopSuite):
+    """What every solver promises, row by row on growing sets and, where those end, on all."""
+
+    crowd = 40
+
+    def solve(self, problem: RowProblem, **options) -> Solution:
+        return by_sets(
+            problem, **{"tol": self.tol, "max_iterations": self.max_iterations} | options
+        )
+
+    test_whatever_it_says_is_true = DegenerateSuite.test_whatever_it_says_is_true
+    test_degenerate_data = DegenerateSuite.test_degenerate_data
+
+
+def wide(loss: Loss = "squared", ball: bool = False, penalty: str = "l1") -> RowProblem:
+    """300 features, a bias among them; supports from a few to about eighty."""
+    V, W = normal(200, 300, seed=0), normal(6, 300, seed=1)
+    W *= torch.arange(300) < torch.tensor([2, 5, 10, 20, 40, 80])[:, None]
+    V[:, -1], T = 1.0, 1.0 + V @ W.T + 0.3 * normal(200, 6, seed=2)
+    scales = torch.ones(300).double()
+    scales[-1] = 0.0
+    levels = {name: 0.3 * value for name, value in PENALTIES[penalty].items()}
+    limit = Ball(slice(0, 200), 0.8 * W[:, :200].abs().sum(1)) if ball else None
+    gram = Gram.from_data(V, T)
+    return RowProblem(gram, Penalty(**levels, scales=scales), limit, loss)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
+@pytest.mark.parametrize("penalty", ["l1", "elastic", "l0+l2", "l0+l1+l2"])
+def test_the_optimum_is_that_of_all_features_at_once(penalty, ball, loss):
+    problem = wide(loss, ball, penalty)
+    one, two = solve(problem, tol=1e-9), by_sets(problem, tol=1e-9)
+    assert one.solved.all() and two.solved.all()
+    torch.testing.assert_close(one.objective, two.objective, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.multiplier, two.multiplier, rtol=1e-4, atol=1e-6)
+    assert (two.nonzeros > 4).any()
+
+
+def test_sparse_rows_never_factorise_the_whole_gram():
+    problem, sizes = wide(), []
+
+    class Watched(Design):
+        def __init__(self, part: RowProblem, *rest) -> None:
+            sizes.append(len(part.gram.G))
+            super().__init__(part, *rest)
+
+    with patch.object(course, "Design", Watched), patch.object(loop, "Design", Watched):
+        assert by_sets(problem, first=8).solved.all()
+    assert 8 in sizes and max(sizes) < 300
+
+
+def test_a_row_too_wide_for_sets_is_solved_on_all_features():
+    problem = wide()
+    found = by_sets(problem, first=4, share=20)
+    assert found.solved.all() and found.nonzeros.max() > 300 // 20
+    alone = by_sets(problem.select(slice(5, 6)), first=4, share=20)
+    assert torch.equal(alone.W, found.W[5:]) and torch.equal(alone.gap, found.gap[5:])
+
+
+def test_a_row_too_wide_for_memory_says_so_and_the_others_are_solved(monkeypatch):
+    problem, require = wide(), memory.require
+
+    def small(size: float, what: str, device=None) -> None:
+        if what.endswith("rows of 300 features") and size > 2e6:
+            raise InputError("too large")
+        require(size, what, device)
+
+    monkeypatch.setattr(memory, "require", small)
+    found = by_sets(problem, first=4, share=20)
+    assert found.status[0] is Status.SOLVED and found.status[5] is not Status.SOLVED
+    whole = solve(problem.select(slice(5, 6)).restrict(torch.arange(300)), tol=1e-9)
+    assert (found.gap[5:] >= found.objective[5:] - whole.objective).all()
+
+
+def test_memory_is_asked_for_first(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1000}))
+    with pytest.raises(InputError, match="6 rows of 300 features: .* GB needed"):
+        by_sets(wide())
+
+
+def test_a_path_to_a_budget_goes_by_sets_too():
+    problem = wide()
+    with (
+        patch.object(blocks, "LARGE", 0),
+        patch.multiple(working_set, FIRST=8, SHARE=2),
+        patch("simplicit.path.Design", side_effect=AssertionError),
+    ):
+        _, (found,) = solve_to_budget([problem], 150, tol=1e-6)
+    assert 150 <= int((found.W[:, :-1] != 0).sum()) <= 153 and found.solved.all()
