@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line(call, tmp_path, monkeypatch, file):
     assert call("verify", tmp_path / "out")[0] == 0
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_folder_that_cannot_be_written_is_one_line(call, tmp_path, monkeypatch, code):
     def refuse(self: Path, *arguments: object, **options: object) -> None:
         raise OSError(code, os.strerror(code), str(self))

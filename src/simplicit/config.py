@@ -68,6 +68,24 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return _validate(_read(path, overrides))
 
 
+def load_kept(folder: Path) -> Config:
+    """Read the configuration that a run keeps in its folder.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: If there is none, or not one of this version; the line names the folder.
+    """
+    try:
+        return load(folder / "config.yaml")
+    except InputError as error:
+        raise InputError(f"run folder {folder}: {error}") from error
+
+
 def load_each(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Config, ...]:
     """Read a configuration file whose `implicit.sparsity` may be a list.
 

@@ -112,10 +112,15 @@ def fit(
 
     Returns:
         The model and its records.
+
+    Raises:
+        InputError: If the network, the inputs or an option cannot be used.
     """
     clock = _Clock()
     stream = batches(inputs, batch_size)
     equations = capture(net, stream.example)
+    if equations.nonzeros == 0:
+        raise InputError("the network has no non-zero weights: at least one is needed")
     if equations.structured:
         return _fit_layers(equations, stream, recipe, workers, checkpoint, clock)
     structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure

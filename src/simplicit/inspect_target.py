@@ -33,9 +33,7 @@ def equations_of(target: str, overrides: Sequence[str], shape: str | None) -> St
         settings = config.load_each(Path(target), overrides)[0]  # all with the same network
         dataset = data.load(settings.evaluation.dataset, settings.data_dir)
         with tempfile.TemporaryDirectory() as folder:  # where no trained weights are yet
-            run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))
-            net = run.build()
-        return capture(net, run.dataset.train_inputs[:2])
+            return SeedRun(settings, dataset, settings.seeds[0], Path(folder)).read()
     if overrides:
         raise InputError(f"{overrides[0]!r}: accepted only with a configuration")
     net = networks.build(target, ())

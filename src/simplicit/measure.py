@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import baselines, data, progress
+from .errors import InputError
 from .evaluate import robustness
 from .model import ImplicitModel
 from .sections import Evaluation
@@ -130,7 +131,12 @@ def size(net: nn.Module, nonzeros: int, before: int) -> Row:
 
     Returns:
         Its non-zero weights, its weights, its sparsity.
+
+    Raises:
+        InputError: If there were none before.
     """
+    if before == 0:
+        raise InputError("the network has no non-zero weights: at least one is needed")
     return {
         "nonzeros": nonzeros,
         "parameters": sum(p.numel() for p in net.parameters() if p.ndim > 1),

@@ -28,9 +28,10 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     try:
         # opened here, as numpy leaves a damaged one open
         with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path}: not a readable .npz file (no zip archive)")
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise InputError(f"{path}: holds a single array; accepted is an .npz file")
             if missing := [name for name in ARRAYS if name not in loaded]:
                 raise InputError(
                     f"{path}: lacks {', '.join(missing)}; accepted is a file with "

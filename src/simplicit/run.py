@@ -56,6 +56,7 @@ def run(settings: Config, folder: Path) -> list[Row]:
     for part in parts:
         part.build()  # what does not fit is told before anything is written
     if not (folder / "config.yaml").exists():
+        parts[0].read()
         files.write_text(folder / "config.yaml", settings.to_yaml())
     if not (folder / "environment.json").exists():
         files.write_json(folder / "environment.json", environment())
@@ -104,8 +105,7 @@ def _check_folder(folder: Path, settings: Config) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give another folder as --out")
     if folder.is_dir() and any(folder.iterdir()):
-        saved = folder / "config.yaml"
-        known = config.load(saved) if saved.exists() else None
+        known = config.load_kept(folder) if (folder / "config.yaml").exists() else None
         if known is None or _without_evaluate(known) != _without_evaluate(settings):
             raise InputError(
                 f"{folder} exists and holds something else: give another folder as --out, or the "

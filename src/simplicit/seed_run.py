@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import archive, baselines, data, explicit, files, measure
 from .capture import capture
 from .config import Config
+from .equations import StateEquations
 from .evaluate import robustness
 from .finetune import finetune
 from .fit import fit
@@ -66,6 +67,14 @@ class SeedRun:
         if source is not None:
             explicit.load_weights(net, source)
         return net
+
+    def read(self) -> StateEquations:
+        """Read the explicit network's state equations, with whatever weights it has by now.
+
+        Returns:
+            The equations.
+        """
+        return capture(self.build(), self.dataset.train_inputs[:2])
 
     def explicit_row(self) -> Row:
         """Train or load the explicit network, and measure it.

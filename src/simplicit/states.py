@@ -28,7 +28,12 @@ def batches(
 
     Returns:
         The stream. It can be passed over as often as `inputs` can.
+
+    Raises:
+        InputError: If batches have no size.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
     if isinstance(inputs, Tensor):
         return Batches(inputs.split(batch_size), input_shape)
     return Batches(inputs, input_shape)

@@ -22,7 +22,7 @@ def verify(folder: Path) -> list[Row]:
     Raises:
         InputError: If the folder holds no results, or a model that is damaged.
     """
-    settings = config.load(folder / "config.yaml")
+    settings = config.load_kept(folder)
     recorded = [row for row in read.metrics(folder) if row["model"] == "implicit"]
     if not recorded:
         raise InputError(f"{folder}/metrics.json: no implicit model is recorded, nothing to verify")
