@@ -8,7 +8,7 @@ In none of them, and why:
 * 12, 13, 14 (dtypes, strides): a `Gram` is float64 and contiguous whatever it is fed (test_gram).
 * 28 (a Gram that does not fit the data): only the Gram is given, so nothing can disagree with it.
 * 32 (safe rules): no solver screens.
-* 34 (out of memory): `solve` allocates a few tiles of rows beside the Gram that is already there.
+* 34 (out of memory): asked for before it is taken (test_memory, test_working_set).
 """
 
 import itertools

@@ -18,7 +18,7 @@ from simplicit.solvers import solve
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--features", type=int, default=20_000)
 parser.add_argument("--rows", type=int, default=2_000)
-parser.add_argument("--level", type=float, default=0.1)
+parser.add_argument("--level", type=float, default=0.05)
 parser.add_argument("--workers", type=int, default=threads.available())
 parser.add_argument("--device", default="cpu")
 options = parser.parse_args()

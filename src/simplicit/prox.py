@@ -116,6 +116,8 @@ class Separable:
             Σ_j pen(w_j), (K,).
         """
         v = w.abs() * self.rho
+        if not self.has_curve:
+            return (self.l1 * v).sum(1)
         beyond = self.l0 + 0.5 * self.l2 * v * v
         return (self.l1 * v + torch.where(v > self.knee, beyond, self.huber * v)).sum(1)
 
@@ -213,11 +215,13 @@ class Separable:
             The bound, (K,); infinite where c is not dual feasible.
         """
         a = (c.abs() - mu * self.omega - self.l1 * self.rho).clamp_min(0)
-        curvature = self.l2 * self.rho**2
-        curved = (a * a / (2 * curvature) - self.l0).clamp_min(0)
         flat = torch.where(a > 0, torch.inf, 0.0).to(c.dtype)
+        if self.has_curve:
+            curvature = self.l2 * self.rho**2
+            curved = (a * a / (2 * curvature) - self.l0).clamp_min(0)
+            flat = torch.where(curvature > 0, curved, flat)
         ball = torch.where(mu > 0, self.radius * mu, 0.0)
-        return torch.where(curvature > 0, curved, flat).sum(1) + ball[:, 0]
+        return flat.sum(1) + ball[:, 0]
 
     def dual_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:
         """Minimise `conjugate` over μ ≥ 0 by bisection on its monotone derivative.

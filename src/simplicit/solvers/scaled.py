@@ -212,6 +212,8 @@ class Scaled:
             c = R − V G.
         """
         G = self.design.G
+        if not bool(V.any()):  # a cold start
+            return self.R.to(G, copy=True)
         return torch.sub(self.R.to(G), product(V.to(G), G))
 
     def root_mean_square(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
@@ -233,6 +235,8 @@ class Scaled:
             μ, times σ as in the solvers' states, (K, 1).
         """
         t = self.terms
+        if not t.has_ball:
+            return torch.zeros_like(sigma)
         tight = t.ball_norm(V) >= t.radius[:, 0] * (1 - 1e-9)
         mu = t.dual_multiplier(self.moments(V) / sigma) * sigma
         return torch.where(tight[:, None], mu, 0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .scaled import Design
 
-PAD = 32
+PAD = 16
 """Systems are padded to 8 less than a multiple of this, and those of one size factorised together.
 The 8 are for LAPACK, which is three times slower at multiples of 64."""
 
