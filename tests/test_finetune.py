@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import simplicit
+from conv_networks import images, network
+from simplicit.errors import InputError
 from simplicit.finetune import finetune
 from simplicit.recipe import Recipe
 from teachers import quick_fit, samples, teacher
@@ -40,3 +43,20 @@ def test_the_same_seed_gives_the_same_bits():
     assert torch.equal(one.B, two.B)
     none = finetune(model, teacher(), samples(), epochs=0)
     assert torch.equal(none.B, model.B)
+
+
+def test_networks_of_convolutions_are_tuned_on_their_support_too():
+    net, u = network("in place, reused"), images(40)
+    model = simplicit.implicitize(net, u, sparsity=0.6)
+    tuned = finetune(model, net, u, epochs=10, batch_size=10)
+
+    def away(some: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(some(u), net(u).softmax(1)))
+
+    assert away(tuned) < away(model)
+    assert tuned.nonzeros <= model.nonzeros
+    for old, new in zip(model.learned, tuned.learned, strict=True):
+        assert not new[old == 0].any()
+    with pytest.raises(InputError, match="accepted is 0"):
+        finetune(model, net, u, eps=0.1)

@@ -1,4 +1,4 @@
-import torch
+import pytest
 from torch import nn
 
 from conv_networks import images
@@ -15,7 +15,7 @@ class Head(nn.Module):
     def __init__(self, pool):
         super().__init__()
         self.first, self.pool = nn.Conv2d(3, 4, 1), pool
-        self.last = nn.Linear(4 if pool else 4 * 64, 300)
+        self.last = nn.Linear(4 if pool else 4 * 36, 300)
 
     def forward(self, u):
         x = self.first(u)
@@ -26,15 +26,15 @@ def coherence(pool):
     u = images(60)
     equations = capture(seeded(lambda: Head(pool)).eval(), u)
     first, last = channel_sensitivity(equations, channels(equations), batches(u, 20))
-    assert last.coherence == 0.0  # one position
+    assert last.coherence == pytest.approx(0.0)  # one position
     return first
 
 
 def test_before_an_average_only_the_sum_of_errors_counts():
-    assert coherence(True).coherence == 1.0
+    assert coherence(True).coherence == pytest.approx(1.0)
 
 
 def test_positions_with_weights_of_their_own_do_not_add_up():
     found = coherence(False)
     assert found.coherence < 0.1
-    assert torch.cat(found.importance).min() > 0
+    assert found.coupling[0].diagonal().min() > 0

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import InputError
 from .explicit import evaluating, train
 from .model import ImplicitModel
 from .worst_case import Ramp, mixed, worst_logits
@@ -46,11 +47,23 @@ def finetune(
 
     Returns:
         A new model on the same support.
+
+    Raises:
+        InputError: On a radius for a network that is not all matrices.
     """
+    if eps and model.equations is not None:
+        raise InputError(
+            f"finetune_eps={eps:g}: for a network with convolutions, tokens or kept operations, "
+            "accepted is 0"
+        )
     tuned = copy.deepcopy(model)
-    supports = [(p, p.detach() != 0) for p in (tuned.A, tuned.B, tuned.C, tuned.D)]
-    ball = None if model.weights is None else (model.weights, model.certificate.norm)
-    slopes = [block.phi.lipschitz for block in model.blocks for _ in range(block.size)]
+    weights = (tuned.A, tuned.B, tuned.C, tuned.D) if tuned.equations is None else tuned.learned
+    supports = [(p, p.detach() != 0) for p in weights]
+    like = supports[0][0]
+    ball = None
+    if model.weights is not None:
+        slopes = [block.elementwise.lipschitz for block in model.blocks for _ in range(block.size)]
+        ball = (model.weights, model.certificate.norm, slopes)
     with evaluating(net), torch.no_grad():
         probabilities = torch.cat([net(batch).softmax(1) for batch in inputs.split(1000)])
 
@@ -59,7 +72,7 @@ def finetune(
             for parameter, support in supports:
                 parameter.mul_(support)
             if ball is not None:
-                _into_ball(tuned.A, *ball, slopes)
+                _into_ball(tuned.A, *ball)
 
     ramp = Ramp(epochs * math.ceil(len(inputs) / batch_size))
 
@@ -71,14 +84,14 @@ def finetune(
     train(
         tuned,
         inputs,
-        probabilities.to(tuned.A),
+        probabilities.to(like),
         objective=robust if eps else None,
         lr=lr or (WORST_LR if eps else LR),
         decay=True,
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        device=tuned.A.device,
+        device=like.device,
         after_step=after_step,
     )
     return tuned

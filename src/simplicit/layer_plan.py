@@ -30,14 +30,19 @@ class Share:
     """What the plan gives to a group of channels.
 
     Attributes:
-        importance: What a unit of each row's loss is worth.
+        coupling: What errors of the rows do to the outputs, one by one and together.
         keep: Weights of each row, where supports are eliminated.
         quota: Weights of all rows, where they are relaxed.
     """
 
-    importance: Float[Tensor, " K"]
+    coupling: Float[Tensor, "K K"]
     keep: list[int]
     quota: int
+
+    @property
+    def importance(self) -> Float[Tensor, " K"]:
+        """What a unit of each row's loss is worth."""
+        return self.coupling.diagonal()
 
 
 def row_problem(gram: Gram, recipe: Recipe) -> RowProblem:
@@ -125,11 +130,12 @@ def plan_layers(
     grams = _moments(equations, layers, stream, recipe, coherence)
     problems = [[row_problem(gram, recipe) for gram in groups] for groups in grams]
     if found is None:
-        importance = [[_inverse(p.gram.t2) for p in groups] for groups in problems]
+        coupling = [[_inverse(p.gram.t2).diag() for p in groups] for groups in problems]
     else:
-        importance = [layer.importance for layer in found]
+        coupling = [layer.coupling for layer in found]
     flat = [problem for groups in problems for problem in groups]
-    worth = [part for groups in importance for part in groups]
+    coupled = [part for groups in coupling for part in groups]
+    worth = [part.diagonal() for part in coupled]
     keep: list[list[int]] = [[] for _ in flat]
     quota = [0 for _ in flat]
     budget = learnable(equations, recipe)
@@ -146,7 +152,7 @@ def plan_layers(
             counts = [count(s, p.free) for s, p in zip(solved, flat, strict=True)]
             quota = list(shares(counts, budget))
         step(1, f"level {level:.3g}")
-    parts = iter(zip(worth, keep, quota, strict=True))
+    parts = iter(zip(coupled, keep, quota, strict=True))
     return Plan(level, [[Share(*next(parts)) for _ in groups] for groups in problems], coherence)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import progress
 from .channels import Channels, channels, follow
 from .checkpoint import Checkpoint
+from .coupled import refit_coupled, shifted
 from .equations import Equation, StateEquations
 from .frontier import Frontier
 from .layer_plan import Plan, Share, anchor, plan_layers, row_problem
@@ -26,11 +27,10 @@ from .states import Batches
 from .support import bounded, choose, refit_near
 
 CHOICES = (2.0, 1.4, 1.0)
-"""Parts of its share that a row keeps, each time its support is chosen. In between the targets of a
-state that is off are moved to where the row has it."""
+"""Parts of its share that a row keeps, each time its support is chosen."""
 
 REFITS = 2
-"""Times they are moved again after that, with the supports as they are."""
+"""Rounds after that in front of a ReLU, with the supports as they are."""
 
 
 class LayerwiseMatching:
@@ -76,9 +76,12 @@ class LayerwiseMatching:
         if self.recipe.sparsity is None:
             return
         if saved := self._restore("plan", "level"):
-            worth = iter(saved[0][:, 0].cpu().split(saved[1]["rows"]))
-            shares = zip(saved[1]["keep"], saved[1]["quota"], strict=True)
-            flat = iter([Share(next(worth), keep, quota) for keep, quota in shares])
+            shares = list(zip(*(saved[1][name] for name in ("rows", "keep", "quota")), strict=True))
+            coupling = saved[0][:, 0].cpu().split([K * K for K, _, _ in shares])
+            flat = iter(
+                Share(S.view(K, K), keep, quota)
+                for S, (K, keep, quota) in zip(coupling, shares, strict=True)
+            )
             groups = [rows.groups for rows in self.layers]
             parts = [[next(flat) for _ in range(n)] for n in groups]
             self.planned = Plan(saved[1]["level"], parts, saved[1]["coherence"])
@@ -91,13 +94,13 @@ class LayerwiseMatching:
         records = {
             "level": self.planned.level,
             "coherence": self.planned.coherence,
-            "rows": [len(share.importance) for share in flat],
+            "rows": [len(share.coupling) for share in flat],
             "keep": [share.keep for share in flat],
             "quota": [share.quota for share in flat],
             "seconds": time.monotonic() - begin,
         }
-        worth = torch.cat([share.importance for share in flat])
-        self.checkpoint.keep("plan", worth[:, None], records)
+        coupling = torch.cat([share.coupling.flatten() for share in flat])
+        self.checkpoint.keep("plan", coupling[:, None], records)
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -154,7 +157,8 @@ class LayerwiseMatching:
         self.checkpoint.keep(f"layer-{k}", both, kept)
         return rows.put(equation, found.W, found.shift)
 
-    # supports, chosen in steps where the targets of ReLU move with what the rows make of them
+    # Supports, chosen in steps: in between the targets of ReLU move with what the rows make of
+    # them, and rows make up for each other's errors.
     def _eliminate(
         self,
         k: int,
@@ -164,24 +168,26 @@ class LayerwiseMatching:
         problems: list[RowProblem],
     ) -> tuple[list[RowProblem], list[Tensor]]:
         assert self.planned is not None
+        shares, coupled = self.planned.shares[k], self.recipe.sensitivity
         anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
         aware = self.recipe.relu_aware and equation.phi.name == "relu"
         W: list[Tensor] = []
-        for part in (*CHOICES, *[None] * REFITS) if aware else (1.0,):
-            if W:
+        for part in (*CHOICES, *[None] * REFITS) if aware else CHOICES if coupled else (1.0,):
+            if W and aware:
                 found, known = self._candidate(W), [problem.gram for problem in problems]
                 grams = moments(
                     *(rows, equation, frontier, self.recipe.bias, self._coherence(k)), found, known
                 )
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
-            groups = list(zip(problems, anchors, self.planned.shares[k], strict=True))
-            if part is None:
-                W = [refit_near(p, w != 0, a) for (p, a, _), w in zip(groups, W, strict=True)]
-            else:
-                W = [
-                    choose(p, [round(part * n) for n in share.keep], None, self.workers, a)
-                    for p, a, share in groups
-                ]
+            for g, (problem, share) in enumerate(zip(problems, shares, strict=True)):
+                start = anchors[g]
+                if part is not None:
+                    gram = shifted(problem.gram, W[g], share.coupling) if W[g:] else problem.gram
+                    keep = [round(part * n) for n in share.keep]
+                    w = choose(replace(problem, gram=gram), keep, None, self.workers, start)
+                else:
+                    w = refit_near(problem, W[g] != 0, start)
+                W[g : g + 1] = [refit_coupled(problem, w, share.coupling) if coupled else w]
         return problems, W
 
     def _coherence(self, k: int) -> float:

@@ -16,7 +16,7 @@ from .gram import Gram
 BATCH = 100
 """Samples at a time: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 240 MB."""
 
-POSITIONS = 128
+POSITIONS = 64
 """Positions that a sample contributes at most, drawn anew for every batch."""
 
 
@@ -104,11 +104,15 @@ def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
             yield [s[i : i + BATCH] for s in sources], z[i : i + BATCH]
 
 
-# rows of some of the P positions of each sample, then a row of their mean
+# Rows of n of the P positions of each sample, then a row of their mean. What the mean of some
+# positions has too much of their own second moments, the rows have less.
 def _with_means(x: Tensor, samples: int, P: int, coherence: float) -> Tensor:
     by_sample = x.unflatten(1, (samples, -1))
-    weight = (coherence * P * by_sample.shape[2]) ** 0.5
-    return torch.cat([(1 - coherence) ** 0.5 * x, weight * by_sample.mean(2)], 1)
+    n = by_sample.shape[2]
+    excess = (P - n) / (n * (P - 1))
+    together = coherence * P / (1 - excess)
+    alone = max(1 - coherence - together * excess, 0.0)
+    return torch.cat([alone**0.5 * x, (together * n) ** 0.5 * by_sample.mean(2)], 1)
 
 
 # other positions in every batch, the same in every pass over the data

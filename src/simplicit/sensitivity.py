@@ -46,14 +46,14 @@ class ChannelSensitivity:
     """How far errors of a layer's channels move the outputs.
 
     Attributes:
-        importance: For each group one number per channel: E Σ_positions ‖F^½ ∂y/∂z‖², with F the
+        coupling: For each group S = E Σ_positions gg', g = F^½ ∂y/∂z of its channels, with F the
             curvature of `Distance`.
         coherence: Correlation between the positions of what an error does, 0 to 1. At 0 errors at
             different positions move the outputs apart; at 1 only their sum counts, as it does just
             before an average over all positions.
     """
 
-    importance: list[Float[Tensor, " K"]]
+    coupling: list[Float[Tensor, "K K"]]
     coherence: float
 
 
@@ -72,11 +72,9 @@ def channel_sensitivity(
         The sensitivity of each layer; float64, on the CPU.
     """
     every = equations.layers
-    apart = [
-        torch.zeros(rows.weights(every[rows.index]).shape[:2], dtype=torch.float64)
-        for rows in layers
-    ]
-    together = [torch.zeros_like(sums) for sums in apart]
+    sizes = [rows.weights(every[rows.index]).shape[:2] for rows in layers]
+    apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
+    together = [0.0 for _ in layers]
     generator, m = torch.Generator().manual_seed(seed), 0
     distance = Distance(torch.cat([equations.replay(batch)[1].detach() for batch in stream]))
     with progress.task("sensitivity of the outputs", total=1) as step:
@@ -89,21 +87,22 @@ def channel_sensitivity(
                         slopes = torch.autograd.grad(
                             (f * Y).sum(), [*Z, Y], retain_graph=k < PROBES - 1
                         )
-                        for rows, alone, summed in zip(layers, apart, together, strict=True):
+                        for index, rows in enumerate(layers):
                             g = rows.targets(every[rows.index], slopes[rows.index]).double()
-                            alone += g.square().sum(1).cpu()
+                            apart[index] += (g.mT @ g).cpu()
                             g = g.unflatten(1, (len(part), -1)).sum(2)
-                            summed += g.square().sum(1).cpu()
+                            together[index] += float(g.square().sum())
                 m += len(part)
         step(1)
-    positions = [rows.positions(every[rows.index]) for rows in layers]
-    return [
-        ChannelSensitivity(list((alone / (m * PROBES)).unbind(0)), _coherence(alone, summed, P))
-        for alone, summed, P in zip(apart, together, positions, strict=True)
-    ]
+    found = []
+    for rows, S, summed in zip(layers, apart, together, strict=True):
+        alone = float(S.diagonal(dim1=1, dim2=2).sum())
+        coherence = _coherence(alone, summed, rows.positions(every[rows.index]))
+        found.append(ChannelSensitivity(list((S / (m * PROBES)).unbind(0)), coherence))
+    return found
 
 
 # E (Σ g)² = P a + P² b and E Σ g² = P (a + b) for slopes g at P positions with E gg' = aI + b11'
-def _coherence(alone: Tensor, summed: Tensor, positions: int) -> float:
-    ratio = float(summed.sum() / alone.sum().clamp_min(torch.finfo(alone.dtype).tiny))
+def _coherence(alone: float, summed: float, positions: int) -> float:
+    ratio = summed / alone if alone else 1.0
     return min(max((ratio - 1) / max(positions - 1, 1), 0.0), 1.0)
