@@ -10,20 +10,10 @@
 | K | rows solved together |
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Inputs = Float[Tensor, "m p"]
 States = Float[Tensor, "m n"]
 Outputs = Float[Tensor, "m q"]
-
-Features = Float[Tensor, "m N"]
-Targets = Float[Tensor, "m K"]
-GramMatrix = Float[Tensor, "N N"]
-CrossMoments = Float[Tensor, "K N"]
-Weights = Float[Tensor, "K N"]
-Support = Bool[Tensor, "K N"]
-PerFeature = Float[Tensor, "N"]
-PerRow = Float[Tensor, "K"]
-RowCounts = Int[Tensor, "K"]
 PerSample = Float[Tensor, "m"]
