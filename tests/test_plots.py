@@ -103,6 +103,14 @@ def test_unfinished_run_gets_the_figures_it_has_data_for(tmp_path):
     assert "lacks the column residual_median, residual_max" in skipped["residual"]
 
 
+def test_a_model_of_one_step_has_no_iteration_to_draw(tmp_path):
+    run = fake_run(tmp_path / "run")
+    line = "implicit,0,1,1e-7,2e-7\n"
+    (run / "convergence.csv").write_text(f"model,seed,step,residual_median,residual_max\n{line}")
+    with pytest.raises(InputError, match="no iteration to draw"):
+        residual.from_run(run)
+
+
 def test_damaged_files_are_reasons_not_crashes(tmp_path):
     run = fake_run(tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"\x00" * 20)

@@ -216,7 +216,7 @@ class SeedRun:
         if self._weights.exists():
             with safe_open(self._weights, "pt") as file:
                 return net, float((file.metadata() or {}).get("seconds", "nan"))
-        begin = time.monotonic()
+        begin, seconds = time.monotonic(), math.nan
         if wanted.weights is None:
             chosen = data.sample(len(dataset.train_labels), wanted.training_size, self.seed)
             explicit.train(
@@ -231,7 +231,7 @@ class SeedRun:
                 device=device,
                 log_interval=wanted.log_interval,
             )
-        seconds = time.monotonic() - begin
+            seconds = time.monotonic() - begin
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
         metadata = {"seconds": str(seconds)}
         files.write_bytes(self._weights, safetensors.torch.save(weights, metadata))

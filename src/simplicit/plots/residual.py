@@ -67,6 +67,12 @@ def from_run(run_dir: Path) -> Drawing:
 
     Returns:
         As `draw`.
+
+    Raises:
+        InputError: As `draw`, and where no model takes more than one step.
     """
     columns = ("model", "seed", "step", "residual_median", "residual_max")
-    return draw(read.table(run_dir / "convergence.csv", columns))
+    rows = read.table(run_dir / "convergence.csv", columns)
+    if rows and all(read.number(row["step"]) == 1 for row in rows):
+        raise InputError("one pass through the layers is exact, so there is no iteration to draw")
+    return draw(rows)
