@@ -170,31 +170,23 @@ def _best_on_ray(row: _Row, V: Array, t: Array, r: Array, primal: float) -> floa
     if primal - best > 1e-9 * np.sqrt(unit / m):
         # beside the optimum the residual has a direction, but its length means little
         shares = np.linspace(0, 1, 9, dtype=np.longdouble)
-        values = [_bound(row, V, t, share * point) for share in shares]
-        i = int(np.argmax(values))
-        low, high = shares[max(i - 1, 0)], shares[min(i + 1, 8)]
-        # concave between: golden section
-        golden = (np.sqrt(np.longdouble(5)) - 1) / 2
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        at_left, at_right = (_bound(row, V, t, share * point) for share in (left, right))
-        for _ in range(28):
-            if at_left > at_right:
-                high, right, at_right = right, left, at_left
-                left = high - golden * (high - low)
-                at_left = _bound(row, V, t, left * point)
-            else:
-                low, left, at_left = left, right, at_right
-                right = low + golden * (high - low)
-                at_right = _bound(row, V, t, right * point)
-        best = max(best, *values, at_left, at_right)
+        moments, norms = V.T @ point, (V * V).sum(0)
+        for _ in range(12):
+            values = [_bound(row, V, t, s * point, (s * moments, norms)) for s in shares]
+            i = int(np.argmax(values))
+            shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
+            best = max(best, *values)
     return best
 
 
-def _bound(row: _Row, V: Array, t: Array, theta: Array) -> float:
+def _bound(
+    row: _Row, V: Array, t: Array, theta: Array, known: tuple[Array, Array] | None = None
+) -> float:
     """The best dual value on the way from 0 to θ that stays feasible, of two guesses."""
     m, best = len(t), 0.0
-    noise = 1e-16 * np.sqrt((V * V).sum(0) * (theta @ theta)) / m
-    c = np.maximum(abs(V.T @ theta) / m - noise, 0)
+    moments, norms = known or (V.T @ theta, (V * V).sum(0))
+    noise = 1e-16 * np.sqrt(norms * (theta @ theta)) / m
+    c = np.maximum(abs(moments) / m - noise, 0)
     for curved in (row.curvature > 0, np.zeros(len(c), bool)):
         flat = (row.omega == 0) & ~row.free & ~curved & (c > 0)
         s = min([1.0, *((row.l1 * row.rho)[flat] / c[flat])]) * (1 - 1e-16)
