@@ -172,7 +172,7 @@ def _best_on_ray(row: _Row, V: Array, t: Array, r: Array, primal: float) -> floa
         shares = np.linspace(0, 1, 9, dtype=np.longdouble)
         moments, norms = V.T @ point, (V * V).sum(0)
         for _ in range(12):
-            values = [_bound(row, V, t, s * point, (s * moments, norms)) for s in shares]
+            values = [_bound(row, V, t, point * s, (moments * s, norms)) for s in shares]
             i = int(np.argmax(values))
             shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
             best = max(best, *values)
@@ -186,7 +186,7 @@ def _bound(
     m, best = len(t), 0.0
     moments, norms = known or (V.T @ theta, (V * V).sum(0))
     noise = 1e-16 * np.sqrt(norms * (theta @ theta)) / m
-    c = np.maximum(abs(moments) / m - noise, 0)
+    c: Array = np.maximum(abs(moments) / m - noise, 0)
     for curved in (row.curvature > 0, np.zeros(len(c), bool)):
         flat = (row.omega == 0) & ~row.free & ~curved & (c > 0)
         s = min([1.0, *((row.l1 * row.rho)[flat] / c[flat])]) * (1 - 1e-16)
