@@ -114,11 +114,11 @@ class _Row:
         if not need.any():
             return float(at(np.zeros(1, np.longdouble))[0])
         low = (need * (curvature == 0)).max(initial=0) * (1 + 1e-15)
-        grid = np.linspace(low, need.max(initial=low), 129, dtype=np.longdouble)
+        grid = np.linspace(low, need.max(initial=low), 17, dtype=np.longdouble)
         values = at(grid)
-        for _ in range(6):  # convex: the least lies beside the best point of the grid
+        for _ in range(13):  # convex: the least lies beside the best point of the grid
             i = int(values.argmin())
-            grid = np.linspace(grid[max(i - 1, 0)], grid[min(i + 1, 128)], 129, dtype=np.longdouble)
+            grid = np.linspace(grid[max(i - 1, 0)], grid[min(i + 1, 16)], 17, dtype=np.longdouble)
             values = at(grid)
         return float(values.min())
 

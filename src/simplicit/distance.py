@@ -6,8 +6,6 @@ The curvature in y is F = I/(2σ²) + (diag p − pp')/2, p = softmax y: positiv
 its square root errors of the outputs are measured in one unit.
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -82,31 +80,3 @@ class Distance:
         s, Q = self.root(Y)
         u = torch.randn(*Y.shape, count, generator=generator).to(Y)
         return (Q * s[:, None]) @ (Q.mT @ u)
-
-    def probes(
-        self, Y: Outputs, T: Outputs, count: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "m q count"], Float[Tensor, " m"]]:
-        """Draw vectors f with E Σ ff' = F, the first in the direction of what is missing.
-
-        With e = F^-½ (−∇ℓ) the error in units of the curvature, they are F^½ u for orthonormal u;
-        the first u is e/‖e‖, the others are random and stand for all the rest.
-
-        Args:
-            Y: Outputs (m, q).
-            T: The teacher's.
-            count: How many; with q of them Σ ff' = F exactly.
-            generator: Of random numbers.
-
-        Returns:
-            The vectors; and ‖e‖, so that −∇ℓ = ‖e‖ f_1.
-        """
-        s, Q = self.root(Y)
-        q = Y.shape[1]
-        count = min(count, q)
-        error = (Q / s[:, None]) @ (Q.mT @ self.slope(Y, T)[:, :, None])
-        others = torch.randn(len(Y), q, count - 1, generator=generator).to(Y)
-        u = torch.linalg.qr(torch.cat([error, others], 2))[0]
-        u[..., 0] *= torch.where((u[..., 0] * error[..., 0]).sum(1) < 0, -1.0, 1.0)[:, None]
-        if count > 1:
-            u[..., 1:] *= math.sqrt((q - 1) / (count - 1))
-        return (Q * s[:, None]) @ (Q.mT @ u), error[..., 0].norm(dim=1)

@@ -61,14 +61,13 @@ class EliminationMatching(Matching):
         self.checkpoint.keep("plan", self.importance[:, None], records)
 
     def solve_rows(
-        self, index: int, problem: RowProblem, looped: bool, report: Level, callback: Callback
+        self, index: int, problem: RowProblem, report: Level, callback: Callback
     ) -> tuple[RowProblem, Solution, Tensor]:
         """Eliminate weights of a block's rows and refit; solve the relaxation that bounds this.
 
         Args:
             index: The block.
             problem: Its rows.
-            looped: Whether its features are those of the model built so far.
             report: Not called: there is one level.
             callback: Passed to the solve.
 
@@ -76,7 +75,7 @@ class EliminationMatching(Matching):
             The relaxed rows, their certified solution, and the weights that are left.
         """
         # where the features are those of the plan, so is the order
-        order = self.orders[index] if self.orders and not looped else None
+        order = self.orders[index] if self.orders and not self.looped(index) else None
         W = self._choose(problem, self.keep[index], order)
         # sweeps look at the outputs instead
         if self.recipe.relu_aware and not self.recipe.joint and self._relu(index):

@@ -168,27 +168,43 @@ class LayerwiseMatching:
         problems: list[RowProblem],
     ) -> tuple[list[RowProblem], list[Tensor]]:
         assert self.planned is not None
-        shares, coupled = self.planned.shares[k], self.recipe.sensitivity
         anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
         aware = self.recipe.relu_aware and equation.phi.name == "relu"
+        parts: Sequence[float | None] = CHOICES if self.recipe.sensitivity else CHOICES[-1:]
+        if aware:
+            parts = (*CHOICES, *[None] * REFITS)
         W: list[Tensor] = []
-        for part in (*CHOICES, *[None] * REFITS) if aware else CHOICES if coupled else (1.0,):
+        for part in parts:
             if W and aware:
-                found, known = self._candidate(W), [problem.gram for problem in problems]
-                grams = moments(
-                    *(rows, equation, frontier, self.recipe.bias, self._coherence(k)), found, known
-                )
+                common, known = self._coherence(k), [problem.gram for problem in problems]
+                found = self._candidate(W)
+                bias = self.recipe.bias
+                grams = moments(rows, equation, frontier, bias, common, found, known)
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
-            for g, (problem, share) in enumerate(zip(problems, shares, strict=True)):
-                start = anchors[g]
-                if part is not None:
-                    gram = shifted(problem.gram, W[g], share.coupling) if W[g:] else problem.gram
-                    keep = [round(part * n) for n in share.keep]
-                    w = choose(replace(problem, gram=gram), keep, None, self.workers, start)
-                else:
-                    w = refit_near(problem, W[g] != 0, start)
-                W[g : g + 1] = [refit_coupled(problem, w, share.coupling) if coupled else w]
+            groups = zip(
+                problems, self.planned.shares[k], anchors, W or [None] * len(problems), strict=True
+            )
+            W = [self._choose(*group, part) for group in groups]
         return problems, W
+
+    # one group: supports with a part of its share, or as they are, in view of the weights so far
+    def _choose(
+        self,
+        problem: RowProblem,
+        share: Share,
+        start: Tensor,
+        before: Tensor | None,
+        part: float | None,
+    ) -> Tensor:
+        if part is not None:
+            gram = problem.gram
+            gram = gram if before is None else shifted(gram, before, share.coupling)
+            keep = [round(part * n) for n in share.keep]
+            W = choose(replace(problem, gram=gram), keep, None, self.workers, start)
+        else:
+            assert before is not None
+            W = refit_near(problem, before != 0, start)
+        return refit_coupled(problem, W, share.coupling) if self.recipe.sensitivity else W
 
     def _coherence(self, k: int) -> float:
         return 0.0 if self.planned is None else self.planned.coherence[k]

@@ -175,15 +175,25 @@ class Matching:
         U, _, Y = (torch.cat(parts).to(self.device) for parts in zip(*passes, strict=True))
         return U, Y
 
+    def looped(self, index: int) -> bool:
+        """Tell whether a block is matched on the states of the model built so far.
+
+        Args:
+            index: The block.
+
+        Returns:
+            Whether the loop is closed; the first layer sees only inputs, the same in any case.
+        """
+        return self.recipe.closed_loop and index > 0
+
     def solve_rows(
-        self, index: int, problem: RowProblem, looped: bool, report: Level, callback: Callback
+        self, index: int, problem: RowProblem, report: Level, callback: Callback
     ) -> tuple[RowProblem, Solution, Tensor]:
         """Solve the rows of a block; under a budget, bring them to its share and refit.
 
         Args:
             index: The block.
             problem: Its rows.
-            looped: Whether its features are those of the model built so far.
             report: Called with each level tried and the non-zeros it gave.
             callback: Passed to every solve.
 
@@ -224,9 +234,7 @@ class Matching:
             self.trace += saved[1]["trace"]
             return
         begin = time.monotonic()
-        # the first layer sees only inputs: its features are the teacher's whatever the loop
-        looped = self.recipe.closed_loop and index > 0
-        problem = self.problem(block, self.gram(index) if looped else gram)
+        problem = self.problem(block, self.gram(index) if self.looped(index) else gram)
         events: list[tuple[float, Progress]] = []
         with progress.task(f"solving rows of {block.name}", total=len(problem.gram.R)) as step:
             seen = 0
@@ -241,7 +249,7 @@ class Matching:
             def report(level: float, weights: int) -> None:
                 step(0, f"{weights} weights, {quota} wanted")
 
-            problem, solution, W = self.solve_rows(index, problem, looped, report, look)
+            problem, solution, W = self.solve_rows(index, problem, report, look)
             step(len(problem.gram.R) - seen)
         if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
             kept = W[:, ~problem.free]
