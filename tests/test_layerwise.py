@@ -7,6 +7,7 @@ from conv_networks import CONVOLUTIONAL, ResNet20, Stages, images, network, stru
 from example_networks import seeded
 from simplicit import layerwise
 from simplicit.capture import capture
+from simplicit.elimination_matching import AWARE
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.layerwise import LayerwiseMatching
@@ -128,7 +129,10 @@ def test_a_matching_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkey
         fit(net, u + 1, recipe, checkpoint=tmp_path)
 
 
-def test_a_network_of_convolutions_on_one_place_is_matched_as_its_matrices_are():
+def test_a_network_of_convolutions_on_one_place_is_matched_as_its_matrices_are(monkeypatch):
+    # supports are chosen once, as those of matrices are, then refitted as often
+    monkeypatch.setattr(layerwise, "CHOICES", (1.0,))
+    monkeypatch.setattr(layerwise, "REFITS", AWARE)
     convolutions = seeded(
         lambda: nn.Sequential(
             *(nn.Conv2d(6, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 5, 1, bias=False)),
@@ -141,9 +145,7 @@ def test_a_network_of_convolutions_on_one_place_is_matched_as_its_matrices_are()
     ).double()
     matrices.load_state_dict({k: v.flatten(1) for k, v in convolutions.state_dict().items()})
     u = images(80, (6, 1, 1))
-    # convolutions alone choose again with the targets that ReLU leaves open
-    plain = {"sweeps": 0, "sensitivity": False, "relu_aware": False}
-    recipe = Recipe(sparsity=0.5, structure="layered", **plain)
+    recipe = Recipe(sparsity=0.5, structure="layered", sweeps=0, sensitivity=False)
     one = fit(convolutions.eval(), u, recipe)
     other = fit(matrices.eval(), u.flatten(1), recipe)
     torch.testing.assert_close(
