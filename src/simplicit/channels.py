@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import lcm
 
 import torch
@@ -33,6 +34,11 @@ class Channels:
     index: int
     slots: Slots
     groups: int
+
+    @property
+    def terms(self) -> tuple[int, ...]:
+        """All of the terms."""
+        return tuple(chain(*self.slots))
 
     def features(
         self, equation: Equation, sources: Sequence[Tensor], positions: Tensor | None = None

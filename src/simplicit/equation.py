@@ -1,6 +1,6 @@
 """One layer, z = Σ W (F s + c) + Σ G s + b and x = φ(z), and what it is made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,17 +140,23 @@ class Equation:
             return self.bias
         return self.terms[0].map.spread(self.bias)
 
-    def preactivation(self, sources: Sources) -> Float[Tensor, "m rows"]:
+    def preactivation(
+        self, sources: Sources, without: Collection[int] = ()
+    ) -> Float[Tensor, "m rows"]:
         """Compute z for a batch.
 
         Args:
             sources: The states of all earlier equations, then the flattened input.
+            without: Terms to leave out.
 
         Returns:
             z, a row per sample.
         """
-        parts = [term.map(term.reads(sources[term.source])) for term in self.terms]
+        terms = [term for t, term in enumerate(self.terms) if t not in without]
+        parts = [term.map(term.reads(sources[term.source])) for term in terms]
         parts += [summand.map(sources[summand.source]) for summand in self.fixed]
+        if not parts:
+            parts = [sources[-1].new_zeros(len(sources[-1]), self.size)]
         z = sum(parts[1:], parts[0])
         return z if self.full_bias is None else z + self.full_bias
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def moments(
         Statistics of each group: float64, as the certificates need, of states in the network's
         own dtype.
     """
-    W = rows.weights(equation).double()
+    W = rows.weights(equation)
     groups, K, d = W.shape
     N = d + int(bias)
     kind = {"dtype": torch.float64, "device": W.device}
@@ -75,24 +76,22 @@ def moments(
     m = 0
     for index, (sources, z) in enumerate(_split(frontier)):
         some = _positions(rows.positions(equation), rows.index, index, z.device)
-        V = rows.features(equation, sources, some).double()
-        now = equation.preactivation(sources)
-        own, teacher = (rows.targets(equation, t, some).double() for t in (now, z))
-        target = teacher
+        V = F.pad(rows.features(equation, sources, some), (0, int(bias)), value=1.0).double()
+        others = equation.preactivation(sources, without=rows.terms)
+        rest, teacher = (rows.targets(equation, t, some).double() for t in (others, z))
+        target = teacher - rest
         if aware is not None:
-            found = own + V @ (aware.W.to(V) - W).mT + aware.shift.to(V)[:, None]
-            target = torch.where(teacher > 0, teacher, found.clamp_max(0))
-        target = target - own + V @ W.mT
-        V = torch.cat([V, torch.ones_like(V[..., :1])], 2) if bias else V
+            found = V[..., :d] @ aware.W.to(V).mT + aware.shift.to(V)[:, None]
+            target = torch.where(teacher > 0, target, found.clamp_max(-rest))
         m += V.shape[1]
+        parts = [(1.0, V, target)]
         if coherence and len(some) > 1:
-            V, target = (
-                _with_means(x, len(z), rows.positions(equation), coherence) for x in (V, target)
-            )
-        if known is None:
-            G += V.mT @ V
-        R += target.mT @ V
-        t2 += target.square().sum(1)
+            parts = _with_means(V, target, len(z), rows.positions(equation), coherence)
+        for weight, v, t in parts:
+            if known is None:
+                G.baddbmm_(v.mT, v, alpha=weight)
+            R.baddbmm_(t.mT, v, alpha=weight)
+            t2 += weight * t.square().sum(1)
     if known is not None:
         return [g.with_targets(r / m, s / m) for g, r, s in zip(known, R, t2, strict=True)]
     return [Gram.of(g / m, r / m, s / m, m) for g, r, s in zip(G, R, t2, strict=True)]
@@ -104,15 +103,17 @@ def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
             yield [s[i : i + BATCH] for s in sources], z[i : i + BATCH]
 
 
-# Rows of n of the P positions of each sample, then a row of their mean. What the mean of some
-# positions has too much of their own second moments, the rows have less.
-def _with_means(x: Tensor, samples: int, P: int, coherence: float) -> Tensor:
-    by_sample = x.unflatten(1, (samples, -1))
-    n = by_sample.shape[2]
+# Rows of n of the P positions of each sample, and their means, with the weights of both. What the
+# mean of some positions has too much of their own second moments, the rows have less.
+def _with_means(
+    V: Tensor, target: Tensor, samples: int, P: int, coherence: float
+) -> list[tuple[float, Tensor, Tensor]]:
+    n = V.shape[1] // samples
     excess = (P - n) / (n * (P - 1))
     together = coherence * P / (1 - excess)
     alone = max(1 - coherence - together * excess, 0.0)
-    return torch.cat([alone**0.5 * x, (together * n) ** 0.5 * by_sample.mean(2)], 1)
+    mean_V, mean_target = (x.unflatten(1, (samples, n)).mean(2) for x in (V, target))
+    return [(alone, V, target), (together * n, mean_V, mean_target)]
 
 
 # other positions in every batch, the same in every pass over the data
