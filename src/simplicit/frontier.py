@@ -82,9 +82,11 @@ class Frontier:
                 z = equation.preactivation([*self._model[k], u])
                 self._model[k].append(equation.phi(z))
             self._teacher[k].append(self._every[self.index].phi(self._targets[k]))
-        for states in (*self._teacher, *self._model):
-            for i, last in enumerate(self._last[: len(states)]):
-                if last <= self.index:
-                    states[i] = states[i].new_empty(len(states[i]), 0)
+            # batch by batch, so that not all of both are there at once
+            self._targets[k] = self._targets[k].new_empty(0)
+            for states in (self._teacher[k], self._model[k]):
+                for i, last in enumerate(self._last[: len(states)]):
+                    if last <= self.index:
+                        states[i] = states[i].new_empty(len(states[i]), 0)
         self.index += 1
         self._targets = self._replay()

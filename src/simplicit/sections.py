@@ -156,6 +156,12 @@ class Implicit(Section):
         "a number, at least 0 and below 100 (30 is 30 %)",
     )
     training_size: Part = key(0.2, "fraction of the training set whose states are matched", PART)
+    augmentation: Count = key(
+        1,
+        "copies of each calibration image: itself, its mirror image, then shifted ones, every "
+        "other mirrored; one-shot baselines see them, too",
+        COUNT,
+    )
     bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
     support: Literal["elimination", "relaxation"] = key(
         "elimination",

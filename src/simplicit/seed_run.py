@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from . import archive, baselines, data, explicit, files, measure
+from .augment import augmented
 from .capture import capture
 from .config import Config
 from .equations import StateEquations
@@ -63,6 +64,7 @@ class SeedRun:
             seed=self.seed,
         )
         self.dataset = explicit.suited(net, self.dataset)
+        augmented(self.dataset.train_inputs[:1], self.settings.implicit.augmentation, self.seed)
         source = self._weights if self._weights.exists() else wanted.weights
         if source is not None:
             explicit.load_weights(net, source)
@@ -272,10 +274,9 @@ class SeedRun:
 
     # unlabelled: the same samples for all that match or prune with them
     def _calibration(self) -> Tensor:
-        part = self.settings.implicit.training_size
-        return self.dataset.train_inputs[
-            data.sample(len(self.dataset.train_labels), part, self.seed)
-        ]
+        wanted = self.settings.implicit
+        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
+        return augmented(self.dataset.train_inputs[chosen], wanted.augmentation, self.seed)
 
     def _row(self, name: str, net: nn.Module) -> Row:
         wanted, dataset = self.settings.evaluation, self.dataset
