@@ -51,6 +51,25 @@ def test_the_sum_over_positions_is_estimated_from_some_of_them(monkeypatch):
     assert float(part.G.trace()) == pytest.approx(float(whole.G.trace()), rel=0.05)
 
 
+def test_of_many_samples_each_contributes_fewer_positions(monkeypatch):
+    _, equation, rows, frontier = problem(40)
+    monkeypatch.setattr(module, "ENOUGH", 400)
+    (fewer,) = moments(rows, equation, frontier, True)
+    assert fewer.m == 40 * module.FEWEST == 640
+    monkeypatch.setattr(module, "FEWEST", 1)
+    (fewest,) = moments(rows, equation, frontier, True)
+    assert fewest.m == 400
+
+
+def test_the_number_of_workers_changes_no_bit():
+    _, equation, rows, frontier = problem(40)
+    (one,) = moments(rows, equation, frontier, True, 0.5)
+    (two,) = moments(rows, equation, frontier, True, 0.5, workers=2)
+    assert torch.equal(one.G, two.G)
+    assert torch.equal(one.R, two.R)
+    assert torch.equal(one.t2, two.t2)
+
+
 def test_where_the_teacher_is_off_the_target_is_what_the_rows_make_of_it():
     u, equation, rows, frontier = problem()
     (gram,) = moments(rows, equation, frontier, True)

@@ -127,7 +127,7 @@ def plan_layers(
     """
     found = channel_sensitivity(equations, layers, stream) if recipe.sensitivity else None
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
-    grams = _moments(equations, layers, stream, recipe, coherence)
+    grams = _moments(equations, layers, stream, recipe, coherence, workers)
     problems = [[row_problem(gram, recipe) for gram in groups] for groups in grams]
     if found is None:
         coupling = [[_inverse(p.gram.t2).diag() for p in groups] for groups in problems]
@@ -162,6 +162,7 @@ def _moments(
     stream: Batches,
     recipe: Recipe,
     coherence: Sequence[float],
+    workers: int,
 ) -> list[list[Gram]]:
     frontier = Frontier(equations, stream, own=False)
     grams = []
@@ -170,7 +171,9 @@ def _moments(
             for rows, common in zip(layers, coherence, strict=True):
                 if rows.index != index:
                     continue
-                grams.append(moments(rows, equation, frontier, recipe.bias, common))
+                grams.append(
+                    moments(rows, equation, frontier, recipe.bias, common, workers=workers)
+                )
                 if not all(bool(torch.isfinite(gram.G).all()) for gram in grams[-1]):
                     raise InputError(
                         f"the states that {rows.name} reads are not finite on the calibration "

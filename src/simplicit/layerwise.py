@@ -133,7 +133,8 @@ class LayerwiseMatching:
         def look(event: Progress) -> None:
             events.append((time.monotonic() - self.start, event))
 
-        grams = moments(rows, equation, frontier, self.recipe.bias, self._coherence(k))
+        common, bias = self._coherence(k), self.recipe.bias
+        grams = moments(rows, equation, frontier, bias, common, workers=self.workers)
         problems = [row_problem(gram, self.recipe) for gram in grams]
         W: list[Tensor] = []
         if self.recipe.eliminates:
@@ -179,7 +180,7 @@ class LayerwiseMatching:
                 common, known = self._coherence(k), [problem.gram for problem in problems]
                 found = self._candidate(W)
                 bias = self.recipe.bias
-                grams = moments(rows, equation, frontier, bias, common, found, known)
+                grams = moments(rows, equation, frontier, bias, common, found, known, self.workers)
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
             groups = zip(
                 problems, self.planned.shares[k], anchors, W or [None] * len(problems), strict=True

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from joblib import Parallel, delayed
 from torch import Tensor
 
 from . import memory
@@ -19,6 +21,9 @@ BATCH = 100
 
 POSITIONS = 64
 """Positions that a sample contributes at most, drawn anew for every batch."""
+
+FEWEST, ENOUGH = 16, 128_000
+"""Of many samples each contributes less, but not less than this; so many in all are enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,7 @@ def moments(
     coherence: float = 0.0,
     aware: Candidate | None = None,
     known: list[Gram] | None = None,
+    workers: int = 1,
 ) -> list[Gram]:
     """Accumulate the row problems of a layer on the model's states.
 
@@ -61,6 +67,7 @@ def moments(
         aware: Where a teacher's state is off, the target is what these weights make of it, at most
             0: any pre-activation that leaves it off will do. Only for ReLU.
         known: Moments of the same features, of which only the targets change.
+        workers: Threads that take batches side by side; sums are taken in the order of the batches.
 
     Returns:
         Statistics of each group: float64, as the certificates need, of states in the network's
@@ -70,12 +77,14 @@ def moments(
     groups, K, d = W.shape
     N = d + int(bias)
     kind = {"dtype": torch.float64, "device": W.device}
-    memory.require(8.0 * groups * N * (N + 2 * K), f"moments of {equation.name}", W.device)
-    G = torch.zeros(groups, N, N, **kind)
-    R, t2 = torch.zeros(groups, K, N, **kind), torch.zeros(groups, K, **kind)
-    m = 0
-    for index, (sources, z) in enumerate(_split(frontier)):
-        some = _positions(rows.positions(equation), rows.index, index, z.device)
+    copies = 1 if workers == 1 else 1 + 2 * workers
+    memory.require(8.0 * groups * N * (N + 2 * K) * copies, f"moments of {equation.name}", W.device)
+
+    most = min(max(ENOUGH // frontier.m, FEWEST), POSITIONS)
+
+    @torch.no_grad()
+    def of_batch(index: int, sources: list[Tensor], z: Tensor) -> tuple[int, list[Tensor]]:
+        some = _positions(rows.positions(equation), most, rows.index, index, z.device)
         V = F.pad(rows.features(equation, sources, some), (0, int(bias)), value=1.0).double()
         others = equation.preactivation(sources, without=rows.terms)
         rest, teacher = (rows.targets(equation, t, some).double() for t in (others, z))
@@ -83,18 +92,31 @@ def moments(
         if aware is not None:
             found = V[..., :d] @ aware.W.to(V).mT + aware.shift.to(V)[:, None]
             target = torch.where(teacher > 0, target, found.clamp_max(-rest))
-        m += V.shape[1]
         parts = [(1.0, V, target)]
         if coherence and len(some) > 1:
             parts = _with_means(V, target, len(z), rows.positions(equation), coherence)
+        sums = _zeros(groups, N, K, kind)
         for weight, v, t in parts:
             if known is None:
-                G.baddbmm_(v.mT, v, alpha=weight)
-            R.baddbmm_(t.mT, v, alpha=weight)
-            t2 += weight * t.square().sum(1)
+                sums[0].baddbmm_(v.mT, v, alpha=weight)
+            sums[1].baddbmm_(t.mT, v, alpha=weight)
+            sums[2] += weight * t.square().sum(1)
+        return V.shape[1], sums
+
+    m, (G, R, t2) = 0, _zeros(groups, N, K, kind)
+    pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+    parts = (delayed(of_batch)(i, *batch) for i, batch in enumerate(_split(frontier)))
+    for count, sums in cast(Iterable[tuple[int, list[Tensor]]], pool(parts)):
+        m += count
+        for total, part in zip((G, R, t2), sums, strict=True):
+            total += part
     if known is not None:
         return [g.with_targets(r / m, s / m) for g, r, s in zip(known, R, t2, strict=True)]
     return [Gram.of(g / m, r / m, s / m, m) for g, r, s in zip(G, R, t2, strict=True)]
+
+
+def _zeros(groups: int, N: int, K: int, kind: dict[str, Any]) -> list[Tensor]:
+    return [torch.zeros(groups, *shape, **kind) for shape in ((N, N), (K, N), (K,))]
 
 
 def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:
@@ -117,8 +139,8 @@ def _with_means(
 
 
 # other positions in every batch, the same in every pass over the data
-def _positions(count: int, layer: int, batch: int, device: torch.device) -> Tensor:
-    if count <= POSITIONS:
+def _positions(count: int, most: int, layer: int, batch: int, device: torch.device) -> Tensor:
+    if count <= most:
         return torch.arange(count, device=device)
     generator = torch.Generator().manual_seed(1_000_003 * layer + batch)
-    return torch.randperm(count, generator=generator)[:POSITIONS].to(device)
+    return torch.randperm(count, generator=generator)[:most].to(device)
