@@ -1,6 +1,7 @@
 """implicitize(): budgets to the unit, every structure's promise, and the same bits again."""
 
 import copy
+from typing import cast
 
 import pytest
 import torch
@@ -208,12 +209,19 @@ def spoilt(value: float) -> Tensor:
         (samples(), {"sparsty": 0.5}, "unknown option 'sparsty': accepted are objective, sparsity"),
         (samples(), {"sparsity": 1.0}, "sparsity=1.0: accepted is"),
         (samples(), {"preset": "best"}, "preset 'best': accepted are paper, acml2025"),
+        (samples(), {"device": "nowhere"}, "device 'nowhere' is not available here"),
+        (samples(), {"sparsity": "half"}, "sparsity='half': accepted is a number"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(inputs, options, says):
     with pytest.raises(InputError, match=says) as error:
         simplicit.implicitize(teacher(), inputs, **options)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_network_is_one_line():
+    with pytest.raises(InputError, match="network is a dict: accepted is a torch.nn.Module"):
+        simplicit.implicitize(cast(nn.Module, {}), samples())
 
 
 def test_a_teacher_with_nan_is_named():

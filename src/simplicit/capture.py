@@ -54,6 +54,8 @@ def capture(net: nn.Module, example: Tensor) -> StateEquations:
             the example, or if it does what cannot be written as state equations; the line names
             the module and the operation.
     """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"the network is a {type(net).__name__}: accepted is a torch.nn.Module")
     _check_finite(net, example)
     try:
         net = copy.deepcopy(net).eval()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 
 @contextmanager
 def replace_with(path: Path) -> Iterator[Path]:
@@ -18,8 +20,17 @@ def replace_with(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary path to write to.
+
+    Raises:
+        InputError: If the folder cannot be made where it is to be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        # in a folder that only the system fills, or behind a link to nowhere
+        raise InputError(
+            f"{path.parent}: a folder cannot be made there; give one that can be written"
+        ) from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -117,6 +117,7 @@ def fit(
         InputError: If the network, the inputs or an option cannot be used.
     """
     clock = _Clock()
+    check_device(device or "cpu")
     stream = batches(inputs, batch_size)
     equations = capture(net, stream.example)
     if equations.nonzeros == 0:
@@ -156,6 +157,21 @@ def fit(
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, seconds, levels)
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        device: Its name.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device {str(device)!r} is not available here: cpu always is") from None
 
 
 # networks that are not all matrices: only their own connections, A is never written out

@@ -1,7 +1,8 @@
 """What `implicitize` is asked for: objective, budget, structure, and how well to match."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import sqrt
+from numbers import Real
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -90,6 +91,10 @@ class Recipe:
             if not good:
                 raise InputError(f"{name}={getattr(self, name)!r}: accepted is {accepted}")
 
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (float, float | None) and (value is not None or field.type is float):
+                check(isinstance(value, Real), field.name, "a number")
         check(self.objective in ("sparsity", "robustness"), "objective", "sparsity or robustness")
         check(
             self.structure in ("auto", "full", "triangular", "layered"),
@@ -98,7 +103,8 @@ class Recipe:
         )
         check(self.constraint in ("states", "row"), "constraint", "states or row")
         check(self.support in ("elimination", "relaxation"), "support", "elimination or relaxation")
-        check(self.sweeps == 0 or self.sweeps >= 4, "sweeps", "0, or a whole number, at least 4")
+        enough = isinstance(self.sweeps, int) and (self.sweeps == 0 or self.sweeps >= 4)
+        check(enough, "sweeps", "0, or a whole number, at least 4")
         check(self.sparsity is None or 0 <= self.sparsity < 1, "sparsity", "None or [0, 1)")
         check(0 < self.kappa < 1, "kappa", "a number above 0 and below 1")
         check(0 <= self.alpha < float("inf"), "alpha", "a finite number, at least 0")

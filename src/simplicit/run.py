@@ -14,6 +14,7 @@ import torch
 from . import __version__, config, data, files, plots, progress, report, threads
 from .config import Config
 from .errors import InputError
+from .fit import check_device
 from .plots import read
 from .seed_run import SeedRun
 
@@ -46,7 +47,7 @@ def run(settings: Config, folder: Path) -> list[Row]:
     Returns:
         The rows of `metrics.json`.
     """
-    _check_device(settings.device)
+    check_device(settings.device)
     _check_folder(folder, settings)
     dataset = data.load(settings.evaluation.dataset, settings.data_dir)
     parts = [
@@ -91,13 +92,6 @@ def run(settings: Config, folder: Path) -> list[Row]:
         report.write_report(folder)
         step(1)
     return rows
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device {device!r} is not available here: cpu always is") from None
 
 
 # accepts a folder that is new, empty, or holds the same configuration
