@@ -80,7 +80,7 @@ class LoopSuite(SolverSuite):
 
     def test_time_limit(self):
         """22: feasible weights, a valid gap, and no crash."""
-        V, T = features(60, 20, 1.5, seed=0), normal(60, 40, seed=1)
+        V, T = features(60, 20, 1.5, seed=0), normal(60, min(40, self.crowd), seed=1)
         problem = RowProblem(Gram.from_data(V, T), Penalty(l1=0.01), Ball(slice(0, 12), 0.5))
         solution = self.check(problem, V, T, time_limit=1e-10)
         assert Status.TIME_LIMIT in solution.status

@@ -13,9 +13,12 @@ def test_products_of_some_rows_have_the_bits_of_all(n, dtype):
     X, M = normal(3 * BLOCK + 5, n, seed=0).to(dtype), normal(n, 13, seed=1).to(dtype)
     whole = product(X, M)
     torch.testing.assert_close(whole, X @ M)
+    torch.testing.assert_close(product(X, M, whole, -0.5), 0.5 * whole)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(2))
     for k in (0, 1, BLOCK, BLOCK + 1, len(X)):
-        assert torch.equal(product(X[order[:k]], M), whole[order[:k]])
+        some = order[:k]
+        assert torch.equal(product(X[some], M), whole[some])
+        assert torch.equal(product(X[some], M, whole[some], 3.0), product(X, M, whole, 3.0)[some])
 
 
 @pytest.mark.parametrize("k", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1])

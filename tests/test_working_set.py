@@ -34,7 +34,7 @@ class Forced(LoopSuite):
     """Row by row on sets of 12 features and, where those do not do, on all."""
 
     __test__ = False
-    crowd = 20
+    crowd = 10
 
     def solve(self, problem: RowProblem, **options) -> Solution:
         defaults = {"tol": self.tol, "max_iterations": self.max_iterations}

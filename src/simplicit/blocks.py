@@ -24,18 +24,32 @@ def fill(rows: Int[Tensor, " k"]) -> Int[Tensor, " b"]:
     return torch.cat([rows, rows[-1:].expand(-len(rows) % BLOCK)])
 
 
-def product(X: Float[Tensor, "k n"], M: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
+def product(
+    X: Float[Tensor, "k n"],
+    M: Float[Tensor, "n p"],
+    to: Float[Tensor, "k p"] | None = None,
+    factor: float = 1.0,
+) -> Float[Tensor, "k p"]:
     """Multiply block by block.
 
+    Args:
+        X: Rows.
+        M: What all are multiplied by.
+        to: What the product is added to; nothing when omitted.
+        factor: The product's factor.
+
     Returns:
-        X M.
+        to + factor X M.
     """
-    k = len(X)
-    if k % BLOCK:
-        X = torch.cat([X, X.new_zeros(-k % BLOCK, X.shape[1])])
+    k, pad = len(X), -len(X) % BLOCK
+    if pad:
+        X = torch.cat([X, X.new_zeros(pad, X.shape[1])])
+        to = None if to is None else torch.cat([to, to.new_zeros(pad, to.shape[1])])
     Y = X.new_empty(len(X), M.shape[1])
     for i in range(0, len(X), BLOCK):
-        torch.mm(X[i : i + BLOCK], M, out=Y[i : i + BLOCK])
+        some = slice(i, i + BLOCK)
+        start, beta = (Y[some], 0) if to is None else (to[some], 1)
+        torch.addmm(start, X[some], M, beta=beta, alpha=factor, out=Y[some])
     return Y[:k]
 
 

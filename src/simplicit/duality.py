@@ -90,10 +90,13 @@ def gap(
         inner = (reduced - rounding).clamp_min(0) / sigma
     else:
         primal, inner = 0.5 * q, reduced
-    flat = (terms.l2 * terms.rho**2 == 0) & ((terms.omega == 0) | ~torch.isfinite(terms.radius))
-    limit = (terms.l1 * terms.rho) / c.abs()
-    s = torch.where(flat & (c != 0), limit, 1.0).clamp_max(1.0)
-    s = s.amin(1) if W.shape[1] else torch.ones_like(q)
+    flat = (terms.omega == 0) | ~torch.isfinite(terms.radius)
+    if terms.has_curve:
+        flat = flat & (terms.l2 * terms.rho**2 == 0)
+    limit = ((terms.l1 * terms.rho) / c.abs()).nan_to_num_(torch.inf, torch.inf)
+    if not bool(flat.all()):
+        limit = torch.where(flat, limit, 1.0)
+    s = (limit.amin(1) if W.shape[1] else torch.ones_like(q)).clamp_max(1.0)
     # rounding of s·c may leave it a last bit outside: step just inside
     s = torch.where(s < 1, s * (1 - 1e-15), s)
 

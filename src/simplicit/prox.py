@@ -139,6 +139,8 @@ class Separable:
         if not self.has_ball:
             return w
         norm = self.ball_norm(w)[:, None]
+        if not bool((norm > self.radius).any()):
+            return w
         # strictly inside, or rounding of the product could leave the row a last bit outside
         factor = torch.where(norm > self.radius, self.radius / norm * (1 - 1e-15), 1.0)
         return torch.where(self.omega > 0, w * factor, w)
@@ -174,27 +176,34 @@ class Separable:
     # with μ and is piecewise linear, so Newton ends after a few steps; the bracket is needed
     # because the reverse Huber part makes it neither convex nor concave.
     def _ball_multiplier(self, size: Tensor, t: Tensor, mu: Tensor | None) -> Tensor:
+        pull, left = t * self.omega, size - t * self.slope()
+        fall = pull * self.omega
+        flat, slant = size - t * self.l1 * self.rho, 1 + t * self.l2 * self.rho**2
+
+        def above(mu: Tensor) -> tuple[Tensor, Tensor]:
+            # by how much the norm exceeds the radius, and how fast it falls
+            w, speed = torch.addcmul(left, pull, mu, value=-1), fall
+            if self.has_curve:
+                curved = torch.addcmul(flat, pull, mu, value=-1) / slant
+                speed = torch.where(w <= curved, fall, fall / slant)
+                w = torch.minimum(w, curved)
+            # the sign instead of a mask: choosing between two numbers takes many times longer
+            speed = (w.clamp_min_(0).sign() * speed).sum(1, keepdim=True)
+            return self.ball_norm(w)[:, None] - self.radius, speed
+
         low = torch.zeros_like(self.l0)
-        reach = torch.where(self.omega > 0, size / (t * self.omega), 0.0)
-        high = reach.amax(1, keepdim=True) if size.shape[1] else low.clone()
-        active = self.ball_norm(self._shrink(size.clone(), t))[:, None] > self.radius
-        mu = torch.minimum(mu, high) if mu is not None else low.clone()
-        step, moving = t * self.omega**2, active
+        inverse = torch.where(self.omega > 0, 1 / self.omega, 0.0)
+        high = (size / t * inverse).amax(1, keepdim=True) if size.shape[1] else low
+        active = moving = above(low)[0] > 0
+        mu = torch.minimum(mu, high) if mu is not None else low
         for _ in range(NEWTON_STEPS):
-            left = size - t * mu * self.omega
-            linear = left - t * self.slope()
-            curvature = 1 + t * self.l2 * self.rho**2
-            curved = (left - t * self.l1 * self.rho) / curvature
-            w = torch.minimum(linear, curved).clamp_min(0)
-            excess = self.ball_norm(w)[:, None] - self.radius
+            excess, speed = above(mu)
             moving = moving & (excess.abs() > 64 * torch.finfo(size.dtype).eps * self.radius)
             if not bool(moving.any()):
                 break
             low = torch.where(excess > 0, mu, low)
             high = torch.where(excess > 0, high, mu)
-            fall = torch.where(linear <= curved, step, step / curvature)
-            fall = torch.where(w > 0, fall, 0.0).sum(1, keepdim=True)
-            trial = mu + excess / fall
+            trial = mu + excess / speed
             inside = (trial > low) & (trial < high)
             trial = torch.where(inside, trial, 0.5 * (low + high))
             # a row that is done stands still, so its bits do not depend on its neighbours
@@ -215,13 +224,14 @@ class Separable:
             The bound, (K,); infinite where c is not dual feasible.
         """
         a = (c.abs() - mu * self.omega - self.l1 * self.rho).clamp_min(0)
-        flat = torch.where(a > 0, torch.inf, 0.0).to(c.dtype)
         if self.has_curve:
             curvature = self.l2 * self.rho**2
             curved = (a * a / (2 * curvature) - self.l0).clamp_min(0)
-            flat = torch.where(curvature > 0, curved, flat)
-        ball = torch.where(mu > 0, self.radius * mu, 0.0)
-        return flat.sum(1) + ball[:, 0]
+            flat = torch.where(a > 0, torch.inf, 0.0).to(c.dtype)
+            value = torch.where(curvature > 0, curved, flat).sum(1)
+        else:
+            value = torch.where(a.sum(1) > 0, torch.inf, 0.0).to(c.dtype)
+        return value + torch.where(mu > 0, self.radius * mu, 0.0)[:, 0]
 
     def dual_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:
         """Minimise `conjugate` over μ ≥ 0 by bisection on its monotone derivative.
@@ -229,31 +239,36 @@ class Separable:
         Returns:
             The best multiplier, (K, 1); 0 without a ball.
         """
-        low = torch.zeros_like(self.l0)
         if not self.has_ball:
-            return low
-        inside = self.omega > 0
-        omega = torch.where(inside, self.omega, 1.0)
-        curvature = self.l2 * self.rho**2
-        floor = self.smallest_multiplier(c)
-        high = torch.where(inside, (c.abs() - self.slope()) / omega, 0.0)
-        high = torch.maximum(high.clamp_min(0).amax(1, keepdim=True), floor)
-        low = floor.clone()
+            return torch.zeros_like(self.l0)
+        mu = floor = self.smallest_multiplier(c)
+        if self.has_curve:
+            mu = torch.where(self.l2 > 0, self._curved_multiplier(c.abs(), floor), floor)
+        return torch.where(torch.isfinite(self.radius), mu, 0.0)
 
-        def rises(mu: PerRow1) -> Tensor:
-            a = c.abs() - mu * self.omega - self.l1 * self.rho
-            pull = torch.where((curvature > 0) & (a > self.huber * self.rho), a / curvature, 0.0)
-            return self.radius >= self.ball_norm(pull)[:, None]
+    def _curved_multiplier(self, size: Tensor, floor: PerRow1) -> PerRow1:
+        slope, curvature = self.slope(), self.l2 * self.rho**2
+        beyond = (curvature > 0) & (self.omega > 0) & (size - floor * self.omega > slope)
+        # only these pull at any multiplier, and they are few
+        row, column = beyond.nonzero(as_tuple=True)
+        omega, slope, curvature = self.omega[column], slope[row, column], curvature[row, column]
+        size, huber = size[row, column], self.huber[row, 0] * self.rho[column]
+        low, radius = floor[:, 0], self.radius[:, 0]
+        high = low.scatter_reduce(0, row, (size - slope) / omega, "amax")
+
+        def rises(mu: Tensor) -> Tensor:
+            a = size - mu[row] * omega - slope + huber
+            pull = torch.where(a > huber, omega * a / curvature, 0.0)
+            return radius >= torch.zeros_like(radius).index_add_(0, row, pull)
 
         # where the least is at the floor, bisection would only come near it
-        high = torch.where(rises(floor), floor, high)
+        high = torch.where(rises(low), low, high)
         for _ in range(NEWTON_STEPS):
             mu = 0.5 * (low + high)
             rising = rises(mu)
             high = torch.where(rising, mu, high)
             low = torch.where(rising, low, mu)
-        high = torch.where(self.l2 > 0, high, floor)
-        return torch.where(torch.isfinite(self.radius), high, 0.0)
+        return high[:, None]
 
     def smallest_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:
         """Find the least μ at which the ball keeps features without curvature dual feasible.

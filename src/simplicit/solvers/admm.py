@@ -4,9 +4,10 @@ Splitting loss and penalty (Boyd et al. 2011), with over-relaxation (OSQP, Stell
 
     X = (R + ρ (W − U)) (G + ρ I)⁻¹,   Z = X̂ + U,   W = prox(Z),   U = Z − W,   X̂ = α X + (1 − α) W.
 
-The state is W and Z; with U put in, X = (R + ρ (2 W − Z)) (G + ρ I)⁻¹ and Z += α (X − W), which is
-Douglas & Rachford's splitting. An iteration is one product of rows with the inverse, and the prox,
-ball included. A few of them find the support nearly; `newton` finishes.
+The state is W and Z; with U put in, X = A + ρ (2 W − Z) (G + ρ I)⁻¹, where A = R (G + ρ I)⁻¹
+stays, and Z += α (X − W), which is Douglas & Rachford's splitting. An iteration is one product of
+rows with the inverse, and the prox, ball included. A few of them find the support nearly; `newton`
+finishes.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class AdmmState:
         mu: The ball's multiplier, (K, 1).
         sigma: Root mean square residual for the rooted loss, 1 for the squared one, (K, 1).
         rho: Penalty ρ on the split, (K, 1).
+        A: Where weights near 0 are drawn to: R (G + ρ I)⁻¹, (K, n).
     """
 
     W: Float[Tensor, "K n"]
@@ -36,6 +38,7 @@ class AdmmState:
     mu: Float[Tensor, "K 1"]
     sigma: Float[Tensor, "K 1"]
     rho: Float[Tensor, "K 1"]
+    A: Float[Tensor, "K n"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class Admm:
         Returns:
             The first state.
         """
-        W, rho = V.to(self.dtype), self.rho(problem)
+        W, rho = V.to(self.dtype), self.rho(problem).to(self.dtype)
         # the dual variable that belongs to V if V is optimal is c/ρ
-        U = torch.where((V != 0).any(1, keepdim=True), problem.moments(V) / rho, 0.0)
+        U = problem.moments(V) * ((V != 0).any(1, keepdim=True) / rho)
         sigma = problem.root_mean_square(V).to(W)
-        return AdmmState(W, W + U.to(W), torch.zeros_like(sigma), sigma, rho.to(W))
+        A = self._product(problem, problem.R.to(W), rho)
+        return AdmmState(W, W + U.to(W), torch.zeros_like(sigma), sigma, rho, A)
 
     def rho(self, problem: Scaled) -> Float[Tensor, "K 1"]:
         """Choose each row's ρ, the larger the sparser it will be.
@@ -81,7 +85,8 @@ class Admm:
         R, terms = problem.R, problem.terms
         _, mu = terms.prox(R, R.new_ones(R.shape[1]))
         slope = terms.slope() + mu * terms.omega
-        top = torch.where(slope > 0, R.abs() / slope, 0.0).amax(1) if R.shape[1] else problem.t2
+        share = (R.abs() / slope).nan_to_num_(0.0, 0.0)
+        top = share.amax(1) if R.shape[1] else problem.t2
         best = 20 / torch.sqrt(top.clamp_min(1.0))
         choices = R.new_tensor(self.rhos)
         nearest = torch.searchsorted(torch.sqrt(choices[1:] * choices[:-1]), best)
@@ -99,7 +104,7 @@ class Admm:
         """
         mirrored = torch.add(state.W, state.W).sub_(state.Z)
         rho = state.rho
-        X = self._product(problem, torch.addcmul(problem.R, mirrored, rho), rho)
+        X = self._product(problem, mirrored, rho, state.A)
         terms, sigma = problem.terms, state.sigma
         if problem.loss == "root":
             # R − G X = ρ (X − (2 W − Z)) needs no product, so the residual at X is free
@@ -110,15 +115,20 @@ class Admm:
         # the old state is not used again: fresh memory costs as much as the arithmetic
         Z = state.Z.add_(X.sub_(state.W), alpha=self.relaxation)
         W, mu = terms.prox(Z, (1 / rho).expand(Z.shape), state.mu)
-        return AdmmState(W, Z, mu, sigma, rho)
+        return AdmmState(W, Z, mu, sigma, rho, state.A)
 
-    def _product(self, problem: Scaled, B: Tensor, rho: Tensor) -> Tensor:
-        # B (G + ρ I)⁻¹, rows of one ρ together
-        values = rho.unique().tolist()
-        if len(values) == 1:
-            return product(B, problem.design.inverse(values[0], self.dtype))
+    def _product(self, problem: Scaled, B: Tensor, rho: Tensor, A: Tensor | None = None) -> Tensor:
+        # B (G + ρ I)⁻¹, or A + ρ B (G + ρ I)⁻¹; rows of one ρ together
+        def some(value: float, rows: slice | Tensor) -> Tensor:
+            inverse = problem.design.inverse(value, self.dtype)
+            if A is None:
+                return product(B[rows], inverse)
+            return product(B[rows], inverse, A[rows], value)
+
+        if bool((rho == rho[0]).all()):
+            return some(float(rho[0]), slice(None))
         X = torch.empty_like(B)
-        for value in values:
+        for value in rho.unique().tolist():
             rows = (rho[:, 0] == value).nonzero()[:, 0]
-            X[rows] = product(B[rows], problem.design.inverse(value, self.dtype))
+            X[rows] = some(value, rows)
         return X

@@ -158,7 +158,7 @@ class Course:
         found = torch.zeros_like(W)
         found[:K, design.keep] = scaled.unscale(tile.V).to(W)
         fit_free(problem.gram, design.free, design.inverse_free, found)
-        found = torch.where(given[:, None], W, found)
+        found[given] = W[given]
         before = start.mu[whole]
         mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0][fill(torch.arange(K))].to(W)
         mu = torch.where(given & ~before.isnan(), before, mu)
@@ -226,7 +226,7 @@ def certify(
         The solution.
     """
     finite = torch.isfinite(W).all(1)
-    W = torch.where(finite[:, None], W, 0.0)
+    W = W if bool(finite.all()) else torch.where(finite[:, None], W, 0.0)
     moments = problem.gradient_moments(W)
     gap, objective = problem.gap(W, moments), problem.objective(W, moments)
     if bool(problem.shut.any()):
@@ -235,14 +235,13 @@ def certify(
         c = moments / torch.where(q > 0, q, 1.0).sqrt()[:, None]
         c = c if problem.loss == "root" else moments
         mu = problem.terms.dual_multiplier(c)[:, 0]
-    limits = tol * problem.unit
     out_of_budget = stop or Status.MAX_ITERATIONS
     status = []
-    for k in range(len(W)):
-        value, limit = float(gap[k]), float(limits[k])
-        if not bool(problem.valid[k]):
+    numbers = (gap, tol * problem.unit, problem.valid, finite)
+    for value, limit, valid, whole in zip(*(x.tolist() for x in numbers), strict=True):
+        if not valid:
             status.append(Status.INVALID_INPUT)
-        elif not (value == value and bool(finite[k])):
+        elif not (value == value and whole):
             status.append(Status.NUMERICAL_ERROR)
         elif value <= limit:
             status.append(Status.SOLVED)

@@ -62,10 +62,13 @@ class Design:
         self.keep: Int[Tensor, " n"] = penalised[alive]
         self.scale = torch.sqrt(G.diagonal())
         n = len(G)
-        # an entry beyond the last, always 0, is what `submatrices` pads with
-        self._entries = G.new_zeros(n * n + 1, device=self.device)
-        self.G = self._entries[:-1].view(n, n)
-        self.G.copy_(G).div_(self.scale.to(self.G)).div_(self.scale.to(self.G)[:, None])
+        # a row and some columns of 0 beyond the last are what `submatrices` pads with
+        entries = G.new_empty(n + 1, n + 8 - n % 8, device=self.device)
+        entries[n], entries[:, n:] = 0.0, 0.0
+        self._entries, self.G, scale = entries, entries[:n, :n], self.scale.to(self.device)
+        torch.div(G.to(self.device), scale, out=self.G).div_(scale[:, None])
+        # numbers of half the size take a quarter less time
+        self.small = torch.int32 if entries.numel() < 2**31 else torch.int64
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
         self._lock = Lock()
 
@@ -81,20 +84,14 @@ class Design:
         """Gather G_AA of every row's support A.
 
         Args:
-            index: Kept features of each row, (K, s); n in the padding.
+            index: Kept features of each row, (K, s), of type `small`; n in the padding.
 
         Returns:
             One matrix per row, a copy; 0 in the padding.
         """
-        n = len(self.G)
-        # numbers of half the size take a quarter less time
-        small = torch.int32 if 2 * n * n + n < 2**31 else torch.int64
-        row = (index * n).to(small)
-        column = torch.where(index < n, index, n * n).to(small)
-        # padding is n² or more in either
-        flat = (row[:, :, None] + column[:, None, :]).clamp_max_(n * n)
+        flat = (index * self._entries.stride(0))[:, :, None] + index[:, None, :]
         # one flat selection takes less than half the time of indexing by two arrays
-        return self._entries.index_select(0, flat.view(-1)).view(flat.shape)
+        return self._entries.view(-1).index_select(0, flat.view(-1)).view(flat.shape)
 
     def inverse(self, rho: float, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """Invert G + ρ I once for all rows and iterations.
@@ -111,8 +108,9 @@ class Design:
                 shifted = self.G.to(dtype, copy=True)
                 shifted.diagonal().add_(rho)
                 # in place: for many features each copy is gigabytes
-                torch.linalg.cholesky(shifted, out=shifted)
-                self._inverses[rho, dtype] = torch.cholesky_inverse(shifted)
+                torch.linalg.cholesky(shifted.mT, out=shifted.mT)
+                # symmetric; the transpose is the one that lies row by row, and multiplies faster
+                self._inverses[rho, dtype] = torch.cholesky_inverse(shifted.mT).mT
             return self._inverses[rho, dtype]
 
 
@@ -169,7 +167,8 @@ class Scaled:
             radius=torch.where(valid[:, None], t.radius, torch.inf) / o / u,
         )
         d = design.device
-        R = torch.where(alive[:, None], R / s / u, 0.0)
+        R = R / s / u
+        R = R if bool(alive.all()) else torch.where(alive[:, None], R, 0.0)
         return cls(
             design,
             R.to(d),
@@ -214,7 +213,7 @@ class Scaled:
         G = self.design.G
         if not bool(V.any()):  # a cold start
             return self.R.to(G, copy=True)
-        return torch.sub(self.R.to(G), product(V.to(G), G))
+        return product(V.to(G), G, self.R.to(G), -1.0)
 
     def root_mean_square(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
         """Scale of the penalty: the root mean square residual at V (rooted loss), else 1.

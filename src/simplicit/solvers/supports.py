@@ -12,8 +12,11 @@ PAD = 16
 """Systems are padded to 8 less than a multiple of this, and those of one size factorised together.
 The 8 are for LAPACK, which is three times slower at multiples of 64."""
 
-MOST_ENTRIES = 2**21
+MOST_ENTRIES = 2**19
 """Entries of the matrices that are factorised at once."""
+
+SINGULAR = 1e-7
+"""Pivots below this, the root of rounding, are those of a singular support."""
 
 RIDGE = 1e-9
 """Proximal term where a support is singular; its pull fades as rounds repeat."""
@@ -87,22 +90,36 @@ class Supports:
         place = torch.arange(len(self.row), device=count.device)
         place = place - (count.cumsum(0) - count)[self.row]
         n, widest = self.active.shape[1], int(size.max())
-        index = count.new_full((len(count), widest), n)
-        index[self.row, place] = self.column
+        index = count.new_full((len(count), widest), n, dtype=design.small)
+        index[self.row, place] = self.column.to(design.small)
         packed = curvature.new_zeros(len(count), widest, len(sides) + 2)
         packed[:, :, 0] = 1.0
         packed[self.row, place] = torch.stack([curvature, near, *sides], 1)
-        for width in size[count > 0].unique().tolist():
-            rows = ((size == width) & (count > 0)).nonzero()[:, 0]
+        widths, many = size.unique(return_counts=True)
+        groups = size.argsort(stable=True).split(many.tolist())
+        for width, rows in zip(widths.tolist(), groups, strict=True):
             for some in rows.split(max(1, MOST_ENTRIES // width**2)):
                 diagonal, near_, right = packed[some, :width].split([1, 1, len(sides)], 2)
                 H = design.submatrices(index[some, :width])
                 H.diagonal(dim1=1, dim2=2).add_(diagonal[:, :, 0])
-                factor, failed = torch.linalg.cholesky_ex(H, upper=True)
+                factor, failed = _cholesky(H)
                 if bool(failed.any()):
                     bad = failed.nonzero()[:, 0]
-                    H.diagonal(dim1=1, dim2=2)[bad] += RIDGE
-                    factor[bad] = torch.linalg.cholesky_ex(H[bad], upper=True)[0]
+                    H = design.submatrices(index[some[bad], :width])
+                    H.diagonal(dim1=1, dim2=2).add_(diagonal[bad, :, 0] + RIDGE)
+                    factor[bad] = _cholesky(H)[0]
                     right[bad, :, 0] += RIDGE * near_[bad, :, 0]
-                packed[some, :width, 2:] = torch.cholesky_solve(right, factor, upper=True)
+                half = torch.linalg.solve_triangular(factor, right, upper=False)
+                packed[some, :width, 2:] = torch.linalg.solve_triangular(
+                    factor.mT, half, upper=True
+                )
         return list(packed[self.row, place, 2:].unbind(1))
+
+
+# In place: a copy, and clearing the other triangle of one that lies column by column, take longer
+# than the arithmetic. A pivot of rounding's size is as bad as none.
+def _cholesky(H: Float[Tensor, "K s s"]) -> tuple[Float[Tensor, "K s s"], Bool[Tensor, " K"]]:
+    factor, failed = H.mT, torch.empty(len(H), dtype=torch.int32, device=H.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    pivots = factor.diagonal(dim1=1, dim2=2).amin(1)
+    return factor, (failed != 0) | (pivots < SINGULAR)

@@ -120,13 +120,13 @@ class Tile:
             rows = self.todo.nonzero()[:, 0]
             low = self.scaled.rows(fill(rows)).to(method.dtype)
             state = method.init(low, self.V[fill(rows)].to(method.dtype))
-            steps = FIRST_STEPS // 2 if warm else FIRST_STEPS
+            steps = first = FIRST_STEPS // 2 if warm else FIRST_STEPS
             while steps <= most and len(rows) and not stop:
                 state = self.advance(method, low, state, rows, steps)
                 W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
                 found = newton.init(self.scaled.rows(fill(rows)), W, mu, sigma)
                 self.newton(found, rows, self.todo)
-                if steps > FIRST_STEPS and scaled.loss == "squared":
+                if steps > first and scaled.loss == "squared":
                     rounds = CAREFUL_ROUNDS * steps // (2 * FIRST_STEPS)
                     self.newton(found, rows, self.todo, rounds, careful=True)
                 # only where Newton did not close the gap may what it started from be better
@@ -199,15 +199,17 @@ class Tile:
             rounds: Most rounds; `NEWTON_ROUNDS` when omitted.
             careful: Whether a round ends at the first change of a sign.
         """
-        keep = moving[rows].nonzero()[:, 0]
+        keep, scaled = moving[rows].nonzero()[:, 0], None
         for _ in range(NEWTON_ROUNDS if rounds is None else rounds):
             if not len(keep):
                 break
-            state, rows = state.rows(fill(keep)), rows[keep]
+            if scaled is None or len(keep) < len(rows):
+                state, rows = state.rows(fill(keep)), rows[keep]
+                scaled = self.scaled.rows(fill(rows))
             K = len(rows)
-            old, state = state, newton.step(self.scaled.rows(fill(rows)), state, K, careful)
+            old, state = state, newton.step(scaled, state, K, careful)
             self.iterations[rows] += 1
-            moved = (state.V != old.V).any(1) | (state.sigma != old.sigma)[:, 0]
+            moved = ((state.V - old.V).abs().sum(1) > 0) | (state.sigma != old.sigma)[:, 0]
             moved |= (state.flips != old.flips) & careful
             self.consider(state, rows, torch.ones_like(moved[:K]))
             keep = (moved[:K] & self.todo[rows]).nonzero()[:, 0]
