@@ -3,8 +3,8 @@
     .venv-bench/bin/python benchmarks/solver/screening.py
 
 With θ = s r the dual point of the gap, |θ'v_j| + ‖v_j‖ √(2 gap) below the penalty's slope proves
-that a weight is 0 (Ndiaye, Fercoq, Gramfort & Salmon 2017). Rows share their products, so what counts is
-the features left to any of them.
+that a weight is 0 (Ndiaye, Fercoq, Gramfort & Salmon 2017). Rows share their products, so what
+counts is the features left to any of them.
 """
 
 import argparse
