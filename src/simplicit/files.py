@@ -26,7 +26,7 @@ def replace_with(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, FileExistsError) as error:
         # in a folder that only the system fills, or behind a link to nowhere
         raise InputError(
             f"{path.parent}: a folder cannot be made there; give one that can be written"
