@@ -12,7 +12,8 @@ from torch import Tensor
 
 from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 
 PENALTIES = {
     "l1": dict(l1=0.3),

@@ -13,7 +13,8 @@ from cases import LOSSES, PENALTIES, Case, degenerate, known, normal, uniform
 from certified import judge
 from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solution import Status
 from solver_suite import MIXED, SolverSuite, rounding
 

@@ -9,7 +9,8 @@ import torch
 
 from cases import LOSSES, PENALTIES, features, known, normal, uniform
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solution import Solution, Status
 from simplicit.solvers import loop
 from solver_suite import MIXED, SolverSuite

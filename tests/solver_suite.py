@@ -24,7 +24,8 @@ from torch import Tensor
 from cases import LOSSES, PENALTIES, Case, known, normal, uniform
 from certified import judge
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solution import Solution
 from simplicit.solvers import solve, tile
 

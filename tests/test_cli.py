@@ -222,6 +222,12 @@ def test_a_file_where_a_folder_should_be(call, tmp_path):
     one_error(call(*RUN, "--out", tmp_path / "file" / "out"), "Not a directory; give a folder")
 
 
+def test_a_folder_that_the_system_does_not_make_is_one_line(call, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    result = call(*RUN, "--out", tmp_path / "link" / "out")
+    one_error(result, "link/out: no folder can be made there; give a folder that can be written")
+
+
 @pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(errno.EIO, "broken")])
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     def fail(*arguments: object) -> None:

@@ -4,7 +4,8 @@ import torch
 from simplicit import coupled
 from simplicit.coupled import DAMPING, refit_coupled, shifted
 from simplicit.gram import Gram
-from simplicit.problem import Penalty, RowProblem
+from simplicit.penalty import Penalty
+from simplicit.problem import RowProblem
 from simplicit.support import choose, refit_near
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from simplicit.errors import InputError
 from simplicit.files import replace_with, write_bytes, write_csv, write_json, write_text
 
 
@@ -22,12 +21,6 @@ def test_folders_are_made_and_files_replaced(tmp_path):
     assert content(path.parent) == {"file.txt": "κ < 1\n".encode()}
     write_bytes(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
-
-
-def test_a_folder_that_the_system_does_not_make_is_one_line(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
-    with pytest.raises(InputError, match="link/out: a folder cannot be made there"):
-        write_text(tmp_path / "link" / "out" / "file", "text")
 
 
 @pytest.mark.parametrize(

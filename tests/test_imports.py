@@ -19,6 +19,7 @@ MATHEMATICS = [
     "prox",
     "gram",
     "duality",
+    "penalty",
     "problem",
     "solution",
     "solvers",

@@ -51,8 +51,8 @@ def test_the_budget_is_met_exactly_whatever_the_layers(name):
 @pytest.mark.parametrize("make", [lambda: ResNet20(4, 1, 5), lambda: Stages(4, 1, 6, 5)])
 def test_a_closed_loop_brings_the_outputs_nearer(make):
     net, u = seeded(make).eval(), images(40)
-    closed, opened = (
-        distance(net, fit(net, u, Recipe(sparsity=0.6, closed_loop=loop)).model, u)
+    closed, opened = (  # at 60 % these networks lose nothing but roundings
+        distance(net, fit(net, u, Recipe(sparsity=0.75, closed_loop=loop)).model, u)
         for loop in (True, False)
     )
     assert closed < opened

@@ -7,7 +7,8 @@ import torch
 from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.memory import require
-from simplicit.problem import Penalty, RowProblem
+from simplicit.penalty import Penalty
+from simplicit.problem import RowProblem
 from simplicit.solvers import solve
 
 

@@ -18,7 +18,8 @@ from cases import LOSSES, generator, uniform
 from certified import judge
 from simplicit.duality import Loss
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solvers import solve, tile
 from simplicit.solvers.fista import Fista
 

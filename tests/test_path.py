@@ -9,7 +9,8 @@ from simplicit.duality import Loss
 from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.path import count, solve_to_budget, zero_level
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solution import Status
 from simplicit.solvers import solve
 

@@ -10,7 +10,8 @@ from cases import LOSSES, PENALTIES, Case, degenerate, known, normal, uniform
 from certified import judge
 from simplicit.errors import InputError
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 
 EVERY = [
     pytest.param((penalty, ball, loss), id=f"{name}-{'ball' if ball else 'free'}-{loss}")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Loss, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import Loss, RowProblem
 from simplicit.refit import fit_to_budget, refit, trim
 
 N, K, M = 12, 5, 80

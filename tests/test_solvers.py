@@ -11,7 +11,8 @@ from degenerate_suite import DegenerateSuite
 from loop_suite import LoopSuite
 from simplicit.errors import InputError
 from simplicit.gram import Gram
-from simplicit.problem import Penalty, RowProblem, mean_square
+from simplicit.penalty import Penalty
+from simplicit.problem import RowProblem, mean_square
 from simplicit.solution import Solution, Status
 from simplicit.solvers import newton, solve, tile
 from simplicit.solvers.admm import Admm

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from simplicit.gram import Gram
-from simplicit.problem import Penalty, RowProblem
+from simplicit.penalty import Penalty
+from simplicit.problem import RowProblem
 from simplicit.refit import refit
 from simplicit.sensitivity import sensitivity
 from simplicit.states import batches

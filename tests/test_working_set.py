@@ -15,7 +15,8 @@ from simplicit.duality import Loss
 from simplicit.errors import InputError
 from simplicit.gram import Gram
 from simplicit.path import solve_to_budget
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solution import Solution, Status
 from simplicit.solvers import course, loop, solve, working_set
 from simplicit.solvers.scaled import Design

@@ -13,7 +13,8 @@ import torch
 
 from simplicit import threads
 from simplicit.gram import Gram
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solvers import solve
 
 parser = argparse.ArgumentParser(description=__doc__)

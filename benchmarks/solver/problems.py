@@ -10,7 +10,8 @@ from simplicit import data, explicit
 from simplicit.capture import capture
 from simplicit.gram import Gram
 from simplicit.match import penalty_scales, row_blocks
-from simplicit.problem import Ball, Penalty, RowProblem
+from simplicit.penalty import Ball, Penalty
+from simplicit.problem import RowProblem
 from simplicit.solvers import solve
 from simplicit.states import collect
 

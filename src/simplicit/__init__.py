@@ -13,7 +13,8 @@ from .estimator import CertifiedLasso
 from .fit import implicitize
 from .gram import Gram
 from .model import ImplicitModel
-from .problem import Ball, Penalty, RowProblem
+from .penalty import Ball, Penalty
+from .problem import RowProblem
 from .solution import Solution, Status
 from .solvers import solve
 

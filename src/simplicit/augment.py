@@ -38,14 +38,12 @@ def augmented(
         )
     generator = torch.Generator().manual_seed(seed)
     most = [size // SHIFT for size in images.shape[2:]]
-    parts = [images, images.flip(3)]
+    parts, every = [images, images.flip(3)], torch.arange(len(images))[:, None, None]
     around = F.pad(images, [most[1], most[1], most[0], most[0]], mode="reflect")
     for copy in range(2, copies):
         y, x = (torch.randint(2 * n + 1, (len(images),), generator=generator) for n in most)
-        rows = y[:, None] + torch.arange(images.shape[2])
-        columns = x[:, None] + torch.arange(images.shape[3])
-        every = torch.arange(len(images))[:, None, None, None]
-        channel = torch.arange(images.shape[1])[:, None, None]
-        part = around[every, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        rows = y[:, None, None] + torch.arange(images.shape[2])[:, None]
+        columns = x[:, None, None] + torch.arange(images.shape[3])
+        part = around[every, :, rows, columns].movedim(3, 1)
         parts.append(part.flip(3) if copy % 2 else part)
     return torch.cat(parts)

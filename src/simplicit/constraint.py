@@ -14,7 +14,7 @@ from torch import Tensor
 from .certificate import nilpotent_weights
 from .equations import StateEquations
 from .match import RowBlock
-from .problem import Ball
+from .penalty import Ball
 
 Constraint = Literal["states", "row"]
 

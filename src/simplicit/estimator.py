@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .duality import Loss
 from .gram import Gram
-from .problem import Ball, Penalty, RowProblem
+from .penalty import Ball, Penalty
+from .problem import RowProblem
 from .solvers import solve
 
 

@@ -1,14 +1,13 @@
 """Results on disk: written under a temporary name and renamed, so never half-written."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from .errors import InputError
 
 
 @contextmanager
@@ -22,14 +21,14 @@ def replace_with(path: Path) -> Iterator[Path]:
         The temporary path to write to.
 
     Raises:
-        InputError: If the folder cannot be made where it is to be.
+        NotADirectoryError: If the folder cannot be made where it is to be.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileNotFoundError, FileExistsError) as error:
         # in a folder that only the system fills, or behind a link to nowhere
-        raise InputError(
-            f"{path.parent}: a folder cannot be made there; give one that can be written"
+        raise NotADirectoryError(
+            errno.ENOTDIR, "no folder can be made there", str(path.parent)
         ) from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

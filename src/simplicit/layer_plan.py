@@ -60,7 +60,7 @@ def row_problem(gram: Gram, recipe: Recipe) -> RowProblem:
         ones[-1] = 0.0
     mean_square = float((gram.G.diagonal() * ones).sum() / ones.sum().clamp_min(1))
     penalty = recipe.penalty(gram.m, ones * (mean_square**0.5 or 1.0), ones)
-    return RowProblem(gram, penalty, None, recipe.loss)
+    return RowProblem(gram, penalty, None, recipe.matching_loss)
 
 
 def anchor(W: Float[Tensor, "K d"], recipe: Recipe) -> Float[Tensor, "K N"]:

@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint
 from .coupled import refit_coupled, shifted
 from .equations import Equation, StateEquations
 from .frontier import Frontier
+from .gram import Gram
 from .layer_plan import Plan, Share, anchor, plan_layers, row_problem
 from .moments import Candidate, moments
 from .problem import RowProblem
@@ -133,8 +134,7 @@ class LayerwiseMatching:
         def look(event: Progress) -> None:
             events.append((time.monotonic() - self.start, event))
 
-        common, bias = self._coherence(k), self.recipe.bias
-        grams = moments(rows, equation, frontier, bias, common, workers=self.workers)
+        grams = self._moments(k, rows, equation, frontier)
         problems = [row_problem(gram, self.recipe) for gram in grams]
         W: list[Tensor] = []
         if self.recipe.eliminates:
@@ -177,10 +177,8 @@ class LayerwiseMatching:
         W: list[Tensor] = []
         for part in parts:
             if W and aware:
-                common, known = self._coherence(k), [problem.gram for problem in problems]
-                found = self._candidate(W)
-                bias = self.recipe.bias
-                grams = moments(rows, equation, frontier, bias, common, found, known, self.workers)
+                known = [problem.gram for problem in problems]
+                grams = self._moments(k, rows, equation, frontier, self._candidate(W), known)
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
             groups = zip(
                 problems, self.planned.shares[k], anchors, W or [None] * len(problems), strict=True
@@ -207,8 +205,18 @@ class LayerwiseMatching:
             W = refit_near(problem, before != 0, start)
         return refit_coupled(problem, W, share.coupling) if self.recipe.sensitivity else W
 
-    def _coherence(self, k: int) -> float:
-        return 0.0 if self.planned is None else self.planned.coherence[k]
+    def _moments(
+        self,
+        k: int,
+        rows: Channels,
+        equation: Equation,
+        frontier: Frontier,
+        aware: Candidate | None = None,
+        known: list[Gram] | None = None,
+    ) -> list[Gram]:
+        coherence = 0.0 if self.planned is None else self.planned.coherence[k]
+        bias = self.recipe.bias
+        return moments(rows, equation, frontier, bias, coherence, aware, known, self.workers)
 
     # one group by the recipe: relaxed and refitted, or eliminated already, and what that is worth
     def _solve_group(

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +78,12 @@ def moments(
     groups, K, d = W.shape
     N = d + int(bias)
     kind = {"dtype": torch.float64, "device": W.device}
-    copies = 1 if workers == 1 else 1 + 2 * workers
-    memory.require(8.0 * groups * N * (N + 2 * K) * copies, f"moments of {equation.name}", W.device)
-
+    shapes = (
+        [(groups, K, N), (groups, K)] if known else [(groups, K, N), (groups, K), (groups, N, N)]
+    )
+    # the sum, and two batches a thread on their way to it
+    entries = sum(map(prod, shapes)) * (1 + 2 * workers)
+    memory.require(8.0 * entries, f"moments of {equation.name}", W.device)
     most = min(max(ENOUGH // frontier.m, FEWEST), POSITIONS)
 
     @torch.no_grad()
@@ -95,28 +99,25 @@ def moments(
         parts = [(1.0, V, target)]
         if coherence and len(some) > 1:
             parts = _with_means(V, target, len(z), rows.positions(equation), coherence)
-        sums = _zeros(groups, N, K, kind)
+        sums = [torch.zeros(*shape, **kind) for shape in shapes]
         for weight, v, t in parts:
-            if known is None:
-                sums[0].baddbmm_(v.mT, v, alpha=weight)
-            sums[1].baddbmm_(t.mT, v, alpha=weight)
-            sums[2] += weight * t.square().sum(1)
+            sums[0].baddbmm_(t.mT, v, alpha=weight)
+            sums[1] += weight * t.square().sum(1)
+            for G in sums[2:]:
+                G.baddbmm_(v.mT, v, alpha=weight)
         return V.shape[1], sums
 
-    m, (G, R, t2) = 0, _zeros(groups, N, K, kind)
+    m, totals = 0, [torch.zeros(*shape, **kind) for shape in shapes]
     pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-    parts = (delayed(of_batch)(i, *batch) for i, batch in enumerate(_split(frontier)))
-    for count, sums in cast(Iterable[tuple[int, list[Tensor]]], pool(parts)):
+    calls = (delayed(of_batch)(i, *batch) for i, batch in enumerate(_split(frontier)))
+    for count, sums in cast(Iterable[tuple[int, list[Tensor]]], pool(calls)):
         m += count
-        for total, part in zip((G, R, t2), sums, strict=True):
+        for total, part in zip(totals, sums, strict=True):
             total += part
-    if known is not None:
-        return [g.with_targets(r / m, s / m) for g, r, s in zip(known, R, t2, strict=True)]
-    return [Gram.of(g / m, r / m, s / m, m) for g, r, s in zip(G, R, t2, strict=True)]
-
-
-def _zeros(groups: int, N: int, K: int, kind: dict[str, Any]) -> list[Tensor]:
-    return [torch.zeros(groups, *shape, **kind) for shape in ((N, N), (K, N), (K,))]
+    R, t2, *rest = (total / m for total in totals)
+    if known:
+        return [g.with_targets(r, s) for g, r, s in zip(known, R, t2, strict=True)]
+    return [Gram.of(g, r, s, m) for g, r, s in zip(*rest, R, t2, strict=True)]
 
 
 def _split(frontier: Frontier) -> Iterable[tuple[list[Tensor], Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .constraint import Constraint
 from .duality import Loss
 from .errors import InputError
-from .problem import Penalty
+from .penalty import Penalty
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"structure": "full", "bias": False, "closed_loop": False},

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .path import Level, solve_to_budget
-from .problem import Ball, Penalty, RowProblem
+from .penalty import Ball, Penalty
+from .problem import RowProblem
 from .solution import Solution
 from .solvers import Callback, solve
 

@@ -64,6 +64,7 @@ class SeedRun:
             seed=self.seed,
         )
         self.dataset = explicit.suited(net, self.dataset)
+        # refuses what is no image, before anything is trained
         augmented(self.dataset.train_inputs[:1], self.settings.implicit.augmentation, self.seed)
         source = self._weights if self._weights.exists() else wanted.weights
         if source is not None:

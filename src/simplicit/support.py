@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .budget import spend
 from .elimination import eliminate
-from .problem import Penalty, RowProblem
+from .penalty import Penalty
+from .problem import RowProblem
 from .refit import refit
 
 RIDGE = 1e-6
