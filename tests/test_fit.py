@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import simplicit
+from simplicit import fit
 from simplicit.constraint import RowConstraint
 from simplicit.errors import InputError
 from simplicit.fit import Fit
@@ -58,6 +59,33 @@ def test_a_budget_is_met_to_the_unit(phi, structure):
     assert model.certificate.norm <= 0.99 * (1 + 1e-9)
     assert model.equilibrium(samples()).converged.all()
     assert unexplained(model, teacher(phi)) < 0.6
+
+
+@pytest.mark.parametrize("unit", [2.0**-40, 2.0**20, 2.0**40])
+@pytest.mark.parametrize("of", ["inputs", "states"])
+def test_units_of_inputs_and_states_cancel(unit, of):
+    net, u, recipe = teacher(bias=False), samples(), Recipe(sparsity=0.6)
+    expected = fit.fit(net, u, recipe).model(u)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight /= unit
+        if of == "states":
+            other[0].weight *= unit**2
+            other[-1].weight /= unit
+    v = u * unit if of == "inputs" else u
+    model = fit.fit(other, v, recipe).model
+    assert model.nonzeros == round(0.4 * N0)
+    torch.testing.assert_close(model(v), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e12])
+def test_outputs_that_are_far_apart_are_matched_as_others_are(size):
+    net, u, recipe = teacher(), samples(), Recipe(sparsity=0.4)
+    with torch.no_grad():
+        for parameter in net[-1].parameters():
+            parameter *= size
+    model = fit.fit(net, u, recipe).model
+    assert model.nonzeros == round(0.6 * N0) and unexplained(model, net) < 0.6
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.999])

@@ -88,6 +88,15 @@ def test_slope_and_curvature_are_those_of_the_distance(phi):
         assert (h >= 0).all()
 
 
+def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same():
+    joint = job("relu", shift=0.3)
+    for part in joint.parts:
+        part.temperature, part.variance, part.Y = 1.0, 1e20, part.Y * 10
+        for index, block in enumerate(joint.blocks):
+            for k in range(block.rows.start, block.rows.stop):
+                assert (part.expand(k, index)[0] >= 0).all()
+
+
 @pytest.mark.parametrize("budget", [40, 20, 0])
 def test_a_budget_is_reached_to_the_unit(budget):
     joint = job(shift=0.1)

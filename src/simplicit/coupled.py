@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .gram import Gram
 from .problem import RowProblem
-from .support import RIDGE
+from .support import ridge
 
 DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
@@ -55,12 +55,12 @@ def refit_coupled(
     """
     G, W = problem.gram.G, W.clone()
     ratios, missing = _ratios(S, W), problem.gram.R - W @ G
-    small = RIDGE * G.diagonal().mean() + torch.finfo(W.dtype).tiny
+    small = ridge(problem)
     for _ in range(SWEEPS):
         for i, w in enumerate(W):
             columns = ((w != 0) | problem.free).nonzero()[:, 0]
             own = G[columns][:, columns]
-            own.diagonal().add_(small)
+            own.diagonal().add_(small[columns])
             wanted = (ratios[i] @ missing)[columns, None]
             step = torch.cholesky_solve(wanted, torch.linalg.cholesky(own))[:, 0]
             w[columns] += step

@@ -1,9 +1,10 @@
 """How far outputs are from the teacher's: half squared error, half divergence of the classes.
 
-    ℓ(y) = ‖y − t‖² / (4 σ²) + KL(softmax t ‖ softmax y) / 2,    σ² the variance of the teacher's t
+    ℓ(y) = ‖y − t‖² / (4 σ²) + KL(softmax t/τ ‖ softmax y/τ) / 2,    σ² the variance of all t
 
-The curvature in y is F = I/(2σ²) + (diag p − pp')/2, p = softmax y: positive definite, so that by
-its square root errors of the outputs are measured in one unit.
+The curvature in y is F = I/(2σ²) + (diag p − pp')/(2τ²), p = softmax y/τ: positive definite, so
+that by its square root errors of the outputs are measured in one unit. The temperature τ is 1,
+unless outputs are so far apart that every p is one class, and says nothing of what is near.
 """
 
 import torch
@@ -11,6 +12,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._types import Outputs
+
+SPREAD = 50.0
+"""Standard deviation of the outputs from which on the temperature is above 1; trained networks have
+20 to 50."""
+
+
+def temperature(variance: float) -> float:
+    """Choose τ.
+
+    Args:
+        variance: Of the teacher's outputs, summed over them.
+
+    Returns:
+        What outputs are divided by in front of a softmax.
+    """
+    return max(1.0, variance**0.5 / SPREAD)
 
 
 class Distance:
@@ -22,6 +39,7 @@ class Distance:
 
     def __init__(self, T: Outputs) -> None:
         self.variance = float(T.var(0, correction=0).sum()) or 1.0
+        self.temperature = temperature(self.variance)
 
     def __call__(self, Y: Outputs, T: Outputs) -> Float[Tensor, " m"]:
         """Measure.
@@ -33,8 +51,8 @@ class Distance:
         Returns:
             The distance of every sample, 0 where both are the same.
         """
-        log_p = T.log_softmax(1)
-        divergence = (log_p.exp() * (log_p - Y.log_softmax(1))).sum(1)
+        log_p = (T / self.temperature).log_softmax(1)
+        divergence = (log_p.exp() * (log_p - (Y / self.temperature).log_softmax(1))).sum(1)
         return (Y - T).square().sum(1) / (4 * self.variance) + divergence / 2
 
     def slope(self, Y: Outputs, T: Outputs) -> Outputs:
@@ -47,7 +65,8 @@ class Distance:
         Returns:
             The direction in which the distance falls, (m, q).
         """
-        return (T - Y) / (2 * self.variance) + (T.softmax(1) - Y.softmax(1)) / 2
+        p, q = ((y / self.temperature).softmax(1) for y in (T, Y))
+        return (T - Y) / (2 * self.variance) + (p - q) / (2 * self.temperature)
 
     def root(self, Y: Outputs) -> tuple[Float[Tensor, "m q"], Float[Tensor, "m q q"]]:
         """Factor the curvature.
@@ -58,8 +77,8 @@ class Distance:
         Returns:
             Square roots s of its eigenvalues, and its eigenvectors Q: F = Q diag(s²) Q'.
         """
-        p = Y.softmax(1)
-        F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / 2
+        p = (Y / self.temperature).softmax(1)
+        F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * self.temperature**2)
         F.diagonal(dim1=1, dim2=2).add_(1 / (2 * self.variance))
         values, Q = torch.linalg.eigh(F)
         return values.clamp_min(1e-3 / self.variance).sqrt(), Q

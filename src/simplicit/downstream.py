@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .distance import temperature
 from .match import RowBlock
 from .phi import Phi
 
@@ -60,7 +61,8 @@ class Downstream:
         self.W, self.blocks, self.phis, self.inactive = W, blocks, phis, inactive
         self.n = blocks[-1].rows.start
         self.V, self.T, self.variance = V, T, variance
-        self.log_p = T.log_softmax(0)
+        self.temperature = temperature(variance)
+        self.log_p = (T / self.temperature).log_softmax(0)
         self.Z = V.new_empty(self.n, V.shape[1])
         for block, phi in zip(blocks[:-1], phis, strict=True):
             self.Z[block.rows] = W[block.rows] @ V
@@ -71,7 +73,7 @@ class Downstream:
         """Measure how far outputs are from the teacher's, summed over the samples.
 
         Half of it is the squared error relative to the variance of the teacher's outputs, half the
-        Kullback-Leibler divergence of the classes' probabilities.
+        Kullback-Leibler divergence of the classes' probabilities (see `distance`).
 
         Args:
             Y: Outputs.
@@ -80,7 +82,8 @@ class Downstream:
             The distance, 0 for the teacher's own.
         """
         square = (Y - self.T).square().sum() / self.variance
-        divergence = (self.log_p.exp() * (self.log_p - Y.log_softmax(0))).sum()
+        log_p = (Y / self.temperature).log_softmax(0)
+        divergence = (self.log_p.exp() * (self.log_p - log_p)).sum()
         return float(square / 4 + divergence / 2)
 
     def expand(self, k: int, index: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
@@ -93,15 +96,16 @@ class Downstream:
         Returns:
             Curvature h (Gauss-Newton, at least 0) and downward slope g, of every sample.
         """
-        p = self.Y.softmax(0)
-        slope = (self.T - self.Y) / (2 * self.variance) + (self.log_p.exp() - p) / 2
+        tau = self.temperature
+        p = (self.Y / tau).softmax(0)
+        slope = (self.T - self.Y) / (2 * self.variance) + (self.log_p.exp() - p) / (2 * tau)
         if k >= self.n:
             j = k - self.n
-            return 1 / (2 * self.variance) + p[j] * (1 - p[j]) / 2, slope[j]
+            return 1 / (2 * self.variance) + p[j] * (1 - p[j]) / (2 * tau**2), slope[j]
         J = self._tangent(k, index)
-        square = J.square()
-        spread = (square * p).sum(0) - (J * p).sum(0).square()
-        h = square.sum(0) / (2 * self.variance) + spread / 2
+        # about the mean: a difference of squares may be negative where p is nearly one class
+        spread = ((J - (J * p).sum(0)).square() * p).sum(0)
+        h = J.square().sum(0) / (2 * self.variance) + spread / (2 * tau**2)
         derivative = self.phis[index].derivative(self.Z[k])
         return h * derivative.square().clamp_min(self.inactive), derivative * (J * slope).sum(0)
 

@@ -216,8 +216,7 @@ class JointMatching:
         S = columns[(self.W[k, columns] != 0) | self.free[columns]]
         old = self.W[k, S].double()
         H, slope = (t / self.m for t in self._sum("moments", k, index, S))
-        small = 1e-9 * float(H.diagonal().mean()) + torch.finfo(torch.float32).tiny
-        H.diagonal().mul_(1 + DAMPING).add_(small)
+        H.diagonal().mul_(1 + DAMPING).add_(torch.finfo(torch.float32).tiny)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
         w, price = old + inverse @ slope, torch.zeros_like(old)
         if self.level:

@@ -27,6 +27,9 @@ from .solution import Solution
 from .solvers import Callback, Progress, solve
 from .states import Batches, collect
 
+LARGEST = 1e18
+"""Root mean square of a state whose square, as of its neighbours', float32 still has."""
+
 
 class Matching:
     """The model while it is built: weights W of [Z Y] on V = [X U 1], block after block."""
@@ -68,7 +71,7 @@ class Matching:
             Statistics of features V = [X U 1] and targets [Z Y].
 
         Raises:
-            InputError: If the states are not finite.
+            InputError: If the states are not finite, or too large for the sweeps.
         """
         e = self.equations
         gram = Gram(self.W.shape[1], e.n + e.q, self.device)
@@ -78,6 +81,12 @@ class Matching:
             gram.update(self.features(X, U), torch.cat([Z, Y], dim=1))
         if not bool(torch.isfinite(gram.G).all() and torch.isfinite(gram.R).all()):
             raise InputError("the network's states are not finite on the calibration inputs")
+        size = float(torch.cat([gram.G.diagonal(), gram.t2]).amax()) ** 0.5
+        if size > LARGEST:
+            raise InputError(
+                f"the network's states are of size {size:.0e} on the calibration inputs: accepted "
+                f"is up to {LARGEST:.0e}; give the inputs in other units"
+            )
         return gram
 
     def features(self, X: Tensor, U: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .problem import RowProblem
 from .refit import refit
 
 RIDGE = 1e-6
-"""Curvature added for the elimination, relative to the features' mean square."""
+"""Curvature added for the elimination, relative to the square of a feature's penalty scale."""
 
 BOUND_RIDGE = 1e-2
 """Ridge of the bound, relative to a feature's curvature: without one the dual knows no l0."""
@@ -125,16 +125,29 @@ def refit_near(
     Returns:
         Weights, (K, N), zero off the support.
     """
-    W = torch.zeros_like(problem.gram.R)
-    small = RIDGE * problem.gram.G.diagonal().mean() + torch.finfo(W.dtype).tiny
+    W, small = torch.zeros_like(problem.gram.R), ridge(problem)
     for w, allowed, target, start in zip(W, support, problem.gram.R, anchor, strict=True):
         columns = (allowed | problem.free).nonzero()[:, 0]
         G = problem.gram.G[columns][:, columns]
         missing = target[columns] - G @ start[columns]
-        G.diagonal().add_(small)
+        G.diagonal().add_(small[columns])
         step = torch.cholesky_solve(missing[:, None], torch.linalg.cholesky(G))[:, 0]
         w[columns] = start[columns] + step
     return W
+
+
+def ridge(problem: RowProblem) -> Float[Tensor, " N"]:
+    """Say how much curvature keeps dependent features, and those that are never on, finite.
+
+    States and inputs may be in units that are far apart, so each group has a ridge of its own.
+
+    Args:
+        problem: The rows.
+
+    Returns:
+        What is added to the diagonal of the Gram.
+    """
+    return RIDGE * problem.terms.rho**2 + torch.finfo(problem.gram.G.dtype).tiny
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
@@ -155,7 +168,7 @@ def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:
 
 def _least_squares(problem: RowProblem, anchor: Anchor = None) -> tuple[Tensor, Tensor]:
     G = problem.gram.G.clone()
-    G.diagonal().add_(RIDGE * G.diagonal().mean() + torch.finfo(G.dtype).tiny)
+    G.diagonal().add_(ridge(problem))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     if anchor is None:
         return inverse, problem.gram.R @ inverse
