@@ -154,7 +154,7 @@ LASSO = {
     "cvxpy + Clarabel": (clarabel, 1, 1e-4, 0.2),
     "torchidl ADMM": (torchidl, None, 20, 5),  # epochs
 }
-STEPS = 14
+STEPS = 20
 """Most tolerances of a method."""
 
 OTHERS = {name: LASSO[name] for name in ("simplicit", "cvxpy + Clarabel")}
