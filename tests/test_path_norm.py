@@ -68,6 +68,16 @@ def test_shrink_finds_the_minimum_of_a_lasso():
     assert (gradient[~on].abs() <= price[~on] + 1e-3).all() and not on.all()
 
 
+def test_units_of_features_cancel():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(200, 6, generator=generator).double()
+    H, moment = X.T @ X / 200, X.T @ (X @ torch.tensor([2.0, -1, 0, 0, 0.5, 0]).double()) / 200
+    units = torch.tensor([1e9, 1e-9, 1e6, 1e-6, 255, 1]).double()
+    w, price = torch.linalg.solve(H, moment), torch.full((6,), 0.2).double()
+    other = shrink(H * units * units[:, None], moment * units, w / units, price * units)
+    torch.testing.assert_close(other * units, shrink(H, moment, w, price), atol=1e-9, rtol=1e-9)
+
+
 def test_without_a_price_nothing_shrinks():
     H = torch.diag(torch.tensor([1.0, 2.0]).double())
     tiny = torch.tensor([SMALL / 10, 1.0]).double()

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SMALL = 1e-4
-"""Weights below are zero at the end: |w| counts as w² / (|w| + SMALL) while they are sought."""
+"""A weight that makes a smaller part of its row's output is zero at the end; |w| counts as
+w² / (|w| + what makes this part) while weights are sought."""
 
 ROUNDS = 4
 """Ridges that an l1 norm is replaced by, one after another; each lowers the objective."""
@@ -82,8 +83,9 @@ def shrink(
     Returns:
         Weights; those with a price that end below `SMALL` are zero.
     """
+    small = SMALL * torch.sqrt((w @ H @ w) / H.diagonal()) + torch.finfo(w.dtype).tiny
     for _ in range(ROUNDS):
         ridge = H.clone()
-        ridge.diagonal().add_(price / (w.abs() + SMALL))
+        ridge.diagonal().add_(price / (w.abs() + small))
         w = torch.linalg.solve(ridge, moment)
-    return torch.where((price > 0) & (w.abs() < SMALL), 0.0, w)
+    return torch.where((price > 0) & (w.abs() < small), 0.0, w)
