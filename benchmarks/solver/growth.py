@@ -72,6 +72,8 @@ def main() -> None:
         print(f"| {name} | {shown[0]} | {shown[1]} | {slope:.2f} |", flush=True)
         axis.loglog(sizes, seconds, "o-", label=f"exponent {slope:.2f}")
         axis.set(xlabel=name)
+        axis.set_xticks(sizes, [f"{x:.0f}" for x in sizes])
+        axis.set_xticks([], minor=True)
         axis.legend()
     axes[0].set_ylabel("seconds, one thread")
     figure.savefig(options.out / "growth.png", dpi=120)
