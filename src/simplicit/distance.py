@@ -14,8 +14,8 @@ from torch import Tensor
 from ._types import Outputs
 
 SPREAD = 50.0
-"""Standard deviation of the outputs from which on the temperature is above 1; trained networks have
-20 to 50."""
+"""Root of the outputs' variance, summed over them, from which on the temperature is above 1: more
+than trained networks usually have."""
 
 
 def temperature(variance: float) -> float:

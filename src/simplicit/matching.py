@@ -1,5 +1,6 @@
 """Row problems of a network of matrices, layer by layer: written, solved, refitted, kept."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -79,13 +80,13 @@ class Matching:
             U, Z, Y = (t.to(self.device) for t in collect(e, batch))
             X = e.activate(Z) if done is None else self.states(U, e.activate(Z), done)
             gram.update(self.features(X, U), torch.cat([Z, Y], dim=1))
-        if not bool(torch.isfinite(gram.G).all() and torch.isfinite(gram.R).all()):
-            raise InputError("the network's states are not finite on the calibration inputs")
+        # no product of two features is larger than the larger of their squares
         size = float(torch.cat([gram.G.diagonal(), gram.t2]).amax()) ** 0.5
-        if size > LARGEST:
+        if not size <= LARGEST:
+            found = f"of size {size:.0e}" if math.isfinite(size) else "not finite"
             raise InputError(
-                f"the network's states are of size {size:.0e} on the calibration inputs: accepted "
-                f"is up to {LARGEST:.0e}; give the inputs in other units"
+                f"the network's states are {found} on the calibration inputs: accepted is up to "
+                f"{LARGEST:.0e}; give the inputs in other units"
             )
         return gram
 

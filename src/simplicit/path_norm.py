@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SMALL = 1e-4
-"""A weight that makes a smaller part of its row's output is zero at the end; |w| counts as
-w² / (|w| + what makes this part) while weights are sought."""
+"""A weight is small if it makes less than this part of its row's output, by root mean squares."""
 
 ROUNDS = 4
 """Ridges that an l1 norm is replaced by, one after another; each lowers the objective."""
@@ -74,6 +73,8 @@ def shrink(
 ) -> Float[Tensor, "s"]:
     """Lower ½ w'Hw − moment'w + Σ price_j |w_j| by majorisation with ridges.
 
+    While weights are sought, |w| counts as w² / (|w| + the size below which it is small).
+
     Args:
         H: Positive definite.
         moment: Linear part.
@@ -81,7 +82,7 @@ def shrink(
         price: At least 0.
 
     Returns:
-        Weights; those with a price that end below `SMALL` are zero.
+        Weights; those with a price that end up small are zero (see `SMALL`).
     """
     small = SMALL * torch.sqrt((w @ H @ w) / H.diagonal()) + torch.finfo(w.dtype).tiny
     for _ in range(ROUNDS):
