@@ -26,9 +26,14 @@ from solver_suite import MIXED
 def by_sets(problem: RowProblem, first: int = 4, share: int = 1, **options) -> Solution:
     with (
         patch.object(blocks, "LARGE", 0),
-        patch.multiple(working_set, FIRST=first, SHARE=share),
+        patch.multiple(working_set, FIRST=first, SHARE=share, Design=no_room),
     ):
         return solve(problem, **options)
+
+
+def no_room(*_, **__) -> Design:
+    """No scaled copy of the whole Gram, so that every row goes by sets."""
+    raise InputError("no room")
 
 
 class Forced(LoopSuite):
@@ -142,6 +147,35 @@ def test_sparse_rows_never_factorise_the_whole_gram():
     with patch.object(course, "Design", Watched), patch.object(loop, "Design", Watched):
         assert by_sets(problem, first=8).solved.all()
     assert 8 in sizes and max(sizes) < 300
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss):
+    problem, by_set = wide(loss), []
+    by_sets_alone = working_set.WorkingSets.solve
+
+    def watched(self, part: RowProblem, *rest):
+        by_set.append(part)
+        return by_sets_alone(self, part, *rest)
+
+    with (
+        patch.object(blocks, "LARGE", 0),
+        patch.multiple(working_set, FIRST=16, SHARE=1),
+        patch.object(working_set.WorkingSets, "solve", watched),
+    ):
+        whole = solve(problem, tol=1e-7)
+        assert whole.solved.all() and 0 < len(by_set) < 6
+        order = torch.tensor([5, 0, 3])
+        assert same(solve(problem.select(order), tol=1e-7), whole.rows(order))
+        calls = itertools.count(1)
+        stopped = solve(problem, tol=1e-7, callback=lambda _: next(calls) >= 3)
+        assert Status.INTERRUPTED in stopped.status
+        assert same(solve(problem, tol=1e-7, warm_start=stopped), whole)
+        few = solve(problem, tol=1e-7, max_iterations=9)
+        assert (few.iterations <= 9).all() and Status.MAX_ITERATIONS in few.status
+        seen = []
+        solve(problem, tol=1e-7, callback=seen.append)
+    assert seen[-1].solved == seen[-1].total == 6
 
 
 def test_a_row_too_wide_for_sets_is_solved_on_all_features():

@@ -11,7 +11,7 @@ BLOCK = 32
 LARGE = 8000
 """Features from which rows are worth treating one by one (see `solvers.working_set`)."""
 
-SPARSE = 24
+SPARSE = 16
 """One weight in so many non-zero is where adding up rows of a matrix costs what a product does."""
 
 
@@ -53,18 +53,33 @@ def product(
     return Y[:k]
 
 
-def sparse_product(X: Float[Tensor, "k n"], M: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
-    """Multiply row by row, mostly zero rows by adding up the rows of M that they weigh.
+def sparse_product(
+    X: Float[Tensor, "k n"],
+    M: Float[Tensor, "n p"],
+    to: Float[Tensor, "k p"] | None = None,
+    factor: float = 1.0,
+) -> Float[Tensor, "k p"]:
+    """Multiply as `product` does, but mostly zero rows by adding up the rows of M that they weigh.
 
     Returns:
-        X M.
+        to + factor X M.
     """
     few = torch.count_nonzero(X, dim=1) * SPARSE <= X.shape[1]
+    if not bool(few.any()):
+        return product(X, M, to, factor)
     Y = X.new_empty(len(X), M.shape[1])
-    if not bool(few.all()):
-        Y[~few] = product(X[~few], M)
-    thin = X[few]
-    row, column = thin.nonzero(as_tuple=True)
-    start = torch.searchsorted(row, torch.arange(len(thin), device=row.device))
-    Y[few] = embedding_bag(column, M, start, mode="sum", per_sample_weights=thin[row, column])
-    return Y
+    Y[few] = factor * weighted_rows(X[few], M)
+    Y[~few] = product(X[~few], M, None, factor)
+    return Y if to is None else Y.add_(to)
+
+
+def weighted_rows(X: Float[Tensor, "k n"], M: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
+    """Add up the rows of M that each row of X weighs; zeros cost nothing.
+
+    Returns:
+        X M, in the precision of M.
+    """
+    row, column = X.nonzero(as_tuple=True)
+    start = torch.searchsorted(row, torch.arange(len(X), device=row.device))
+    weights = X[row, column].to(M)
+    return embedding_bag(column, M, start, mode="sum", per_sample_weights=weights)

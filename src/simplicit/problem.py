@@ -178,8 +178,7 @@ class RowProblem:
             c, (K, N), float64.
         """
         G = self.gram.G
-        multiply = blocks.sparse_product if len(G) >= blocks.LARGE else blocks.product
-        return self.gram.R - multiply(W.to(G), G)
+        return self.gram.R - blocks.sparse_product(W.to(G), G)
 
     def objective(
         self, W: Float[Tensor, "K N"], moments: Float[Tensor, "K N"] | None = None

@@ -16,6 +16,10 @@ from .task import Task
 MOMENTUM = 0.9
 """μ of the authors' release."""
 
+RATE = 0.1
+"""Step η of the scales, that of the authors' release; the weights' rate is Adam's and says nothing
+about it. With much smaller steps only a γ far above the gradients brings scales to 0, all alike."""
+
 TRAININGS = 8
 """Trainings for the search of γ, each of `Task.epochs`."""
 
@@ -46,7 +50,7 @@ def sss(task: Task, sparsity: float) -> nn.Module:
         return Found(net, 1 - weights.nonzeros(net) / total, gamma)
 
     # three times the γ that alone takes the scales from 1 to 0 in these steps, with the momentum
-    gamma = (1 - MOMENTUM) / (steps * task.lr)
+    gamma = (1 - MOMENTUM) / (steps * RATE)
     return nearest(run, sparsity, start=3 * gamma, trainings=TRAININGS).net
 
 
@@ -99,7 +103,7 @@ def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
         with torch.no_grad():
             for i, scale in enumerate(scales):
                 gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
-                new, velocities[i] = apg_step(scale, velocities[i], gradient, task.lr, gamma)
+                new, velocities[i] = apg_step(scale, velocities[i], gradient, RATE, gamma)
                 scale.copy_(new)
                 scale.grad = None
 

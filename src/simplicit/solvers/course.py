@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import torch
@@ -116,7 +116,12 @@ class Course:
     device: torch.device | str | None = None
 
     def tile(
-        self, design: Design, problem: RowProblem, rows: Int[Tensor, " k"], start: Start
+        self,
+        design: Design,
+        problem: RowProblem,
+        rows: Int[Tensor, " k"],
+        start: Start,
+        inverses: bool = True,
     ) -> Solution:
         """Solve some rows of a problem together.
 
@@ -125,6 +130,7 @@ class Course:
             problem: All rows.
             rows: Which of them, all cold or all warm.
             start: Where all rows start.
+            inverses: Whether rows may take steps that need one; without them some may be left.
 
         Returns:
             The solution of these rows.
@@ -151,10 +157,10 @@ class Course:
             done = K - int(tile.todo.sum())
             return self.watch.look(rows, tile.gap.clone(), int(tile.iterations.max()), done)
 
-        tile.run(warm, look)
-        if tile.bisects and self.watch.stop is None:
+        tile.run(warm, look, inverses)
+        if inverses and tile.bisects and self.watch.stop is None:
             tile.bisect_sigma(look)
-        self.watch.finish(K)
+        self.watch.finish(K if inverses else K - int(tile.open.sum()))
         found = torch.zeros_like(W)
         found[:K, design.keep] = scaled.unscale(tile.V).to(W)
         fit_free(problem.gram, design.free, design.inverse_free, found)
@@ -169,20 +175,30 @@ class Course:
     def by_sets(
         self, sets: WorkingSets, problem: RowProblem, rows: Int[Tensor, " k"], start: Start
     ) -> Solution:
-        """Solve some rows of a problem one by one.
+        """Solve some rows of a problem one by one, after what needs no inverse of the whole Gram.
 
         Args:
             sets: What the rows share; learns which of them are too wide.
             problem: All rows.
-            rows: Which of them.
+            rows: Which of them, all cold or all warm.
             start: Where all rows start.
 
         Returns:
             The solution of these rows.
         """
-        return Solution.concatenate(
-            [self._row(sets, problem.select(k[None]), k, start) for k in rows]
-        )
+        if sets.design is None:
+            return Solution.concatenate(
+                [self._row(sets, problem.select(k[None]), k, start) for k in rows]
+            )
+        first = self.tile(sets.design, problem, rows, start, inverses=False)
+        used = start.iterations.clone()
+        used[rows] = first.iterations
+        start, found = replace(start, iterations=used), [first]
+        left = (~first.solved & problem.valid[rows]).nonzero()[:, 0]
+        found += [self._row(sets, problem.select(k[None]), k, start) for k in rows[left]]
+        place = torch.arange(len(rows), device=rows.device)
+        place[left] = torch.arange(len(left), device=rows.device) + len(rows)
+        return Solution.concatenate(found).rows(place)
 
     def _row(
         self, sets: WorkingSets, problem: RowProblem, k: Int[Tensor, ""], start: Start
@@ -199,9 +215,9 @@ class Course:
             return watch.look(k[None], W.new_tensor([gap]), iterations, int(done))
 
         if bool(problem.valid) and watch.stop is None:
-            found = sets.solve(problem, W, self.tol, self.most, inner, look)
+            found = sets.solve(problem, W, self.tol, self.most - int(used), inner, look)
             kept = found.W is W and not bool(known.isnan())
-            W, mu, used = found.W, known if kept else found.mu, 0 * used + found.iterations
+            W, mu, used = found.W, known if kept else found.mu, used + found.iterations
             if found.wide:
                 sets.wide.append(int(k))
                 return certify(problem, W, mu, used, self.tol, watch.stop)

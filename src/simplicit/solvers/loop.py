@@ -64,26 +64,26 @@ def solve(
         return certify(problem, start.W, start.mu, start.iterations, tol, None)
     course = Course(tol, max_iterations, watch, device)
     every = torch.arange(len(start.W), device=start.W.device)
-    few, many = [], []
+    few, many, shared = [], [], []
     for mask, part in problem.parts:
+        tiles = _tiles(every[mask], start)
         if working_set.pays(part):
-            many.append((WorkingSets(part, workers), part, every[mask]))
+            sets = WorkingSets(part, workers, device)
+            shared.append((sets, part))
+            many += [(sets, part, rows) for rows in tiles]
         else:
             known = design if design is not None and design.fits(part) else Design(part, device)
-            few += [(known, part, rows) for rows in _tiles(every[mask], start)]
+            few += [(known, part, rows) for rows in tiles]
     jobs = [delayed(course.tile)(*job, start) for job in few]
-    jobs += [
-        delayed(course.by_sets)(sets, part, some, start)
-        for sets, part, rows in many
-        for some in rows.split(TILE)
-    ]
+    jobs += [delayed(course.by_sets)(*job, start) for job in many]
     pool = Parallel(n_jobs=max(1, min(workers, len(jobs))), backend="threading")
     found = Solution.concatenate(cast(list[Solution], pool(jobs)))
     order = torch.cat([rows for *_, rows in few + many]).argsort()
     found = found.rows(order)
-    for sets, part, _ in many:
+    for sets, part in shared:
         if not sets.wide or watch.stop is not None:
             continue
+        sets.design = None  # makes room
         try:
             known = Design(part, device)
         except InputError:  # no room for the whole Gram: these rows keep what they have

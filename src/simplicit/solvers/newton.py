@@ -12,10 +12,11 @@ It has no globalisation: from a good start it ends at the solution in a few roun
 gap does not close goes back to the first-order method.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .scaled import SMALLEST, Scaled
@@ -23,6 +24,10 @@ from .supports import Supports
 
 PROXIMAL = 1e-6
 """Proximal term of careful rounds: along the null space of a support they have an end, too."""
+
+ROUGH = 1e-6
+"""Moments in float32 tell no smaller difference. A weight that has just left lies at its price but
+for rounding, and would come and go for ever."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,19 @@ class NewtonState:
         """
         return NewtonState(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def put(self, index: Int[Tensor, " k"], rows: "NewtonState") -> None:
+        """Replace some rows."""
+        for f in fields(self):
+            getattr(self, f.name)[index] = getattr(rows, f.name)
+
+    def copy(self) -> "NewtonState":
+        """Copy all rows.
+
+        Returns:
+            A state that shares nothing.
+        """
+        return NewtonState(*(getattr(self, f.name).clone() for f in fields(self)))
+
 
 def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     """Start from weights and multipliers of another method.
@@ -80,10 +98,7 @@ def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> 
     Returns:
         The next state.
     """
-    terms, root = problem.terms, problem.loss == "root"
-    slope = (terms.times(state.sigma) if root else terms).slope()
-    slope = slope + state.mu * terms.omega if terms.has_ball else slope
-    active, excess = state.V != 0, state.moments.abs().sub_(slope, alpha=1 + 1e-9)
+    active, excess = state.V != 0, beyond(problem, state)
     if careful:
         most, which = excess.masked_fill(active, -torch.inf).max(1)
         rows = ((most > 1e-15) & (state.flips == 0)).nonzero()[:, 0]
@@ -91,6 +106,41 @@ def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> 
     else:
         active |= excess > 1e-15
     active[K:] = False
+    return on_support(problem, state, active, problem.moments, careful)
+
+
+def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
+    """Compare every feature's moment with what a weight would cost it.
+
+    Returns:
+        |c| − s slope − μ ω, positive where a weight has to leave zero; (K, n).
+    """
+    terms = problem.terms
+    slope = (terms.times(state.sigma) if problem.loss == "root" else terms).slope()
+    slope = slope + state.mu * terms.omega if terms.has_ball else slope
+    return state.moments.abs().sub_(slope, alpha=1 + 1e-9)
+
+
+def on_support(
+    problem: Scaled,
+    state: NewtonState,
+    active: Bool[Tensor, "K n"],
+    moments: Callable[[Tensor], Tensor],
+    careful: bool = False,
+) -> NewtonState:
+    """Solve the optimality system on given supports.
+
+    Args:
+        problem: The rows, float64.
+        state: The current state; weights outside the support are zero.
+        active: The supports.
+        moments: Gives c = R − V G of weights V.
+        careful: See `step`.
+
+    Returns:
+        The next state.
+    """
+    terms, root = problem.terms, problem.loss == "root"
     on = Supports.of(active)
     v, R, rho = on.gather(state.V), on.gather(problem.R), terms.rho[on.column]
     l1, l2, huber, knee, old = (
@@ -137,9 +187,35 @@ def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> 
     else:
         # beyond rounding, being pulled into the ball is a change the moments do not know of
         changed = flip | ((kept - w).abs() > 1e-12 * w.abs())
-    moments = problem.moments(on.spread(w))
     flips = on.sum(changed.to(w)).long()
-    return NewtonState(on.spread(kept), moments, mu[:, None], sigma[:, None], flips)
+    return NewtonState(on.spread(kept), moments(on.spread(w)), mu[:, None], sigma[:, None], flips)
+
+
+def settle(
+    problem: Scaled, state: NewtonState, most: Int[Tensor, " K"]
+) -> tuple[NewtonState, Int[Tensor, " K"]]:
+    """Do rounds with rough moments until each row's support stands still.
+
+    Args:
+        problem: The rows, float64.
+        state: Where to start.
+        most: Most rounds of each row.
+
+    Returns:
+        Weights that solve the systems exactly, with rough moments; and the rounds done.
+    """
+    state, done = state.copy(), torch.zeros_like(most)
+    going = (most > 0).nonzero()[:, 0]
+    while len(going):
+        part, now = problem.rows(going), state.rows(going)
+        active = (now.V != 0) | (beyond(part, now) > ROUGH)
+        now = on_support(part, now, active, part.rough_moments)
+        state.put(going, now)
+        done[going] += 1
+        enters = (beyond(part, now) > ROUGH) & ~active
+        moves = enters.any(1) | (now.flips > 0)
+        going = going[moves & (done < most)[going]]
+    return state, done
 
 
 def _residual(q0: Tensor, q1: Tensor, q2: Tensor, old: Tensor) -> Tensor:

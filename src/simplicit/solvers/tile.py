@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..blocks import fill
-from . import newton
+from . import homotopy, newton
 from .admm import Admm
 from .scaled import SMALLEST, Scaled
 
@@ -100,8 +100,14 @@ class Tile:
         self.iterations[rows] += left
         return state
 
-    def run(self, warm: bool, look: Callable[[], bool]) -> None:
-        """Iterate until every row is done, gives up, or `look` says to stop."""
+    def run(self, warm: bool, look: Callable[[], bool], inverses: bool = True) -> None:
+        """Iterate until every row is done, gives up, or `look` says to stop.
+
+        Args:
+            warm: Whether the rows start from weights of a similar problem.
+            look: Called after each stage.
+            inverses: Whether rows may take steps that need one.
+        """
         rows = self.open.nonzero()[:, 0]
         if not len(rows):
             look()
@@ -112,10 +118,12 @@ class Tile:
         self.consider(first, rows, self.open[rows])
         if warm:
             self.newton(first, rows, self.todo & (self.gap <= NEAR))
+        elif NEWTON_ROUNDS > 0:
+            self.descend(first, rows)
         stop = look()
         methods, most = (METHODS[:1], ROOT_STEPS) if self.bisects else (METHODS, MOST_STEPS)
         for method in methods:
-            if stop or not bool(self.todo.any()):
+            if stop or not inverses or not bool(self.todo.any()):
                 break
             rows = self.todo.nonzero()[:, 0]
             low = self.scaled.rows(fill(rows)).to(method.dtype)
@@ -182,6 +190,35 @@ class Tile:
             V, sigma, low, high = V[keep], sigma[keep], low[keep], high[keep]
         look()
 
+    def settle(
+        self, state: newton.NewtonState, rows: Int[Tensor, " k"], keep: Int[Tensor, " m"]
+    ) -> tuple[newton.NewtonState, Int[Tensor, " m"], Bool[Tensor, " m"]]:
+        """Do the rounds that need no exact moments, and certify where they end.
+
+        Returns:
+            The state of the rows to keep, their numbers, and which of them stand still.
+        """
+        rows = rows[keep]
+        scaled = self.scaled.rows(fill(rows))
+        most = (self.most - self.iterations[rows]).clamp_max(NEWTON_ROUNDS)
+        found, done = newton.settle(self.scaled.rows(rows), state.rows(keep), most)
+        self.iterations[rows] += done
+        some = fill(torch.arange(len(rows), device=rows.device))
+        found = newton.init(scaled, found.V[some], found.mu[some], found.sigma[some])
+        self.consider(found, rows, torch.ones_like(rows, dtype=torch.bool))
+        return found, rows, done < most
+
+    def descend(self, state: newton.NewtonState, rows: Int[Tensor, " k"]) -> None:
+        """Start from zero by homotopy, and finish the rows that come near their solution."""
+        keep = self.todo[rows].nonzero()[:, 0]
+        state, rows = state.rows(keep), rows[keep]
+        scaled, most = self.scaled.rows(rows), self.most - self.iterations[rows]
+        found, there, done = homotopy.descend(scaled, state, most)
+        self.iterations[rows] += done
+        moving = torch.zeros_like(self.todo)
+        moving[rows] = there
+        self.newton(found, rows, moving & self.todo)
+
     def newton(
         self,
         state: newton.NewtonState,
@@ -200,6 +237,9 @@ class Tile:
             careful: Whether a round ends at the first change of a sign.
         """
         keep, scaled = moving[rows].nonzero()[:, 0], None
+        if not careful and len(keep):
+            state, rows, stand = self.settle(state, rows, keep)
+            keep = (stand & self.todo[rows]).nonzero()[:, 0]
         for _ in range(NEWTON_ROUNDS if rounds is None else rounds):
             if not len(keep):
                 break

@@ -9,6 +9,7 @@ set, and neither a copy nor a factorisation of the whole Gram is made.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from .. import blocks, memory
 from ..duality import mean_square
+from ..errors import InputError
 from ..gram import fit_free, pseudo_inverse
 from ..problem import RowProblem
 from ..solution import Solution
-from .scaled import BYTES, SMALLEST
+from .scaled import BYTES, INVERSES, SMALLEST, Design
 
 FIRST = 256
 """Features of the first set."""
@@ -77,22 +79,29 @@ class WorkingSets:
     Args:
         problem: The rows.
         workers: How many are solved side by side.
+        device: Where the solvers iterate.
 
     Raises:
         InputError: If the largest sets would not fit into memory.
 
     Attributes:
+        design: The whole Gram scaled, for rows that need no more of it; None where it has no room.
         wide: Rows that turned out to need more features than a set may have.
     """
 
-    def __init__(self, problem: RowProblem, workers: int) -> None:
+    def __init__(
+        self, problem: RowProblem, workers: int, device: torch.device | str | None = None
+    ) -> None:
         K, N = problem.gram.R.shape
         # a set's matrices, and the rows' weights, once more when they are joined
-        size = workers * BYTES * (N / SHARE) ** 2 + 24.0 * K * N
+        size = workers * (BYTES + INVERSES) * (N / SHARE) ** 2 + 24.0 * K * N
         memory.require(size, f"{K} rows of {N} features", problem.gram.G.device)
         self.free = problem.free.nonzero()[:, 0]
         self.wide: list[int] = []
         self.inverse_free = pseudo_inverse(problem.gram.G[self.free][:, self.free])
+        self.design: Design | None = None
+        with suppress(InputError):
+            self.design = Design(problem, device, inverses=False)
 
     def solve(
         self, problem: RowProblem, W: Tensor, tol: float, most: int, inner: Inner, look: Look
