@@ -1,6 +1,7 @@
 """The problems of the comparison: samples, and the penalties that give a wanted share of zeros."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,9 +24,14 @@ class Rows:
     V: Tensor
     T: Tensor
 
+    @cached_property
+    def gram(self) -> Gram:
+        """The moments, which no solver changes."""
+        return Gram.from_data(self.V, self.T)
+
     def problem(self, kind: str, level: float) -> RowProblem:
         """Each row's penalty is the level times the one above which all its weights are zero."""
-        gram = Gram.from_data(self.V, self.T)
+        gram = self.gram
         top = gram.R.abs().amax(1)
         if kind == "l0+l2":
             # the slope beside zero, sqrt(2 l0 l2), is level * top as for the lasso
