@@ -1,4 +1,4 @@
-"""The course of some rows: first-order steps, Newton rounds, and σ of rooted rows by bisection."""
+"""The course of some rows: homotopy, first-order steps, Newton; σ of rooted rows by bisection."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
