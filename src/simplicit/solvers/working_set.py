@@ -5,7 +5,8 @@ certified on all of them. The gradient, one sum of the rows of G that its weight
 features have to come in: those whose moment exceeds their price σ (slope + μ ω). The set is the
 support and the features that are nearest to their price or beyond it, and doubles where those
 beyond do not fit (Massias, Gramfort & Salmon 2018; Bertrand et al. 2022). No row reads another's
-set, and neither a copy nor a factorisation of the whole Gram is made.
+set, and the whole Gram is not factorised; where a scaled copy of it has room, rows come here only
+if the homotopy has left them.
 """
 
 from collections.abc import Callable
@@ -95,12 +96,14 @@ class WorkingSets:
         K, N = problem.gram.R.shape
         # a set's matrices, and the rows' weights, once more when they are joined
         size = workers * (BYTES + INVERSES) * (N / SHARE) ** 2 + 24.0 * K * N
-        memory.require(size, f"{K} rows of {N} features", problem.gram.G.device)
+        what, here = f"{K} rows of {N} features", problem.gram.G.device
+        memory.require(size, what, here)
         self.free = problem.free.nonzero()[:, 0]
         self.wide: list[int] = []
         self.inverse_free = pseudo_inverse(problem.gram.G[self.free][:, self.free])
         self.design: Design | None = None
         with suppress(InputError):
+            memory.require(size + BYTES * N * N + 32.0 * K * N, what, device or here)
             self.design = Design(problem, device, inverses=False)
 
     def solve(
