@@ -115,10 +115,27 @@ def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
     Returns:
         |c| − s slope − μ ω, positive where a weight has to leave zero; (K, n).
     """
+    return state.moments.abs().sub_(price(problem, state), alpha=1 + 1e-9)
+
+
+def price(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
+    """Compute what a weight beside zero costs.
+
+    Returns:
+        s slope + μ ω, (K, n).
+    """
     terms = problem.terms
     slope = (terms.times(state.sigma) if problem.loss == "root" else terms).slope()
-    slope = slope + state.mu * terms.omega if terms.has_ball else slope
-    return state.moments.abs().sub_(slope, alpha=1 + 1e-9)
+    return slope + state.mu * terms.omega if terms.has_ball else slope
+
+
+def tells(problem: Scaled, state: NewtonState) -> Bool[Tensor, " K"]:
+    """Tell whose prices rough moments can be compared with: not those of hardly penalised rows.
+
+    Returns:
+        One truth value a row.
+    """
+    return (price(problem, state) > 100 * ROUGH).all(1)
 
 
 def on_support(

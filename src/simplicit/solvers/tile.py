@@ -196,23 +196,26 @@ class Tile:
         """Do the rounds that need no exact moments, and certify where they end.
 
         Returns:
-            The state of the rows to keep, their numbers, and which of them stand still.
+            The state of the rows to keep, their numbers, and which of them are worth exact rounds.
         """
         rows = rows[keep]
         scaled = self.scaled.rows(fill(rows))
-        most = (self.most - self.iterations[rows]).clamp_max(NEWTON_ROUNDS)
-        found, done = newton.settle(self.scaled.rows(rows), state.rows(keep), most)
+        part, state = self.scaled.rows(rows), state.rows(keep)
+        tells = newton.tells(part, state)
+        most = (self.most - self.iterations[rows]).clamp_max(NEWTON_ROUNDS) * tells
+        found, done = newton.settle(part, state, most)
         self.iterations[rows] += done
         some = fill(torch.arange(len(rows), device=rows.device))
         found = newton.init(scaled, found.V[some], found.mu[some], found.sigma[some])
-        self.consider(found, rows, torch.ones_like(rows, dtype=torch.bool))
-        return found, rows, done < most
+        self.consider(found, rows, tells)
+        return found, rows, (done < most) | ~tells
 
     def descend(self, state: newton.NewtonState, rows: Int[Tensor, " k"]) -> None:
         """Start from zero by homotopy, and finish the rows that come near their solution."""
         keep = self.todo[rows].nonzero()[:, 0]
         state, rows = state.rows(keep), rows[keep]
-        scaled, most = self.scaled.rows(rows), self.most - self.iterations[rows]
+        scaled = self.scaled.rows(rows)
+        most = (self.most - self.iterations[rows]) * newton.tells(scaled, state)
         found, there, done = homotopy.descend(scaled, state, most)
         self.iterations[rows] += done
         moving = torch.zeros_like(self.todo)
