@@ -39,4 +39,7 @@ def test_a_sparse_product_is_the_product_and_feels_no_neighbour():
     for k in range(6):
         assert torch.equal(sparse_product(X[k : k + 1], M)[0], whole[k])
     assert sparse_product(X[:0], M).shape == (0, 13)
+    to = torch.randn(len(X), 13, dtype=X.dtype)
+    torch.testing.assert_close(sparse_product(X, M, to, -2.0), to - 2 * X @ M)
+    torch.testing.assert_close(sparse_product(X + 1, M, to, -2.0), to - 2 * (X + 1) @ M)
     assert torch.equal(sparse_product(X[:3] * 0, M), torch.zeros(3, 13).double())

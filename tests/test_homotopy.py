@@ -11,7 +11,8 @@ from simplicit.penalty import Ball, Penalty
 from simplicit.problem import RowProblem
 from simplicit.solution import Solution
 from simplicit.solvers import homotopy, newton, solve
-from simplicit.solvers.scaled import Design, Scaled
+from simplicit.solvers.design import Design
+from simplicit.solvers.scaled import Scaled
 
 
 class TestForced(DegenerateSuite):

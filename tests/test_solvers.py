@@ -16,8 +16,9 @@ from simplicit.problem import RowProblem, mean_square
 from simplicit.solution import Solution, Status
 from simplicit.solvers import newton, solve, tile
 from simplicit.solvers.admm import Admm
+from simplicit.solvers.design import Design
 from simplicit.solvers.fista import Fista
-from simplicit.solvers.scaled import Design, Scaled
+from simplicit.solvers.scaled import Scaled
 
 
 class TestSolve(LoopSuite, DegenerateSuite):

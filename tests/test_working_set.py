@@ -10,7 +10,7 @@ import torch
 
 from cases import LOSSES, PENALTIES, degenerate, normal
 from loop_suite import LoopSuite, same
-from simplicit import blocks, memory
+from simplicit import memory
 from simplicit.duality import Loss
 from simplicit.errors import InputError
 from simplicit.gram import Gram
@@ -19,13 +19,13 @@ from simplicit.penalty import Ball, Penalty
 from simplicit.problem import RowProblem
 from simplicit.solution import Solution, Status
 from simplicit.solvers import course, loop, solve, working_set
-from simplicit.solvers.scaled import Design
+from simplicit.solvers.design import Design
 from solver_suite import MIXED
 
 
 def by_sets(problem: RowProblem, first: int = 4, share: int = 1, **options) -> Solution:
     with (
-        patch.object(blocks, "LARGE", 0),
+        patch.object(working_set, "LARGE", 0),
         patch.multiple(working_set, FIRST=first, SHARE=share, Design=no_room),
     ):
         return solve(problem, **options)
@@ -159,7 +159,7 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
         return by_sets_alone(self, part, *rest)
 
     with (
-        patch.object(blocks, "LARGE", 0),
+        patch.object(working_set, "LARGE", 0),
         patch.multiple(working_set, FIRST=16, SHARE=1),
         patch.object(working_set.WorkingSets, "solve", watched),
     ):
@@ -211,7 +211,7 @@ def test_memory_is_asked_for_first(monkeypatch):
 def test_a_path_to_a_budget_goes_by_sets_too():
     problem = wide()
     with (
-        patch.object(blocks, "LARGE", 0),
+        patch.object(working_set, "LARGE", 0),
         patch.multiple(working_set, FIRST=8, SHARE=2),
         patch("simplicit.path.Design", side_effect=AssertionError),
     ):

@@ -8,9 +8,6 @@ from torch.nn.functional import embedding_bag
 BLOCK = 32
 """Rows of every product. The last bits of a product depend on its number of rows."""
 
-LARGE = 8000
-"""Features from which rows are worth treating one by one (see `solvers.working_set`)."""
-
 SPARSE = 16
 """One weight in so many non-zero is where adding up rows of a matrix costs what a product does."""
 

@@ -12,7 +12,7 @@ from .gram import fit_free, pseudo_inverse
 from .problem import RowProblem
 from .solution import Solution
 from .solvers import Callback, solve
-from .solvers.scaled import Design
+from .solvers.design import Design
 from .solvers.working_set import pays
 
 DESCENT = 1 / 30

@@ -14,7 +14,8 @@ from ..duality import mean_square
 from ..gram import fit_free
 from ..problem import RowProblem
 from ..solution import Solution, Status
-from .scaled import SMALLEST, Design, Scaled
+from .design import Design
+from .scaled import SMALLEST, Scaled
 from .tile import Tile
 from .working_set import WorkingSets
 

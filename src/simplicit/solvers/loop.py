@@ -12,7 +12,7 @@ from ..problem import RowProblem
 from ..solution import Solution, Status
 from . import working_set
 from .course import Callback, Course, Progress, Start, Watch, certify
-from .scaled import Design
+from .design import Design
 from .tile import TILE
 from .working_set import WorkingSets
 

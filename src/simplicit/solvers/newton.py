@@ -222,15 +222,15 @@ def settle(
         Weights that solve the systems exactly, with rough moments; and the rounds done.
     """
     state, done = state.copy(), torch.zeros_like(most)
+    active = (state.V != 0) | (beyond(problem, state) > ROUGH)
     going = (most > 0).nonzero()[:, 0]
     while len(going):
-        part, now = problem.rows(going), state.rows(going)
-        active = (now.V != 0) | (beyond(part, now) > ROUGH)
-        now = on_support(part, now, active, part.rough_moments)
+        part, old = problem.rows(going), active[going]
+        now = on_support(part, state.rows(going), old, part.rough_moments)
         state.put(going, now)
         done[going] += 1
-        enters = (beyond(part, now) > ROUGH) & ~active
-        moves = enters.any(1) | (now.flips > 0)
+        active[going] = new = (now.V != 0) | (beyond(part, now) > ROUGH)
+        moves = (new & ~old).any(1) | (now.flips > 0)
         going = going[moves & (done < most)[going]]
     return state, done
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .scaled import Design
+from .design import Design
 
 PAD = 16
 """Systems are padded to 8 less than a multiple of this, and those of one size factorised together.

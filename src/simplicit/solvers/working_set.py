@@ -17,13 +17,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import blocks, memory
+from .. import memory
 from ..duality import mean_square
 from ..errors import InputError
 from ..gram import fit_free, pseudo_inverse
 from ..problem import RowProblem
 from ..solution import Solution
-from .scaled import BYTES, INVERSES, SMALLEST, Design
+from .design import BYTES, INVERSES, Design
+from .scaled import SMALLEST
+
+LARGE = 8000
+"""Features from which rows are worth treating one by one."""
 
 FIRST = 256
 """Features of the first set."""
@@ -50,7 +54,7 @@ def pays(problem: RowProblem) -> bool:
     Returns:
         Whether to use them.
     """
-    return len(problem.gram.G) >= blocks.LARGE
+    return len(problem.gram.G) >= LARGE
 
 
 @dataclass
