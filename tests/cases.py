@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simplicit.duality import Loss
-from simplicit.gram import Gram
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
+from simplicit.convex.duality import Loss
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
 
 PENALTIES = {
     "l1": dict(l1=0.3),

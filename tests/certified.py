@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simplicit.problem import RowProblem
+from simplicit.convex.problem import RowProblem
 
 Array = NDArray[np.longdouble]
 

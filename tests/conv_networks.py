@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from example_networks import Net, seeded
-from simplicit.capture import capture
-from simplicit.convnets import Block, Subsample
-from simplicit.equations import StateEquations
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
+from simplicit.equations.operators import with_weights
+from simplicit.explicit.convnets import Block, Subsample
+from simplicit.model.implicit import ImplicitModel
 
 
 class ResNet20(nn.Module):
@@ -275,3 +277,23 @@ def network(name: str) -> nn.Module:
 def structured(name: str) -> StateEquations:
     """What is read from `network(name)`."""
     return capture(network(name), images())
+
+
+def sparse(equations: StateEquations, density: float = 0.5) -> StateEquations:
+    """The network with zeros in its weights and other biases; shared weights stay shared."""
+    random, new = torch.Generator().manual_seed(3), {}
+    for e in equations.layers:
+        for term in e.terms:
+            mask = torch.rand(term.weight.shape, generator=random) < density
+            new.setdefault(id(term.weight), term.weight * mask)
+    weights = [[new[id(t.weight)] for t in e.terms] for e in equations.layers]
+    biases: list[Tensor | None] = []
+    for e in equations.layers:
+        writable = e.adjust is not None and e.adjust.name
+        channel = e.channel_bias if writable else None
+        biases.append(None if channel is None else channel + 0.1)
+    return with_weights(equations, weights, biases)
+
+
+def model(name: str) -> ImplicitModel:
+    return ImplicitModel.from_equations(sparse(structured(name)))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cases import LOSSES, PENALTIES, Case, degenerate, known, normal, uniform
 from certified import judge
-from simplicit.duality import Loss
-from simplicit.gram import Gram
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
-from simplicit.solution import Status
+from simplicit.convex.duality import Loss
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.solution import Status
 from solver_suite import MIXED, SolverSuite, rounding
 
 entries = st.sampled_from([0.0, 1.0, -1.0, 1e8, -1e8, 1e-8, 2.0])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from simplicit.capture import capture
-from simplicit.equations import StateEquations
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
 
 
 class Net(nn.Module):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from simplicit import archive
-from simplicit.equilibrium import Block
-from simplicit.model import ImplicitModel
-from simplicit.phi import Phi
+from simplicit.equations.phi import Phi
+from simplicit.model.archive import format as archive
+from simplicit.model.equilibrium import Block
+from simplicit.model.implicit import ImplicitModel
 
 SIZES = {"4": 16, "2": 32, "0": 64}  # last hidden layer first
 N, P, Q = 112, 784, 10

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cases import LOSSES, PENALTIES, features, known, normal, uniform
-from simplicit.gram import Gram
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
-from simplicit.solution import Solution, Status
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.solution import Solution, Status
 from simplicit.solvers import loop
 from solver_suite import MIXED, SolverSuite
 

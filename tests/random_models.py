@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from simplicit.equilibrium import Block
-from simplicit.model import ImplicitModel, Structure
-from simplicit.phi import Phi
+from simplicit.equations.phi import Phi
+from simplicit.model.equilibrium import Block
+from simplicit.model.implicit import ImplicitModel, Structure
 
 PHIS = [
     Phi("relu"),

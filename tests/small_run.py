@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from simplicit import config
-from simplicit.capture import capture
-from simplicit.equations import StateEquations
-from simplicit.run import run
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
+from simplicit.lab.config import config
+from simplicit.lab.run.run import run
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.yaml"
 
@@ -38,7 +38,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a network once, and draw no figures, which take longest."""
     for module in ("fit", "seed_run"):
         monkeypatch.setattr(f"simplicit.{module}.capture", capture_once)
-    monkeypatch.setattr("simplicit.run.plots.draw_all", lambda *_: [])
+    monkeypatch.setattr("simplicit.lab.run.run.plots.draw_all", lambda *_: [])
 
 
 def settings(*overrides: str) -> config.Config:

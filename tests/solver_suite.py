@@ -23,11 +23,12 @@ from torch import Tensor
 
 from cases import LOSSES, PENALTIES, Case, known, normal, uniform
 from certified import judge
-from simplicit.gram import Gram
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
-from simplicit.solution import Solution
-from simplicit.solvers import solve, tile
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.solution import Solution
+from simplicit.solvers import solve
+from simplicit.solvers import stages as tile
 
 MIXED = [
     (PENALTIES["l1"], None, "squared"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from simplicit import fit
-from simplicit.capture import capture
-from simplicit.equations import StateEquations
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
 from simplicit.recipe import Recipe
 
 PHIS: dict[str, nn.Module] = {

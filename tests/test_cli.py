@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import simplicit
-from simplicit import archive, cli, explicit
+from simplicit import cli
+from simplicit.explicit import training as explicit
+from simplicit.model.archive import format as archive
 from small_run import DIGITS, SMALL, contents, hurry
 
 RUN = ("run", str(DIGITS), *SMALL, "implicit.sparsity=null")
@@ -175,7 +177,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(call, tmp_path, 
 
     command = (*RUN, "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("simplicit.matching.Matching.model", stop)
+        patch.setattr("simplicit.matching.dense.Matching.model", stop)
         code, out, err = call(*command)
     assert code == 130 and out == ""
     last = err.splitlines()[-1]
@@ -233,7 +235,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     def fail(*arguments: object) -> None:
         raise bug
 
-    monkeypatch.setattr("simplicit.config.load", fail)
+    monkeypatch.setattr("simplicit.lab.config.config.load", fail)
     monkeypatch.setattr(sys, "argv", ["simplicit", *RUN])
     with pytest.raises(type(bug)):
         cli.main()

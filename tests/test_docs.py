@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simplicit.config import Config, load
-from simplicit.config_errors import dotted_keys
-from simplicit.explicit import OPTIMIZERS
-from simplicit.run import run
-from simplicit.solution import Status
+from simplicit.convex.solution import Status
+from simplicit.explicit.training import OPTIMIZERS
+from simplicit.lab.config.config import Config, load
+from simplicit.lab.config.errors import dotted_keys
+from simplicit.lab.run.run import run
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import simplicit
 from simplicit import fit
-from simplicit.constraint import RowConstraint
+from simplicit.calibration.ball import RowConstraint
 from simplicit.errors import InputError
 from simplicit.fit import Fit
-from simplicit.model import ImplicitModel
+from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
-from simplicit.solvers import tile
+from simplicit.solvers import stages as tile
 from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
 STRUCTURES = ("triangular", "layered", "full")
@@ -193,7 +193,7 @@ def test_the_teacher_stays_as_it_was():
 @pytest.mark.parametrize("structure", ["triangular", "full"])
 def test_the_same_bits_again_whatever_the_number_of_workers(structure, monkeypatch):
     monkeypatch.setattr(tile, "TILE", 3)  # several blocks of rows in every layer
-    monkeypatch.setattr("simplicit.threads.available", lambda: 2)
+    monkeypatch.setattr("simplicit.system.threads.available", lambda: 2)
     recipe = Recipe(structure=structure, alpha=5.0)
     one, again, two = (quick_fit(recipe, workers=workers) for workers in (1, 1, 2))
     assert same(one.model, again.model) and same(one.model, two.model)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simplicit.convex.gram import Gram
+from simplicit.convex.problem import RowProblem
 from simplicit.errors import InputError
-from simplicit.gram import Gram
-from simplicit.problem import RowProblem
 from simplicit.recipe import Recipe, prune_smallest
 
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simplicit import config
-from simplicit.compare import lend_networks
-from simplicit.findings import mean, results
-from simplicit.plots import read
-from simplicit.run import run
+from simplicit.lab.config import config
+from simplicit.lab.report.findings import mean, results
+from simplicit.lab.results import read
+from simplicit.lab.run.compare import lend_networks
+from simplicit.lab.run.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

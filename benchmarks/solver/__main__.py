@@ -29,7 +29,7 @@ import torch
 from methods import LASSO, OTHERS, STEPS
 from problems import first_layer, level_for, network, synthetic, triangular
 
-from simplicit.gram import Gram
+from simplicit.convex.gram import Gram
 
 OURS = 1e-6
 

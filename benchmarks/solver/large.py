@@ -11,11 +11,11 @@ import time
 
 import torch
 
-from simplicit import threads
-from simplicit.gram import Gram
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
 from simplicit.solvers import solve
+from simplicit.system import threads
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--features", type=int, default=20_000)

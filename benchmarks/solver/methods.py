@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from problems import Rows
 
-from simplicit.problem import RowProblem
+from simplicit.convex.problem import RowProblem
 from simplicit.solvers import solve
 
 Timed = Callable[[], np.ndarray]

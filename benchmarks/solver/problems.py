@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simplicit import data, explicit
-from simplicit.capture import capture
-from simplicit.gram import Gram
-from simplicit.match import penalty_scales, row_blocks
-from simplicit.penalty import Ball, Penalty
-from simplicit.problem import RowProblem
+from simplicit.calibration.batches import collect
+from simplicit.calibration.structure import penalty_scales, row_blocks
+from simplicit.capture.read import capture
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.data import datasets as data
+from simplicit.explicit import training as explicit
 from simplicit.solvers import solve
-from simplicit.states import collect
 
 
 @dataclass(frozen=True)

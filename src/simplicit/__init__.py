@@ -6,17 +6,17 @@ model(u); model.sparsity; model.certificate; model.save("out"); simplicit.load("
 
 __version__ = "0.1.0"
 
-from .archive import load
-from .certify import certify
-from .errors import InputError
-from .estimator import CertifiedLasso
-from .fit import implicitize
-from .gram import Gram
-from .model import ImplicitModel
-from .penalty import Ball, Penalty
-from .problem import RowProblem
-from .solution import Solution, Status
-from .solvers import solve
+from simplicit.bounds.certify import certify
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball, Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.solution import Solution, Status
+from simplicit.errors import InputError
+from simplicit.fit import implicitize
+from simplicit.model.archive.format import load
+from simplicit.model.implicit import ImplicitModel
+from simplicit.solvers import solve
+from simplicit.solvers.estimator import CertifiedLasso
 
 __all__ = [
     "Ball",

@@ -1,6 +1,6 @@
 """`python -m simplicit`."""
 
-from .cli import main
+from simplicit.cli import main
 
 if __name__ == "__main__":
     main()

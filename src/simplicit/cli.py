@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__
-from .errors import InputError
+from simplicit import __version__
+from simplicit.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,9 +60,9 @@ def run(
 
     Example: simplicit run configs/sparsity.yaml implicit.sparsity=0.9 --out s90
     """
-    from . import config as configuration
-    from .run import advise, default_folder
-    from .run import run as execute
+    from simplicit.lab.config import config as configuration
+    from simplicit.lab.run.run import advise, default_folder
+    from simplicit.lab.run.run import run as execute
 
     settings = configuration.load(config, overrides or [])
     folder = out or default_folder(config.stem)
@@ -80,9 +80,9 @@ def compare(
 
     Example: simplicit compare configs/fashion-mnist-sparsity.yaml seeds=[0] --out curves
     """
-    from . import config as configuration
-    from .compare import compare as execute
-    from .run import advise, default_folder
+    from simplicit.lab.config import config as configuration
+    from simplicit.lab.run.compare import compare as execute
+    from simplicit.lab.run.run import advise, default_folder
 
     settings = configuration.load_each(config, overrides or [])
     folder = out or default_folder(config.stem)
@@ -118,9 +118,9 @@ def report(folder: Folder) -> None:
 
     Example: simplicit report runs/s90
     """
-    from .compare import runs
-    from .plots import COMPARED, draw_all
-    from .report import write_comparison, write_report
+    from simplicit.lab.plots import COMPARED, draw_all
+    from simplicit.lab.report.report import write_comparison, write_report
+    from simplicit.lab.run.compare import runs
 
     parts = runs(folder)  # a folder of something else is refused before it gets plots
     for part in parts:
@@ -139,8 +139,8 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 
     Example: simplicit verify runs/s90
     """
-    from .compare import runs
-    from .verify import verify as check
+    from simplicit.lab.run.compare import runs
+    from simplicit.lab.run.verify import verify as check
 
     parts = runs(folder)
     rows = [row for part in parts for row in check(part)]
@@ -177,8 +177,8 @@ def inspect(
 
     Example: simplicit inspect torchvision.models:resnet18 --shape 3,224,224
     """
-    from . import inspect as inspection
-    from .inspect_target import equations_of
+    from simplicit.lab.run import network_table as inspection
+    from simplicit.lab.run.network_target import equations_of
 
     equations = equations_of(target, overrides or [], shape)
     rate = inspection.speed()
@@ -201,7 +201,7 @@ def data(
 
     Example: simplicit data FashionMNIST
     """
-    from .data import load
+    from simplicit.data.datasets import load
 
     print(load(name, folder).describe())
 

@@ -9,18 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import progress, robustify, threads
-from .capture import capture
-from .dead import without_dead_states
-from .elimination_matching import EliminationMatching
-from .equations import StateEquations
-from .errors import InputError
-from .layerwise import LayerwiseMatching
-from .match import Structure
-from .matching import Matching, Row
-from .model import ImplicitModel
-from .recipe import Recipe
-from .states import Batches, batches
+from simplicit.calibration.batches import Batches, batches
+from simplicit.calibration.structure import Structure
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
+from simplicit.errors import InputError
+from simplicit.matching.dense import Matching, Row
+from simplicit.matching.dense_elimination import EliminationMatching
+from simplicit.matching.layers import LayerwiseMatching
+from simplicit.model.implicit import ImplicitModel
+from simplicit.recipe import Recipe
+from simplicit.refine import robustify
+from simplicit.refine.dead_states import without_dead_states
+from simplicit.system import progress, threads
 
 
 @dataclass(frozen=True, eq=False)

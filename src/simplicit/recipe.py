@@ -8,10 +8,10 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from .constraint import Constraint
-from .duality import Loss
-from .errors import InputError
-from .penalty import Penalty
+from simplicit.calibration.ball import Constraint
+from simplicit.convex.duality import Loss
+from simplicit.convex.penalty import Penalty
+from simplicit.errors import InputError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"structure": "full", "bias": False, "closed_loop": False},

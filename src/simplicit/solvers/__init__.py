@@ -1,5 +1,5 @@
 """Solvers of `RowProblem`: one algorithm a file, one loop."""
 
-from .loop import Callback, Progress, solve
+from simplicit.solvers.loop import Callback, Progress, solve
 
 __all__ = ["Callback", "Progress", "solve"]

@@ -7,14 +7,14 @@ from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from ..errors import InputError
-from ..problem import RowProblem
-from ..solution import Solution, Status
-from . import working_set
-from .course import Callback, Course, Progress, Start, Watch, certify
-from .design import Design
-from .tile import TILE
-from .working_set import WorkingSets
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.shared import Design
+from simplicit.convex.solution import Solution, Status
+from simplicit.errors import InputError
+from simplicit.solvers import working_set
+from simplicit.solvers.stages import TILE
+from simplicit.solvers.tiles import Callback, Course, Progress, Start, Watch, certify
+from simplicit.solvers.working_set import WorkingSets
 
 __all__ = ["Callback", "Progress", "solve"]
 

@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import memory
-from ..duality import mean_square
-from ..errors import InputError
-from ..gram import fit_free, pseudo_inverse
-from ..problem import RowProblem
-from ..solution import Solution
-from .design import BYTES, INVERSES, Design
-from .scaled import SMALLEST
+from simplicit.convex.duality import mean_square
+from simplicit.convex.gram import fit_free, pseudo_inverse
+from simplicit.convex.problem import RowProblem
+from simplicit.convex.scaled import SMALLEST
+from simplicit.convex.shared import BYTES, INVERSES, Design
+from simplicit.convex.solution import Solution
+from simplicit.errors import InputError
+from simplicit.system import memory
 
 LARGE = 8000
 """Features from which rows are worth treating one by one."""

@@ -1,0 +1,137 @@
+"""certify(): radii within which no input changes the class, proved."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from simplicit.bounds.lipschitz import require_well_posed
+from simplicit.bounds.radii import METHODS, Margins
+from simplicit.capture.read import capture
+from simplicit.equations.layer_phi import Kept
+from simplicit.equations.phi import Phi
+from simplicit.errors import InputError
+from simplicit.model.equilibrium import Block
+from simplicit.model.implicit import ImplicitModel
+
+__all__ = ["METHODS", "Certified", "as_model", "certify"]
+
+GUESS = 0.01
+"""Radius at which the search begins where none is asked for."""
+
+
+FEW = 2000
+"""Most states of a network with convolutions that is written out as matrices."""
+
+
+class Certified(NamedTuple):
+    """What is proved of each sample.
+
+    Args:
+        certified: Whether no input within eps, in l∞, has another class.
+        radius: The largest radius for which that was proved; 0 for a sample that is misclassified.
+    """
+
+    certified: Bool[Tensor, "m"]
+    radius: Float[Tensor, "m"]
+
+
+def certify(
+    model: nn.Module,
+    x: Float[Tensor, "m *shape"],
+    y: Int[Tensor, "m"],
+    eps: float,
+    bounds: tuple[float, float] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+) -> Certified:
+    """Prove that no input in the l∞ ball around each sample changes its class.
+
+    Everything is float64, rounded outward, on the weights as they are stored; it speaks of the
+    model in exact arithmetic. Each sample gets the tightest of these bounds on its margins:
+
+    - `lipschitz`: the global sensitivity matrix (`lipschitz`);
+    - `mixed-monotone`: boxes of the states (`intervals`; with feedback `mixed_monotone`);
+    - `linear`: backward substitution (`linear_bounds`), started from those boxes;
+    - `interval`: with feedback, boxes without the mixed-monotone refinement. Only if named.
+
+    Networks with convolutions, shortcuts or pooling have boxes only, map by map (`layer_boxes`);
+    with operations kept as they are they cannot be certified.
+
+    Args:
+        model: An implicit model, or any network that `implicitize` takes: then as its layers.
+        x: Samples, in the model's own input shape.
+        y: Their classes.
+        eps: Radius of the ball, in the units of x.
+        bounds: Least and largest value of an input: the ball is cut there. Not cut by default.
+        methods: Which bounds; None for the first three.
+
+    Returns:
+        `certified` (m,), that is radius ≥ eps, and `radius` (m,) float64, within 1 % of where
+        the proof ends and never beyond it.
+
+    Raises:
+        InputError: On samples, classes, eps or bounds that cannot be, or a model with feedback
+            whose well-posedness is not certified.
+    """
+    exact = as_model(model, x)
+    if not 0 <= eps < math.inf:
+        raise InputError(f"eps={eps}: accepted is a finite number, at least 0")
+    if len(x) != len(y) or tuple(x.shape[1:]) != exact.input_shape:
+        raise InputError(
+            f"x of shape {tuple(x.shape)} and {len(y)} classes: accepted is one class per sample "
+            f"of shape {exact.input_shape}"
+        )
+    u, y = x.detach().cpu().double().flatten(1), y.detach().cpu().long()
+    if not u.isfinite().all():
+        raise InputError("x holds NaN or infinity: accepted are finite samples")
+    if len(y) and not (0 <= int(y.min()) and int(y.max()) < exact.q):
+        raise InputError(f"y: accepted are classes from 0 to {exact.q - 1}")
+    if bounds is not None and len(u) and not bounds[0] <= float(u.min()) <= u.max() <= bounds[1]:
+        raise InputError(f"bounds={bounds}: x has values outside of them")
+    radius = torch.zeros(len(y), dtype=torch.float64)
+    if len(y):
+        with torch.no_grad():
+            require_well_posed(exact)
+            parts = x.detach().cpu().double().split(1000)
+            right = torch.cat([exact(part).argmax(1) for part in parts]) == y
+            radius[right] = Margins(exact, u[right], y[right], bounds, methods).radii(eps or GUESS)
+    return Certified((radius >= eps) & (radius > 0), radius)
+
+
+def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitModel:
+    """Write any model or network as an implicit model in float64, on the CPU.
+
+    Args:
+        model: An implicit model, or a feed-forward network.
+        example: Inputs for the network.
+
+    Returns:
+        The same function, a network as a `layered` model; with dense matrices, if it has few
+        states and elementwise activations: more bounds are known then.
+
+    Raises:
+        InputError: If a layer is an operation that was kept as it is.
+    """
+    if isinstance(model, ImplicitModel) and model.equations is None:
+        return copy.deepcopy(model).cpu().cast(torch.float64)
+    equations = model.equations if isinstance(model, ImplicitModel) else None
+    equations = (equations or capture(model, example[:2])).changed(lambda t: t.detach().cpu())
+    for layer in equations.hidden:
+        if isinstance(layer.phi, Kept):
+            raise InputError(f"layer {layer.name}: no bounds are known of {layer.phi.name}")
+    elementwise = all(isinstance(layer.phi, Phi) for layer in equations.hidden)
+    if equations.structured and not (elementwise and equations.n <= FEW):
+        return ImplicitModel.from_equations(equations).cast(torch.float64)
+    A, B, C, D, b, d = equations.dense()
+    return ImplicitModel(
+        A, B, C, D, b, d,
+        blocks=[Block(e.name, e.size, e.phi) for e in reversed(equations.hidden)],
+        structure="layered",
+        input_shape=equations.input_shape,
+        reference_nonzeros=equations.nonzeros,
+    )  # fmt: skip

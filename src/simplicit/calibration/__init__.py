@@ -1,0 +1,1 @@
+"""From calibration inputs to row problems."""

@@ -1,0 +1,195 @@
+"""Rows of a layer that works at many positions: one problem per output channel, on its patches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import lcm
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simplicit.equations.network import Equation, StateEquations, Term
+from simplicit.equations.weighted_maps import Conv
+
+Slots = tuple[tuple[int, ...], ...]
+"""Terms of an equation. Those in one slot share their weight: what they read adds up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The rows of an equation that are solved together.
+
+    Row c of them is channel c of every slot's weight, one behind the other, and a correction of the
+    channel's bias. Channels of one group share their features.
+
+    Args:
+        name: The equation's.
+        index: Which equation.
+        slots: Which of its terms.
+        groups: Groups of channels that do not share features.
+    """
+
+    name: str
+    index: int
+    slots: Slots
+    groups: int
+
+    @property
+    def terms(self) -> tuple[int, ...]:
+        """All of the terms."""
+        return tuple(chain(*self.slots))
+
+    def features(
+        self, equation: Equation, sources: Sequence[Tensor], positions: Tensor | None = None
+    ) -> Float[Tensor, "groups samples d"]:
+        """List what the channels read, at every position of every sample.
+
+        Args:
+            equation: The equation, the teacher's or the model's.
+            sources: The states it reads.
+            positions: Which positions; all without.
+
+        Returns:
+            Features of each group.
+        """
+        parts = []
+        for slot in self.slots:
+            terms = [equation.terms[t] for t in slot]
+            part = sum(
+                term.map.patches(term.reads(sources[term.source]), positions) for term in terms
+            )
+            assert isinstance(part, Tensor)
+            parts.append(part.repeat_interleave(self.groups // part.shape[2], 2))
+        return torch.cat(parts, 3).permute(2, 0, 1, 3).flatten(1, 2)
+
+    def targets(
+        self, equation: Equation, z: Float[Tensor, "m rows"], positions: Tensor | None = None
+    ) -> Float[Tensor, "groups samples K"]:
+        """Sort pre-activations, or anything else per row of the equation, like the features.
+
+        Args:
+            equation: The equation.
+            z: One number per row and sample.
+            positions: Which positions; all without.
+
+        Returns:
+            One number per sample and channel of each group.
+        """
+        part = equation.terms[self.slots[0][0]].map.by_channel(z)
+        part = part if positions is None else part[:, positions]
+        return part.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+
+    def weights(self, equation: Equation) -> Float[Tensor, "groups K d"]:
+        """Read the weights.
+
+        Args:
+            equation: The equation.
+
+        Returns:
+            A row per channel, in the order of the features.
+        """
+        parts = [equation.terms[slot[0]].weight.flatten(1) for slot in self.slots]
+        return torch.cat(parts, 1).unflatten(0, (self.groups, -1))
+
+    def put(
+        self, equation: Equation, W: Float[Tensor, "groups K d"], shift: Float[Tensor, "groups K"]
+    ) -> Equation:
+        """Exchange the weights and move the biases.
+
+        Args:
+            equation: The equation.
+            W: Weights, as `weights` returns them.
+            shift: Added to the channels' biases.
+
+        Returns:
+            The equation with them.
+        """
+        terms = list(equation.terms)
+        widths = [terms[slot[0]].weight[0].numel() for slot in self.slots]
+        for slot, part in zip(self.slots, W.flatten(0, 1).split(widths, 1), strict=True):
+            old = terms[slot[0]].weight
+            weight = part.reshape(old.shape).to(old)
+            for t in slot:
+                terms[t] = replace(terms[t], map=replace(terms[t].map, weight=weight))
+        bias = equation.full_bias
+        if bool(shift.any()):
+            moved = terms[self.slots[0][0]].map.spread(shift.flatten().to(terms[0].weight))
+            bias = moved if bias is None else bias + moved
+        return replace(equation, terms=tuple(terms), bias=bias)
+
+    def positions(self, equation: Equation) -> int:
+        """Count the positions.
+
+        Args:
+            equation: The equation.
+
+        Returns:
+            How often a sample applies the weights.
+        """
+        return equation.terms[self.slots[0][0]].map.positions
+
+
+def channels(equations: StateEquations) -> list[Channels]:
+    """List what there is to solve, first equation first.
+
+    A weight that several equations share is solved where it is used first; see `follow`.
+
+    Args:
+        equations: The network.
+
+    Returns:
+        Its rows. Terms of one equation whose channels or positions are in different orders are
+        solved one after the other.
+    """
+    found: list[Channels] = []
+    seen: set[str] = set()
+    for index, equation in enumerate(equations.layers):
+        layouts: dict[tuple[bool, int, int], dict[int, list[int]]] = {}
+        for t, term in enumerate(equation.terms):
+            if term.parameter in seen:
+                continue
+            linear = term.map
+            layout = (isinstance(linear, Conv), linear.positions, len(linear.weight))
+            slots = layouts.setdefault(layout, {})
+            slots.setdefault(id(term.weight), []).append(t)
+        for slots in layouts.values():
+            terms = [equation.terms[members[0]] for members in slots.values()]
+            groups = lcm(*(_groups(term) for term in terms))
+            found.append(Channels(equation.name, index, tuple(map(tuple, slots.values())), groups))
+        seen |= {term.parameter for term in equation.terms if term.parameter}
+    return found
+
+
+def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
+    """Take over the weights that an equation shares with earlier ones.
+
+    Args:
+        equation: The equation.
+        solved: The model's equations before it.
+
+    Returns:
+        The equation with the model's weights where they are known, in its own batch norm's units.
+    """
+    shared = {term.parameter: term for other in reversed(solved) for term in other.terms}
+    shared.pop("", None)
+    terms = list(equation.terms)
+    for t, term in enumerate(terms):
+        if (first := shared.get(term.parameter)) is None:
+            continue
+        weight = _scaled(first.weight, first.gain, inverse=True)
+        weight = weight.T if term.transposed != first.transposed else weight
+        weight = _scaled(weight, term.gain, inverse=False)
+        terms[t] = replace(term, map=replace(term.map, weight=weight))
+    return replace(equation, terms=tuple(terms))
+
+
+def _groups(term: Term) -> int:
+    return term.map.groups if isinstance(term.map, Conv) else 1
+
+
+def _scaled(weight: Tensor, gain: Tensor | None, inverse: bool) -> Tensor:
+    if gain is None:
+        return weight
+    factor = torch.where(gain == 0, 0.0, 1 / gain) if inverse else gain
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1))

@@ -1,0 +1,3 @@
+"""Any `nn.Module` read into state equations."""
+
+from .read import capture as capture

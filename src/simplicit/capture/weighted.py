@@ -1,0 +1,147 @@
+"""Operations with weights: linear layers and convolutions."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from simplicit.capture.affine import Affine
+from simplicit.capture.found import Layers, module_path, shape_of_one
+from simplicit.capture.rearrange import per_axis
+from simplicit.equations.network import Term
+from simplicit.equations.weighted_maps import Conv, Dense
+
+
+def linear(layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | None = None) -> Any:
+    """Read a linear layer.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: (outputs, inputs).
+        bias: One number per output.
+
+    Returns:
+        Its result.
+    """
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
+        return layers.keep(node, (x, weight, bias), {})
+    layers.count(weight)
+    positions = prod(x.shape[:-1])
+    # two linear maps in a row: keep both, as a layer whose φ is the identity
+    x = layers.settled(node, x, single=positions > 1)
+    dense, (name, transposed) = Dense(weight, positions), layers.parameter(weight)
+    terms = [Term(s.source, dense, _or_none(s.map), None, name, transposed) for s in x.summands]
+    constant = None if x.bias is None else dense(x.bias[None])[0]
+    if bias is not None:
+        constant = dense.spread(bias) if constant is None else dense.spread(bias) + constant
+    return Affine(
+        shape_of_one(node),
+        x.like,
+        tuple(terms),
+        bias=constant,
+        name=module_path(node) or node.name,
+        adjust=adjustable(layers, bias),
+    )
+
+
+def _or_none(moved: Any) -> Any:
+    return None if getattr(moved, "is_identity", False) else moved
+
+
+def adjustable(layers: Layers, bias: Tensor | None) -> tuple[str, Tensor] | None:
+    """Say which parameter moves a layer's bias.
+
+    Args:
+        layers: The layers found so far.
+        bias: What is added, one number per channel.
+
+    Returns:
+        The parameter's name and how far the bias moves with it; None if it is no parameter.
+    """
+    name, _ = layers.parameter(bias)
+    return None if bias is None or not name else (name, torch.ones_like(bias))
+
+
+def matmul(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Any:
+    """Read a product with a matrix.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: (inputs, outputs).
+
+    Returns:
+        Its result.
+    """
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
+        return layers.keep(node, (x, weight), {})
+    return linear(layers, node, x, weight.T)
+
+
+def convolution(
+    layers: Layers,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """Read a convolution in one or two dimensions.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: (channels, input channels / groups, *kernel).
+        bias: One number per channel.
+        stride: One number, or one per axis.
+        padding: Likewise, or `same` or `valid`.
+        dilation: Likewise.
+        groups: Groups of channels.
+
+    Returns:
+        Its result.
+    """
+    spatial = len(x.shape) - 2
+    if not isinstance(weight, Tensor) or x.shape[0] != 1 or weight.ndim != spatial + 2:
+        return layers.keep(node, (x, weight, bias, stride, padding, dilation, groups), {})
+    layers.count(weight)
+    dilation = per_axis(dilation, spatial)
+    conv = Conv(
+        weight,
+        x.shape[1:],
+        per_axis(stride, spatial),
+        _around(padding, weight.shape[2:], dilation),
+        dilation,
+        groups,
+    )
+    x = layers.settled(node, x, single=True)
+    ((source, moved),) = x.fixed.items()
+    name, transposed = layers.parameter(weight)
+    term = Term(source, conv, _or_none(moved), x.bias, name, transposed)
+    return Affine(
+        shape_of_one(node),
+        x.like,
+        (term,),
+        bias=None if bias is None else conv.spread(bias),
+        name=module_path(node) or node.name,
+        adjust=adjustable(layers, bias),
+    )
+
+
+def _around(
+    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    if padding == "valid":
+        padding = 0
+    if padding == "same":  # an odd zero goes behind
+        sums = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple((both // 2, both - both // 2) for both in sums)
+    return tuple((p, p) for p in per_axis(padding, len(kernel)))

@@ -1,0 +1,1 @@
+"""The row problem and its duality gap; knows no solver."""

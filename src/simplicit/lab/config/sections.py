@@ -1,0 +1,271 @@
+"""The sections of a configuration: every key, its default, its meaning and what is accepted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from simplicit.data.datasets import DATASETS, is_file
+from simplicit.explicit.by_name import ACTIVATIONS, CONVOLUTIONAL
+from simplicit.explicit.training import OPTIMIZERS
+from simplicit.lab.config.errors import key
+from simplicit.lab.evaluate.robustness import Attack
+from simplicit.recipe import PRESETS
+
+COUNT = "a whole number, at least 1"
+PART = "a number above 0, at most 1 (0.05 is 5 %)"
+POSITIVE = "a number above 0"
+INSIDE = "a number above 0 and below 1"
+SWITCH = "true or false"
+
+Count = Annotated[int, Field(ge=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
+Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+File = Annotated[Path, Field(strict=False)]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""Of a list whose entries differ."""
+
+Model = Literal[
+    "explicit",
+    "implicit",
+    "random",
+    "magnitude",
+    "wanda",
+    "obs",
+    "gmp",
+    "sss",
+    "spr",
+    "adversarial",
+    "ibp",
+    "decay",
+]
+"""What a run can evaluate: the two networks, and the methods of `baselines`."""
+
+UNPRUNED = ("explicit", "implicit", "adversarial", "ibp", "decay")
+"""Those that need no sparsity to prune to."""
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _one_of(accepted: Sequence[str], name: str) -> str:
+    if name not in accepted:
+        raise ValueError
+    return name
+
+
+class Explicit(Section):
+    """The explicit network: its shape, and how it is trained."""
+
+    type: str = key(
+        "fnn",
+        "plain feed-forward network, a convolutional one, or a class of your own",
+        f"fnn, {', '.join(CONVOLUTIONAL)} or an import path package.module:Class",
+        pattern=rf"^(fnn|{'|'.join(CONVOLUTIONAL)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+    )
+    architecture: tuple[Count, ...] = key(
+        (784, 64, 32, 16, 10),
+        "layer sizes of an fnn, inputs first, classes last",
+        "a list of at least 2 whole numbers, each at least 1",
+        min_length=2,
+        strict=False,
+    )
+    bias: bool = key(False, "whether the layers of an fnn have biases", SWITCH)
+    activation: Literal["relu", "leaky_relu", "tanh", "sigmoid"] = key(
+        "relu", "what an fnn has between its layers", tuple(ACTIVATIONS)
+    )
+    arguments: dict[str, Any] = key(
+        {},
+        "keyword arguments of the class of another network than an fnn",
+        "a mapping of argument names",
+    )
+    weights: File | None = key(
+        None, "trained weights to load instead of training", "a .safetensors file, or null"
+    )
+    optimizer: str = key("Adam", "optimiser of torch.optim", OPTIMIZERS)
+    epoch: Count = key(10, "passes over the training set", COUNT)
+    lr: Positive = key(1e-3, "learning rate", POSITIVE)
+    log_interval: Count = key(10_000, "samples between two log lines", COUNT)
+    training_size: Part = key(1.0, "fraction of the training set to train on", PART)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return _one_of(OPTIMIZERS, name)
+
+    @model_validator(mode="after")
+    def _arguments_of_a_class(self) -> "Explicit":
+        if self.arguments and self.type == "fnn":
+            raise ValueError(
+                "explicit.arguments: only with a convolutional network or an import path as "
+                "explicit.type"
+            )
+        return self
+
+
+class Implicit(Section):
+    """The implicit model: what is minimised, over which structure, and how it is solved."""
+
+    evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
+    workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
+    preset: Literal["paper", "acml2025"] | None = key(
+        None,
+        "a paper's recipe; the file may change what it sets",
+        "paper, acml2025 or null",
+    )
+    structure: Literal["auto", "full", "triangular", "layered"] = key(
+        "auto",
+        "which entries of A may be used",
+        ("auto", "full", "triangular", "layered"),
+    )
+    kappa: Inside = key(0.99, "bound on the norm of A, in full structure, or of whole rows", INSIDE)
+    constraint: Literal["states", "row"] = key(
+        "states",
+        "what kappa bounds: the states' part of a row, in full structure, or the whole row",
+        ("states", "row"),
+    )
+    objective: Literal["sparsity", "robustness"] = key(
+        "sparsity", "which penalty: few weights, or small row norms", ("sparsity", "robustness")
+    )
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = key(
+        None,
+        "fraction of the explicit network's weights to do without; overrides alpha, sparsity_ratio",
+        "a number, at least 0 and below 1, or null; a list of them with simplicit compare",
+    )
+    lambda1: Positive = key(0.1, "weight of the matching loss", POSITIVE)
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = key(
+        1e-2, "weight of the penalty", "a number, at least 0"
+    )
+    sparsity_ratio: Annotated[float, Field(ge=0, lt=100)] = key(
+        0.0,
+        "percentage of the smallest weights pruned after the solve",
+        "a number, at least 0 and below 100 (30 is 30 %)",
+    )
+    training_size: Part = key(0.2, "fraction of the training set whose states are matched", PART)
+    augmentation: Count = key(
+        1,
+        "copies of each calibration image: itself, its mirror image, then shifted ones, every "
+        "other mirrored; one-shot baselines see them, too",
+        COUNT,
+    )
+    bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
+    support: Literal["elimination", "relaxation"] = key(
+        "elimination",
+        "which weights a budget keeps: removed one by one, or those of the convex penalty, which "
+        "full and robustness always take",
+        ("elimination", "relaxation"),
+    )
+    sweeps: Annotated[int, Field(ge=0)] = key(
+        9, "passes of joint matching on the outputs", "0, or a whole number, at least 4"
+    )
+    relu_aware: bool = key(True, "where a state is off, match only that it is off", SWITCH)
+    sensitivity: bool = key(True, "weigh rows by how much the outputs depend on them", SWITCH)
+    closed_loop: bool = key(
+        True,
+        "match each layer on the states of the model so far; in full, the outputs on its own "
+        "equilibrium",
+        SWITCH,
+    )
+    robustness: Inside | None = key(
+        None,
+        "accuracy that objective robustness may cost, estimated without labels on held-out "
+        "calibration inputs; the strongest level that costs no more is taken",
+        "a number above 0 and below 1 (0.01 is one point), or null",
+    )
+    loss: Literal["root", "squared"] = key(
+        "root", "matching loss of objective robustness without a level", ("root", "squared")
+    )
+    finetune: Annotated[int, Field(ge=0)] = key(
+        0,
+        "passes over the calibration inputs that distil the model on its support, with gradients; "
+        "reported apart, as model finetuned",
+        "a whole number, at least 0",
+    )
+    finetune_eps: Radius = key(
+        0.0,
+        "radius within which finetune also trains for the worst case of intervals, and the one "
+        "that baselines ibp and adversarial train for (0.05 where this is 0); for inputs in [0, 1] "
+        "and structure triangular or layered",
+        "a number, at least 0",
+    )
+    tol: Inside = key(1e-4, "relative duality gap at which a row is solved", INSIDE)
+
+    @model_validator(mode="after")
+    def _level_of_robustness(self) -> "Implicit":
+        met = self.sparsity is not None and self.support == "elimination" and self.sweeps > 0
+        free = self.structure != "full" and self.constraint == "states"
+        if self.robustness is not None and not (self.objective == "robustness" and met and free):
+            raise ValueError(
+                "implicit.robustness: only with objective robustness, a sparsity to meet by "
+                "elimination and sweeps, and structure triangular or layered"
+            )
+        return self
+
+    @field_validator("sweeps")
+    @classmethod
+    def _none_or_enough(cls, sweeps: int) -> int:
+        if 0 < sweeps < 4:
+            raise ValueError
+        return sweeps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        name = values.get("preset") if isinstance(values, dict) else None
+        return PRESETS[name] | values if isinstance(name, str) and name in PRESETS else values
+
+
+class Evaluation(Section):
+    """What is measured, on which data."""
+
+    baselines: Annotated[tuple[Model, ...], EachOnce] = key(
+        ("explicit", "implicit"),
+        "which models are evaluated, at the sparsity of the implicit one",
+        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, adversarial, "
+        "ibp, decay, each at most once",
+        min_length=1,
+        strict=False,
+    )
+    metric: Literal["sparsity", "robustness"] = key(
+        "sparsity", "what is reported beside the accuracy", ("sparsity", "robustness")
+    )
+    eps: Annotated[tuple[Radius, ...], EachOnce] = key(
+        (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+        "radii of attacks and certificates, with metric robustness; images have values in [0, 1]",
+        "a list of numbers, at least 0, each once",
+        min_length=1,
+        strict=False,
+    )
+    attacks: Annotated[tuple[Attack, ...], EachOnce] = key(
+        ("fgsm", "pgd", "pgd-100", "transfer", "corners"),
+        "attacks, with metric robustness; autoattack and foolbox need the extra attacks",
+        "a list of fgsm, pgd, pgd-100, pgd-l2, transfer, corners, brightness, gaussian, blur, "
+        "autoattack, foolbox, each at most once",
+        strict=False,
+    )
+    samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)
+    dataset: str = key("FashionMNIST", "dataset", (*DATASETS, "the path of a file name.npz"))
+    epoch: Count = key(5, "passes over them that a baseline may train for", COUNT)
+    training_size: Part | None = key(
+        None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
+    )
+    bs: Count = key(64, "every batch size", COUNT)
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        return name if is_file(name) else _one_of(DATASETS, name)

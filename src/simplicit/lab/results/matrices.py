@@ -1,0 +1,152 @@
+"""The saved model's weights as plain arrays, with the names the figures give their blocks."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from jaxtyping import Float
+from safetensors.numpy import load_file
+
+from simplicit.errors import InputError
+from simplicit.lab.results import read
+
+DRAWN = 10**8
+"""Most entries of A, B, C and D together that are written out: 800 MB."""
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """x = φ(A x + B u), y = C x + D u; the state's blocks are layers, last hidden layer first.
+
+    Args:
+        A: State to state.
+        B: Input to state.
+        C: State to output.
+        D: Input to output.
+        blocks: Name and size of each block of the state, in the order of x.
+        input_shape: Shape of one sample.
+        structure: `full`, `triangular` or `layered`.
+    """
+
+    A: Float[np.ndarray, "n n"]
+    B: Float[np.ndarray, "n p"]
+    C: Float[np.ndarray, "q n"]
+    D: Float[np.ndarray, "q p"]
+    blocks: tuple[tuple[str, int], ...]
+    input_shape: tuple[int, ...]
+    structure: str
+
+    @property
+    def whole(self) -> Float[np.ndarray, "nq np"]:
+        """[A B; C D]."""
+        return np.block([[self.A, self.B], [self.C, self.D]])
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """Label and size of each block of rows: the hidden layers, then the output."""
+        return [*self._states, ("output", len(self.D))]
+
+    @property
+    def columns(self) -> list[tuple[str, int]]:
+        """Label and size of each block of columns: the hidden layers, then the input."""
+        return [*self._states, ("input", self.D.shape[1])]
+
+    @property
+    def _states(self) -> list[tuple[str, int]]:
+        names = layer_labels([name for name, _ in self.blocks])
+        return [(names[name], size) for name, size in self.blocks]
+
+
+def layer_labels(names: list[str]) -> dict[str, str]:
+    """Name layers for a reader: `nn.Sequential` calls them 0, 2, 4, which counts φ as well.
+
+    Args:
+        names: Module paths, last hidden layer first.
+
+    Returns:
+        A label for each name: itself, or `hidden 1` (the first layer) and so on for numbers.
+    """
+    depth = len(names)
+    return {
+        name: f"hidden {depth - i}" if name.replace(".", "").isdigit() else name
+        for i, name in enumerate(names)
+    }
+
+
+def layer_names(run_dir: Path) -> dict[str, str]:
+    """Read what to call the layers of a run.
+
+    Args:
+        run_dir: A run folder.
+
+    Returns:
+        As `layer_labels`; empty where no model has been saved yet.
+    """
+    try:
+        header = read.from_json(run_dir / "model.json")
+        return layer_labels([block["name"] for block in header["blocks"]])
+    except (InputError, KeyError, TypeError):
+        return {}
+
+
+def matrices(run_dir: Path) -> Matrices:
+    """Read the saved model.
+
+    Args:
+        run_dir: A run folder with `model.safetensors` and `model.json`.
+
+    Returns:
+        Its matrices, dense.
+
+    Raises:
+        InputError: If a file is missing or is not a saved model, or the model has blocks that are
+            no matrices, or more entries than `DRAWN`.
+    """
+    header = read.from_json(run_dir / "model.json")
+    if isinstance(header, dict) and not set("ABCD") <= header.get("matrices", {}).keys():
+        raise InputError("the model has convolutions, so no matrices A, B, C, D to draw")
+    tensors = arrays(run_dir / "model.safetensors")
+    try:
+        shapes = {name: header["matrices"][name]["shape"] for name in "ABCD"}
+        if (entries := sum(math.prod(shape) for shape in shapes.values())) > DRAWN:
+            raise InputError(f"the model has {entries:,} entries, more than a figure can show")
+        return Matrices(
+            **{name: _dense(tensors, name, shape) for name, shape in shapes.items()},
+            blocks=tuple((block["name"], block["size"]) for block in header["blocks"]),
+            input_shape=tuple(header["input_shape"]),
+            structure=header["structure"],
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"model.safetensors and model.json do not fit: {error!r}") from None
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its arrays by name.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing from the run folder")
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path.name} is damaged: {error}") from None
+
+
+def _dense(tensors: dict[str, np.ndarray], name: str, shape: Any) -> np.ndarray:
+    if name in tensors:
+        return tensors[name].astype(np.float64).reshape(shape)
+    starts, columns, values = (tensors[f"{name}.{p}"] for p in ("indptr", "indices", "values"))
+    matrix = np.zeros(shape)
+    matrix[np.repeat(np.arange(shape[0]), np.diff(starts)), columns] = values
+    return matrix

@@ -1,0 +1,306 @@
+"""The two models of one seed: trained, matched or loaded, then measured and kept."""
+
+import math
+import resource
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from simplicit.capture.read import capture
+from simplicit.data import datasets as data
+from simplicit.data.augment import augmented
+from simplicit.equations.network import StateEquations
+from simplicit.explicit import training as explicit
+from simplicit.fit import fit
+from simplicit.lab import baselines
+from simplicit.lab.config.config import Config
+from simplicit.lab.evaluate import robustness
+from simplicit.lab.results import read
+from simplicit.lab.run import measure
+from simplicit.model.archive import format as archive
+from simplicit.model.implicit import ImplicitModel
+from simplicit.recipe import Recipe
+from simplicit.refine.finetune import finetune
+from simplicit.system import files
+
+Row = dict[str, Any]
+
+MADE = ("seconds", "rows", "max_relative_gap")
+"""How the columns begin that say how a model was made; `evaluate` keeps them."""
+
+
+class SeedRun:
+    """The models of one seed and where they are kept.
+
+    Args:
+        settings: The run's configuration.
+        dataset: Its data.
+        seed: Seed of the initial weights, of the order of training and of the samples chosen.
+        folder: Where the models are.
+    """
+
+    def __init__(self, settings: Config, dataset: data.Dataset, seed: int, folder: Path) -> None:
+        self.settings, self.dataset, self.seed, self.folder = settings, dataset, seed, folder
+        self.checkpoint = folder / "checkpoint"
+        self._weights = folder / "explicit.safetensors"
+        self._tables: dict[str, list[Row]] = {}
+        self._net: tuple[nn.Module, float] | None = None
+
+    def build(self) -> nn.Module:
+        """Build the explicit network, with the weights saved or configured, if any.
+
+        The dataset gets the layout that the network takes.
+
+        Returns:
+            A network that takes the dataset's samples.
+        """
+        wanted = self.settings.explicit
+        net = explicit.build(
+            wanted.type,
+            wanted.architecture,
+            bias=wanted.bias,
+            activation=wanted.activation,
+            arguments=wanted.arguments,
+            seed=self.seed,
+        )
+        self.dataset = explicit.suited(net, self.dataset)
+        # refuses what is no image, before anything is trained
+        augmented(self.dataset.train_inputs[:1], self.settings.implicit.augmentation, self.seed)
+        source = self._weights if self._weights.exists() else wanted.weights
+        if source is not None:
+            explicit.load_weights(net, source)
+        return net
+
+    def read(self) -> StateEquations:
+        """Read the explicit network's state equations, with whatever weights it has by now.
+
+        Returns:
+            The equations.
+        """
+        return capture(self.build(), self.dataset.train_inputs[:2])
+
+    def explicit_row(self) -> Row:
+        """Train or load the explicit network, and measure it.
+
+        Returns:
+            Its row of the metrics.
+        """
+        net, seconds = self._explicit()
+        equations = capture(net, self.dataset.train_inputs[:2])
+        self._count("explicit", baselines.by_name(net))
+        return self._row("explicit", net) | {
+            "seconds": seconds,
+            **measure.size(net, equations.nonzeros, equations.nonzeros),
+            "bytes": self._weights.stat().st_size,
+        }
+
+    def baseline_row(self, name: str) -> Row:
+        """Prune the explicit network with another method, to the same sparsity, and measure it.
+
+        Args:
+            name: One of `baselines.ONE_SHOT`, `baselines.TRAINED` or `baselines.ROBUST`.
+
+        Returns:
+            Its row of the metrics.
+        """
+        settings, dataset = self.settings, self.dataset
+        net, _ = self._explicit()
+        # by default those the implicit model is matched on, here with their labels
+        part = settings.evaluation.training_size or settings.implicit.training_size
+        trained = data.sample(len(dataset.train_labels), part, self.seed)
+        task = baselines.Task(
+            net,
+            self._calibration(),
+            dataset.train_inputs[trained],
+            dataset.train_labels[trained],
+            epochs=settings.evaluation.epoch,
+            batch_size=settings.evaluation.bs,
+            lr=settings.explicit.lr,
+            seed=self.seed,
+            eps=settings.implicit.finetune_eps or baselines.Task.eps,
+        )
+        begin = time.monotonic()
+        methods = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
+        pruned = methods[name](task, settings.implicit.sparsity or 0.0)
+        seconds = time.monotonic() - begin
+        nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
+        self._count(name, baselines.by_name(pruned))
+        return self._row(name, pruned) | {
+            "seconds": seconds,
+            **measure.size(pruned, nonzeros, before),
+        }
+
+    def finetuned_row(self) -> Row:
+        """Distil the saved implicit model on its support, and measure it.
+
+        Returns:
+            Its row of the metrics.
+        """
+        net, _ = self._explicit()
+        begin = time.monotonic()
+        model = finetune(
+            archive.load(self.folder).to(self.settings.device),
+            net,
+            self._calibration().to(self.settings.device),
+            epochs=self.settings.implicit.finetune,
+            eps=self.settings.implicit.finetune_eps,
+            batch_size=self.settings.evaluation.bs,
+            seed=self.seed,
+        )
+        seconds = time.monotonic() - begin
+        model.save(self.folder / "finetuned")
+        return self._row("finetuned", model) | {
+            "seconds": seconds,
+            "nonzeros": model.nonzeros,
+            "parameters": model.parameters_count,
+            "sparsity": model.sparsity,
+            "states": model.n,
+            "structure": model.structure,
+        }
+
+    def implicit_row(self, old: Row) -> Row:
+        """Match the implicit model, or load it, and measure it.
+
+        Args:
+            old: Its earlier row; `evaluate` keeps what that says of the making.
+
+        Returns:
+            Its row of the metrics.
+        """
+        if self.settings.implicit.evaluate:
+            model = archive.load(self.folder)
+            made = {"seconds": math.nan} | {k: v for k, v in old.items() if k.startswith(MADE)}
+        else:
+            model, made = self._fit()
+        inputs = self.dataset.test_inputs.to(self.settings.device)
+        equilibria = measure.equilibria(model, inputs)
+        certificate = model.certificate
+        self._tables["convergence"] = measure.curve(model, inputs)
+        return self._row("implicit", model) | {
+            "seconds": made.pop("seconds"),
+            "nonzeros": model.nonzeros,
+            "parameters": model.parameters_count,
+            "sparsity": model.sparsity,
+            "bytes": (self.folder / archive.NUMBERS).stat().st_size,
+            "states": model.n,
+            "structure": model.structure,
+            "objective": self.settings.implicit.objective,
+            "kappa": self.settings.implicit.kappa,
+            "well_posed": certificate.well_posed,
+            "certificate_norm": certificate.norm,
+            "certificate_method": certificate.method,
+            **equilibria,
+            "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            **made,
+        }
+
+    def write_tables(self, folder: Path) -> None:
+        """Write this seed's records into the run's tables, other seeds' and models' kept.
+
+        Args:
+            folder: The run folder.
+        """
+        for name, rows in self._tables.items():
+            path = folder / f"{name}.csv"
+            others = read.table(path, ["seed"]) if path.exists() else []
+            new = {row.get("model") for row in rows}
+            kept = [r for r in others if r["seed"] != str(self.seed) or r.get("model") not in new]
+            files.write_csv(path, [*kept, *({"seed": self.seed, **row} for row in rows)])
+        self._tables.clear()
+
+    # the explicit network and the seconds its training took
+    def _explicit(self) -> tuple[nn.Module, float]:
+        self._net = self._net or self._load_or_train()
+        return self._net
+
+    def _load_or_train(self) -> tuple[nn.Module, float]:
+        wanted, dataset, device = self.settings.explicit, self.dataset, self.settings.device
+        net = self.build().to(device)
+        if self._weights.exists():
+            with safe_open(self._weights, "pt") as file:
+                return net, float((file.metadata() or {}).get("seconds", "nan"))
+        begin, seconds = time.monotonic(), math.nan
+        if wanted.weights is None:
+            chosen = data.sample(len(dataset.train_labels), wanted.training_size, self.seed)
+            explicit.train(
+                net,
+                dataset.train_inputs[chosen],
+                dataset.train_labels[chosen],
+                optimizer=wanted.optimizer,
+                lr=wanted.lr,
+                epochs=wanted.epoch,
+                batch_size=self.settings.evaluation.bs,
+                seed=self.seed,
+                device=device,
+                log_interval=wanted.log_interval,
+            )
+            seconds = time.monotonic() - begin
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+        metadata = {"seconds": str(seconds)}
+        files.write_bytes(self._weights, safetensors.torch.save(weights, metadata))
+        return net, seconds
+
+    def _fit(self) -> tuple[ImplicitModel, Row]:
+        wanted = self.settings.implicit
+        net, _ = self._explicit()
+        recipe = Recipe(
+            **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
+        )
+        result = fit(
+            net,
+            self._calibration(),
+            recipe,
+            batch_size=self.settings.evaluation.bs,
+            workers=wanted.workers,
+            device=self.settings.device,
+            checkpoint=self.checkpoint,
+        )
+        result.model.save(self.folder)
+        self._tables |= {"rows": result.rows, "trace": result.trace}
+        if result.levels:
+            self._tables["levels"] = result.levels
+        self._count("implicit", measure.by_layer(result.rows, net))
+        return result.model, {
+            "seconds": sum(result.seconds.values()),
+            "rows": len(result.rows),
+            "rows_solved": sum(row["status"] == "solved" for row in result.rows),
+            "max_relative_gap": max(row["relative_gap"] for row in result.rows),
+            **({"rows_l0_gap": measure.l0_gap(result.rows)} if recipe.eliminates else {}),
+            **{f"seconds_{name}": value for name, value in result.seconds.items()},
+        }
+
+    def _count(self, model: str, nonzeros: dict[str, int]) -> None:
+        records = [{"model": model, "layer": k, "nonzeros": n} for k, n in nonzeros.items()]
+        self._tables.setdefault("layers", []).extend(records)
+
+    # unlabelled: the same samples for all that match or prune with them
+    def _calibration(self) -> Tensor:
+        wanted = self.settings.implicit
+        chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
+        return augmented(self.dataset.train_inputs[chosen], wanted.augmentation, self.seed)
+
+    def _row(self, name: str, net: nn.Module) -> Row:
+        wanted, dataset = self.settings.evaluation, self.dataset
+        begin = time.monotonic()
+        found = explicit.accuracy(net, dataset.test_inputs, dataset.test_labels, wanted.bs)
+        seconds = time.monotonic() - begin
+        if wanted.metric == "robustness":
+            rows, shown = measure.attacks(
+                name, net, dataset, wanted, source=self._explicit()[0], seed=self.seed
+            )
+            self._tables["robustness"] = rows
+            kept = self.folder / robustness.SHOWN
+            before = safetensors.torch.load_file(kept) if kept.exists() else {}
+            files.write_bytes(kept, safetensors.torch.save(before | shown))
+        return {
+            "model": name,
+            "dataset": dataset.name,
+            "seed": self.seed,
+            "test_accuracy": found,
+            "inference_seconds": seconds,
+        }

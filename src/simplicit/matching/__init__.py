@@ -1,0 +1,1 @@
+"""The loop over layers that matches a model to its network."""

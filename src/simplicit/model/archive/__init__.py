@@ -1,0 +1,1 @@
+"""Models as files: numbers in safetensors, their meaning in JSON."""

@@ -1,0 +1,154 @@
+"""Saved models of layers: the state equations as JSON, their tensors in the safetensors file.
+
+Weights are CSR or dense, a row per output channel; indices of fixed maps are int32. The JSON names
+nothing but the classes listed here and operations of torch.ops.aten, so a file cannot make anything
+else run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simplicit.equations.layer_phi import Kept, MaxPool, aten
+from simplicit.equations.network import BiasParameter, Equation, StateEquations, Summand, Term
+from simplicit.equations.phi import Phi
+from simplicit.equations.weighted_maps import Conv, Dense, Gather, Sparse
+from simplicit.errors import InputError
+from simplicit.model.archive.packing import pack, unpack
+from simplicit.model.implicit import ImplicitModel
+
+KIND = "layers"
+
+CLASSES: dict[str, type] = {
+    c.__name__: c
+    for c in (StateEquations, Equation, Term, Summand, BiasParameter)
+    + (Dense, Conv, Gather, Sparse, Phi, MaxPool, Kept)
+}
+
+
+def write(model: ImplicitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Take a model apart.
+
+    Args:
+        model: One of layers.
+
+    Returns:
+        Its tensors by name, and what the header says of them.
+    """
+    numbers: dict[str, Tensor] = {}
+    names: dict[int, str] = {}
+    weights = []
+    for index, weight in enumerate(model.learned):
+        names[id(weight)] = f"learned.{index}"
+        parts, storage = pack(weight.detach().cpu().flatten(1))
+        numbers |= {f"learned.{index}{suffix}": part for suffix, part in parts.items()}
+        nonzeros = int(weight.count_nonzero())
+        weights.append({"shape": list(weight.shape), "nonzeros": nonzeros, "storage": storage})
+
+    def written(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in names:
+                name = names[id(value)] = f"tensor.{len(names)}"
+                small = value.dtype == torch.int64 and bool((value.abs() < 2**31).all())
+                tensor = value.detach().cpu().contiguous()
+                numbers[name] = tensor.int() if small else tensor.clone()
+            return {"tensor": names[id(value)]}
+        if is_dataclass(value):
+            content = {f.name: written(getattr(value, f.name)) for f in fields(value)}
+            return {"is": type(value).__name__, **content}
+        if isinstance(value, dict):
+            return {"table": {key: written(part) for key, part in value.items()}}
+        return [written(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+    blocks = [{"name": b.name, "size": b.size, "phi": b.phi.name} for b in model.blocks]
+    header = {
+        "format": "simplicit",
+        "version": 1,
+        "kind": KIND,
+        "structure": model.structure,
+        "input_shape": list(model.input_shape),
+        "reference_nonzeros": model.reference_nonzeros,
+        "blocks": blocks,
+        "weights": weights,
+        "equations": written(model.equations),
+    }
+    return numbers, header
+
+
+def read(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> ImplicitModel:
+    """Put a model together again.
+
+    Args:
+        header: As `write` gives it.
+        numbers: Its tensors.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        InputError: If header and tensors are not those of a model.
+    """
+    try:
+        model = _checked(header, numbers)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"not the layers of a model ({line}); save it again") from None
+    return model
+
+
+def _checked(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> ImplicitModel:
+    tensors = dict(numbers)
+    for index, entry in enumerate(header["weights"]):
+        name, shape = f"learned.{index}", tuple(entry["shape"])
+        columns = torch.Size(shape[1:]).numel()
+        flat = unpack(numbers, name, (shape[0], columns), entry["storage"])
+        tensors[name] = flat.reshape(shape)
+        if (found := int(flat.count_nonzero())) != entry["nonzeros"]:
+            raise ValueError(f"{name} has {found} non-zeros, not {entry['nonzeros']}")
+    equations = _made(header["equations"], tensors, tuple)
+    for index, e in enumerate(equations.layers):
+        if not all(-1 <= source < index for source in e.sources):
+            raise ValueError(f"{e.name} reads a later layer")
+        if isinstance(e.phi, Kept):
+            aten(e.phi.op)
+    model = ImplicitModel.from_equations(equations, header["reference_nonzeros"])
+    with torch.no_grad():  # do all sizes fit
+        equations.replay(torch.zeros(1, *model.input_shape))
+    return model
+
+
+def _made(value: Any, tensors: Mapping[str, Tensor], sequence: type) -> Any:
+    if isinstance(value, list):
+        return sequence(_made(part, tensors, sequence) for part in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = tensors[value["tensor"]]
+        # the same tensor again is the same weight
+        return tensor.long() if tensor.dtype == torch.int32 else tensor
+    if "table" in value:
+        return {key: _made(part, tensors, sequence) for key, part in value["table"].items()}
+    kind = CLASSES[value["is"]]
+    lists = ("arguments", "options")  # as operations take them
+    content = {
+        key: _made(part, tensors, list if key in lists else tuple)
+        for key, part in value.items()
+        if key != "is"
+    }
+    return kind(**content)
+
+
+def text(header: Mapping[str, Any]) -> str:
+    """Write a header.
+
+    Args:
+        header: As `write` gives it, with the checksum.
+
+    Returns:
+        JSON.
+    """
+    return json.dumps(header, indent=1) + "\n"

@@ -1,0 +1,1 @@
+"""How much the network's outputs feel a change of a weight."""

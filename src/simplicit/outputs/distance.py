@@ -1,0 +1,101 @@
+"""How far outputs are from the teacher's: half squared error, half divergence of the classes.
+
+    ℓ(y) = ‖y − t‖² / (4 σ²) + KL(softmax t/τ ‖ softmax y/τ) / 2,    σ² the variance of all t
+
+The curvature in y is F = I/(2σ²) + (diag p − pp')/(2τ²), p = softmax y/τ: positive definite, so
+that by its square root errors of the outputs are measured in one unit. The temperature τ is 1,
+unless outputs are so far apart that every p is one class, and says nothing of what is near.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simplicit._types import Outputs
+
+SPREAD = 50.0
+"""Root of the outputs' variance, summed over them, from which on the temperature is above 1: more
+than trained networks usually have."""
+
+
+def temperature(variance: float) -> float:
+    """Choose τ.
+
+    Args:
+        variance: Of the teacher's outputs, summed over them.
+
+    Returns:
+        What outputs are divided by in front of a softmax.
+    """
+    return max(1.0, variance**0.5 / SPREAD)
+
+
+class Distance:
+    """The distance to given outputs.
+
+    Args:
+        T: The teacher's outputs (m, q) on all calibration inputs; they set σ².
+    """
+
+    def __init__(self, T: Outputs) -> None:
+        self.variance = float(T.var(0, correction=0).sum()) or 1.0
+        self.temperature = temperature(self.variance)
+
+    def __call__(self, Y: Outputs, T: Outputs) -> Float[Tensor, " m"]:
+        """Measure.
+
+        Args:
+            Y: Outputs (m, q).
+            T: The teacher's for the same inputs.
+
+        Returns:
+            The distance of every sample, 0 where both are the same.
+        """
+        log_p = (T / self.temperature).log_softmax(1)
+        divergence = (log_p.exp() * (log_p - (Y / self.temperature).log_softmax(1))).sum(1)
+        return (Y - T).square().sum(1) / (4 * self.variance) + divergence / 2
+
+    def slope(self, Y: Outputs, T: Outputs) -> Outputs:
+        """Compute −∇ℓ.
+
+        Args:
+            Y: Outputs (m, q).
+            T: The teacher's.
+
+        Returns:
+            The direction in which the distance falls, (m, q).
+        """
+        p, q = ((y / self.temperature).softmax(1) for y in (T, Y))
+        return (T - Y) / (2 * self.variance) + (p - q) / (2 * self.temperature)
+
+    def root(self, Y: Outputs) -> tuple[Float[Tensor, "m q"], Float[Tensor, "m q q"]]:
+        """Factor the curvature.
+
+        Args:
+            Y: Outputs (m, q).
+
+        Returns:
+            Square roots s of its eigenvalues, and its eigenvectors Q: F = Q diag(s²) Q'.
+        """
+        p = (Y / self.temperature).softmax(1)
+        F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * self.temperature**2)
+        F.diagonal(dim1=1, dim2=2).add_(1 / (2 * self.variance))
+        values, Q = torch.linalg.eigh(F)
+        return values.clamp_min(1e-3 / self.variance).sqrt(), Q
+
+    def random(
+        self, Y: Outputs, count: int, generator: torch.Generator
+    ) -> Float[Tensor, "m q count"]:
+        """Draw vectors f with E ff' = F.
+
+        Args:
+            Y: Outputs (m, q).
+            count: How many for each sample.
+            generator: Of random numbers.
+
+        Returns:
+            The vectors.
+        """
+        s, Q = self.root(Y)
+        u = torch.randn(*Y.shape, count, generator=generator).to(Y)
+        return (Q * s[:, None]) @ (Q.mT @ u)

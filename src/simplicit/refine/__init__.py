@@ -1,0 +1,1 @@
+"""What is done to a finished model: dead states, robustness, fine-tuning."""

@@ -1,0 +1,103 @@
+"""Distillation on a fixed support, through the fixed point: the one optional use of gradients."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simplicit.errors import InputError
+from simplicit.explicit.training import evaluating, train
+from simplicit.model.implicit import ImplicitModel
+from simplicit.refine.worst_case import Ramp, mixed, worst_logits
+
+LR, WORST_LR = 3e-3, 2e-2
+"""Of distillation, and of the worst case; chosen on held-out training images."""
+
+
+def finetune(
+    model: ImplicitModel,
+    net: nn.Module,
+    inputs: Tensor,
+    *,
+    epochs: int = 5,
+    lr: float | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    eps: float = 0.0,
+) -> ImplicitModel:
+    """Bring the model's class probabilities nearer to the network's (Hinton et al., 2015).
+
+    With a radius eps, the network's classes are also to hold in the worst case that intervals
+    allow within it (see `worst_case`).
+
+    Zeros stay zeros, and under a ball rows that leave it are scaled back into it, so that the
+    certificate holds.
+
+    Args:
+        model: The matched model; it is not changed.
+        net: The network it came from.
+        inputs: Calibration inputs, no labels, (m, *input_shape).
+        epochs: Passes over them.
+        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `WORST_LR` with eps.
+        batch_size: Samples a step.
+        seed: Seed of the orders.
+        eps: Radius in l∞, for inputs in [0, 1] and a model without feedback; 0 for none.
+
+    Returns:
+        A new model on the same support.
+
+    Raises:
+        InputError: On a radius for a network that is not all matrices.
+    """
+    if eps and model.equations is not None:
+        raise InputError(
+            f"finetune_eps={eps:g}: for a network with convolutions, tokens or kept operations, "
+            "accepted is 0"
+        )
+    tuned = copy.deepcopy(model)
+    weights = (tuned.A, tuned.B, tuned.C, tuned.D) if tuned.equations is None else tuned.learned
+    supports = [(p, p.detach() != 0) for p in weights]
+    like = supports[0][0]
+    ball = None
+    if model.weights is not None:
+        slopes = [block.elementwise.lipschitz for block in model.blocks for _ in range(block.size)]
+        ball = (model.weights, model.certificate.norm, slopes)
+    with evaluating(net), torch.no_grad():
+        probabilities = torch.cat([net(batch).softmax(1) for batch in inputs.split(1000)])
+
+    def after_step() -> None:
+        with torch.no_grad():
+            for parameter, support in supports:
+                parameter.mul_(support)
+            if ball is not None:
+                _into_ball(tuned.A, *ball)
+
+    ramp = Ramp(epochs * math.ceil(len(inputs) / batch_size))
+
+    def robust(u: Tensor, p: Tensor) -> Tensor:
+        part, y = ramp(), p.argmax(1)
+        clean = F.cross_entropy(tuned(u), p)
+        return mixed(clean, worst_logits(tuned, u, y, part * eps), y, part)
+
+    train(
+        tuned,
+        inputs,
+        probabilities.to(like),
+        objective=robust if eps else None,
+        lr=lr or (WORST_LR if eps else LR),
+        decay=True,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=like.device,
+        after_step=after_step,
+    )
+    return tuned
+
+
+# rows whose norm L Σ ω_j |a_ij| / ω_i is above the bound are scaled down to it, or just below
+def _into_ball(A: Tensor, omega: Tensor, bound: float, slopes: list[float]) -> None:
+    norms = (A.abs().double().cpu() @ omega) / omega * torch.tensor(slopes).double() / bound
+    A.div_((norms.clamp_min(1.0) * (1 + 1e-6)).where(norms > 1, 1.0)[:, None].to(A))

@@ -1,0 +1,1 @@
+"""Which weights stay: budget, elimination, relaxation, refit."""

@@ -1,0 +1,74 @@
+"""Rows of a layer together: what one channel gets wrong, others make up for.
+
+With targets W* and E = W* − W, the loss of single rows is Σ_i S_ii E_i G E_i' / 2. What counts is
+tr(S E G E') / 2 with all of S = E gg', g the slopes of the outputs in the rows' pre-activations:
+errors of two channels may cancel in the outputs, or add up. (That curvature is S times G is
+the assumption of K-FAC: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
+Approximate Curvature", ICML 2015.) Given all other rows, row i is least squares on its own Gram, to
+targets that are shifted by Σ_j S_ij E_j G / S_ii, j ≠ i.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simplicit.convex.gram import Gram
+from simplicit.convex.problem import RowProblem
+from simplicit.sparsity.choice import ridge
+
+DAMPING = 0.3
+"""Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
+
+SWEEPS = 3
+"""Times that each row is solved, the others as they are."""
+
+Coupling = Float[Tensor, "K K"]
+
+
+def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
+    """Write targets of the rows that make up for what all others get wrong.
+
+    Args:
+        gram: Moments of the rows.
+        W: Their weights.
+        S: How the outputs couple them.
+
+    Returns:
+        Moments with these targets; t2 is left as it is.
+    """
+    missing = gram.R - W @ gram.G
+    return gram.with_targets(gram.R + _ratios(S, W) @ missing - missing, gram.t2)
+
+
+def refit_coupled(
+    problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling
+) -> Float[Tensor, "K N"]:
+    """Minimise tr(S E G E') over the supports, one row after another.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        W: Weights, whose supports are kept; free features are in all of them.
+        S: How the outputs couple the rows.
+
+    Returns:
+        Weights with no larger loss. Where the data do not say what one should be, it stays.
+    """
+    G, W = problem.gram.G, W.clone()
+    ratios, missing = _ratios(S, W), problem.gram.R - W @ G
+    small = ridge(problem)
+    for _ in range(SWEEPS):
+        for i, w in enumerate(W):
+            columns = ((w != 0) | problem.free).nonzero()[:, 0]
+            own = G[columns][:, columns]
+            own.diagonal().add_(small[columns])
+            wanted = (ratios[i] @ missing)[columns, None]
+            step = torch.cholesky_solve(wanted, torch.linalg.cholesky(own))[:, 0]
+            w[columns] += step
+            missing[i] -= step @ G[columns]
+    return W
+
+
+# S_ij / S_ii; rows that no output hears are on their own
+def _ratios(S: Coupling, like: Tensor) -> Tensor:
+    own = (1 + DAMPING) * S.diagonal()[:, None]
+    return torch.where(own > 0, S / own, 0.0).fill_diagonal_(1.0).to(like)

@@ -1,0 +1,1 @@
+"""What depends on the machine: memory, threads, progress, files written whole."""

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import nn
+
+from conv_networks import CONVOLUTIONAL, KEPT, ResNet20, images, lenet, network, structured
+from example_networks import seeded
+from simplicit.capture.read import capture
+from simplicit.equations.layer_phi import MaxPool
+from simplicit.equations.weighted_maps import Conv, Dense, Gather
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_equations_are_the_network(name):
+    equations, net = structured(name), network(name)
+    assert equations.structured == (name != "recurrent")
+    assert list(equations.kept) == KEPT.get(name, [])
+    for u in (images(5), 3 * images(7), images(1)):
+        with torch.no_grad():
+            y = net(u.clone())
+            z, replayed = equations.replay(u)
+        assert (replayed - y).abs().amax(1).le(1e-9 * y.abs().amax(1)).all()
+        assert [part.shape for part in z] == [(len(u), e.size) for e in equations.hidden]
+        for equation, part in zip(equations.hidden, z, strict=True):
+            assert equation.phi(part).shape == (len(u), equation.states)
+
+
+@pytest.mark.parametrize("name", ["resnet, option A", "resnet, shortcut convolutions", "lenet"])
+def test_single_precision_is_enough_for_five_digits(name):
+    net = seeded(CONVOLUTIONAL[name]).eval().float()
+    u = images(5).float()
+    with torch.no_grad():
+        y, (_, replayed) = net(u.clone()), capture(net, u[:2]).replay(u)
+    assert (replayed - y).abs().amax(1).le(1e-5 * y.abs().amax(1)).all()
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_every_weight_is_found_once(name):
+    equations, net = structured(name), network(name)
+    weights = dict(net.named_parameters())
+    weights = {key: w for key, w in weights.items() if w.ndim > 1 and key.endswith("weight")}
+    assert equations.nonzeros == sum(int(w.count_nonzero()) for w in weights.values())
+    found = {t.parameter for e in (*equations.hidden, equations.output) for t in e.terms}
+    kept = {key for key in weights if network(name).get_parameter(key).ndim > 4}
+    assert found == set(weights) - kept
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_gains_and_parameters_make_the_weights(name):
+    equations, net = structured(name), network(name)
+    for equation in (*equations.hidden, equations.output):
+        for term in equation.terms:
+            raw = net.get_parameter(term.parameter).detach()
+            raw = raw.T if term.transposed else raw
+            gain = 1.0 if term.gain is None else term.gain.view(-1, *[1] * (raw.ndim - 1))
+            torch.testing.assert_close(term.weight, gain * raw, rtol=1e-12, atol=0)
+
+
+def test_a_residual_network_is_read_block_by_block():
+    equations = structured("resnet, option A")
+    assert [e.name for e in equations.hidden[:3]] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    for index, equation in enumerate(equations.hidden):
+        (term,) = equation.terms
+        assert isinstance(term.map, Conv) and term.source == index - 1
+        assert equation.phi.name == "relu"
+        assert equation.adjust is not None and equation.adjust.name.endswith("bias")
+        assert equation.channel_bias is not None
+    last = [e for e in equations.hidden if e.name.endswith("conv2")]
+    assert [[s.source for s in e.fixed] for e in last] == [[2 * k] for k in range(6)]
+    shortcut = last[2].fixed[0].map  # drops every second row and column, pads channels
+    assert isinstance(shortcut, Gather) and int((shortcut.index < 0).sum()) == shortcut.rows // 2
+    (term,) = equations.output.terms
+    assert isinstance(term.map, Dense) and term.fixed is not None and term.fixed.rows == 16
+
+
+def test_sums_without_relu_that_feed_convolutions_are_states():
+    equations = structured("resnet, shortcut convolutions")
+    sums = [e for e in equations.hidden if e.phi.name == "identity"]
+    assert [e.name for e in sums] == [f"layer{k}.0.conv2" for k in (1, 2, 3)]
+    assert all(len(e.terms) == 2 and not e.fixed for e in sums)
+    following = [e for e in equations.hidden if e.name.endswith("1.conv2")]
+    assert all(len(e.terms) == 1 and len(e.fixed) == 1 for e in following)
+
+
+def test_normalisation_before_a_padded_convolution_is_in_what_it_reads():
+    equations = structured("norm before convolution")
+    first, *_ = equations.hidden
+    (term,) = first.terms
+    assert term.offset is not None and term.fixed is not None
+    assert first.channel_bias is not None  # zeros are padded after the normalisation
+
+
+def test_pooling_is_the_activation_of_its_layer():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    first, *_ = capture(net.double(), images(2, (1, 6, 6))).hidden
+    assert isinstance(first.phi, MaxPool) and (first.size, first.states) == (32, 8)
+    s, t = torch.randn(2, 9, 32, dtype=torch.float64)
+    assert ((first.phi(s) - first.phi(t)).abs().amax(1) <= (s - t).abs().amax(1)).all()
+
+
+def test_shared_layers_are_marked():
+    equations = structured("recurrent")
+    parameters = [t.parameter for e in equations.hidden for t in e.terms]
+    assert parameters.count("layers.0.weight") == 3
+    assert equations.nonzeros == 36 * 5 + 25 + 20
+
+
+def test_one_sample_shows_that_samples_are_mixed():
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.relu(x - x.mean(0)))
+
+    with pytest.raises(Exception, match="not a fixed function"):
+        capture(Centred(), torch.randn(1, 6))
+
+
+def test_full_sizes():
+    net, u = seeded(ResNet20).float().eval(), images(2, (3, 32, 32)).float()
+    equations = capture(net, u)
+    assert equations.nonzeros == sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    assert len(equations.hidden) == 19 and equations.n == 188416
+    deep = seeded(lambda: lenet(1, 28)).eval()
+    u = images(2, (1, 28, 28))
+    torch.testing.assert_close(capture(deep, u).replay(u)[1], deep(u), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,192 @@
+import json
+import resource
+import struct
+
+import pytest
+import torch
+
+from random_models import PHIS, implicit_model, inputs, same
+from simplicit.equations.phi import Phi
+from simplicit.errors import InputError
+from simplicit.model.archive.format import load, save
+from simplicit.model.implicit import ImplicitModel
+
+STRUCTURES = ["full", "triangular", "layered"]
+
+
+def bits(model: ImplicitModel) -> dict[str, bytes]:
+    return {name: value.detach().numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_round_trip_keeps_every_bit(tmp_path, structure, dtype, density, bias):
+    model = implicit_model(structure, density=density, bias=bias, dtype=dtype)
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert bits(again) == bits(model) and again.A.dtype == dtype
+    assert again.blocks == model.blocks and again.structure == model.structure
+    assert again.input_shape == model.input_shape
+    assert again.reference_nonzeros == model.reference_nonzeros
+    assert (again.nonzeros, again.sparsity) == (model.nonzeros, model.sparsity)
+    assert torch.equal(again(inputs(model)), model(inputs(model)))
+
+
+def test_weights_of_the_ball_and_slopes_survive(tmp_path):
+    model = implicit_model("full", same(PHIS[1]))
+    model.weights = torch.rand(12, dtype=torch.float64) + 0.1
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert again.weights is not None and torch.equal(again.weights, model.weights)
+    assert again.blocks[0].phi == model.blocks[0].phi == Phi("leaky_relu", 0.2)
+
+
+def test_tiny_numbers_survive_and_negative_zeros_take_no_space(tmp_path):
+    model = implicit_model("full", density=0.1)
+    with torch.no_grad():
+        model.B[1] = 5e-324
+        model.B[2:] = 0.0
+    expected = bits(model)
+    with torch.no_grad():
+        model.B[2:] = -0.0
+    model.save(tmp_path)
+    assert bits(load(tmp_path)) == expected
+    assert json.loads((tmp_path / "model.json").read_text())["matrices"]["B"]["storage"] == "csr"
+
+
+def test_sparse_models_are_small_and_hold_int32_indices(tmp_path):
+    model = implicit_model("full", input_shape=(1000,), density=0.05, dtype=torch.float32)
+    model.save(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size < 8 * model.nonzeros + 4000 < 4 * model.parameters_count
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    tensors = json.loads(content[8 : 8 + length])
+    assert tensors["B.indices"]["dtype"] == tensors["B.indptr"]["dtype"] == "I32"
+    assert tensors["B.values"]["dtype"] == "F32" and "B" not in tensors
+
+
+def test_header_is_readable_and_true(tmp_path):
+    model = implicit_model("layered", density=0.6)
+    save(model, tmp_path / "a" / "b")
+    header = json.loads((tmp_path / "a" / "b" / "model.json").read_text())
+    assert (header["format"], header["version"]) == ("simplicit", 1)
+    assert header["structure"] == "layered" and header["input_shape"] == [2, 3]
+    assert [block["name"] for block in header["blocks"]] == ["fc3", "fc2", "fc1"]
+    counted = {name: entry["nonzeros"] for name, entry in header["matrices"].items()}
+    assert counted == {n: int(model.get_parameter(n).count_nonzero()) for n in "ABCD"}
+    assert header["vectors"] == ["b", "d"]
+
+
+def test_nothing_else_is_left_in_the_folder(tmp_path):
+    implicit_model("full").save(tmp_path)
+    implicit_model("triangular").save(tmp_path)  # replaces the first
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+    assert load(tmp_path).structure == "triangular"
+
+
+def one_line(folder, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path):
+    one_line(tmp_path / "nowhere", "no readable model.json and model.safetensors")
+    implicit_model("full").save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    one_line(tmp_path, "No such file")
+
+
+@pytest.mark.parametrize("place", [3, 300, -1])
+def test_a_flipped_bit_is_noticed(tmp_path, place):
+    implicit_model("full").save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    one_line(tmp_path, "damaged, or not of this model.json")
+
+
+def test_a_truncated_file_is_noticed(tmp_path):
+    implicit_model("full").save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    one_line(tmp_path, "SHA-256")
+
+
+def test_a_header_of_another_model_is_noticed(tmp_path):
+    implicit_model("full").save(tmp_path / "a")
+    implicit_model("full", seed=5).save(tmp_path / "b")
+    (tmp_path / "a" / "model.json").replace(tmp_path / "b" / "model.json")
+    one_line(tmp_path / "b", "SHA-256")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(version=2), "version: Input should be 1"),
+        (lambda h: h.update(structure="round"), "structure: "),
+        (lambda h: h.pop("blocks"), "blocks: Field required"),
+        (lambda h: h.update(extra=1), "extra: Extra inputs"),
+        (lambda h: h["blocks"][0].update(size="3"), "blocks.0.size: Input should be a valid int"),
+        (lambda h: h["blocks"][0].update(size=4), r"A of shape \(12, 12\): accepted is \(13, 13\)"),
+        (lambda h: h["matrices"]["A"].update(nonzeros=1), "its header says 1"),
+        (lambda h: h["matrices"]["A"].update(shape=[2, 2]), "does not fit model.safetensors"),
+        (lambda h: h["matrices"]["B"].update(storage="dense"), "does not fit model.safetensors"),
+        (lambda h: h["matrices"].pop("D"), "does not fit model.safetensors"),
+        (lambda h: h.update(vectors=["weights"]), "does not fit model.safetensors"),
+        (lambda h: h["blocks"][0].update(phi="softplus"), "blocks.0.phi: "),
+    ],
+)
+def test_a_header_that_was_edited_is_one_line(tmp_path, change, message):
+    implicit_model("full", density=0.2).save(tmp_path)
+    file = tmp_path / "model.json"
+    header = json.loads(file.read_text())
+    change(header)
+    file.write_text(json.dumps(header))
+    one_line(tmp_path, message)
+
+
+def test_a_header_that_is_no_json_is_one_line(tmp_path):
+    implicit_model("full").save(tmp_path)
+    (tmp_path / "model.json").write_text("{ half")
+    one_line(tmp_path, "the file: Invalid JSON")
+
+
+def test_a_full_disk_leaves_the_old_model_and_nothing_else(tmp_path):
+    old = implicit_model("full")
+    old.save(tmp_path)
+    large = implicit_model("full", input_shape=(4000,))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot write the model .File too large") as caught:
+            large.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+    assert bits(load(tmp_path)) == bits(old)
+
+
+def test_an_interrupt_leaves_the_old_model_and_nothing_else(tmp_path, monkeypatch):
+    old = implicit_model("full")
+    old.save(tmp_path)
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simplicit.model.archive.format.os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        implicit_model("full", seed=1).save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+    assert bits(load(tmp_path)) == bits(old)
+
+
+def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match="cannot write the model"):
+        implicit_model("full").save(tmp_path / "taken")

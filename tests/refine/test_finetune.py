@@ -1,0 +1,62 @@
+"""Fine-tuning comes nearer to the teacher and keeps support, certificate and its input."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import simplicit
+from conv_networks import images, network
+from simplicit.errors import InputError
+from simplicit.recipe import Recipe
+from simplicit.refine.finetune import finetune
+from teachers import quick_fit, samples, teacher
+
+
+def distance(model: torch.nn.Module) -> float:
+    u = samples()
+    with torch.no_grad():
+        wanted = teacher()(u).softmax(1)
+        return float(torch.nn.functional.cross_entropy(model(u), wanted))
+
+
+@pytest.mark.parametrize("structure", ["triangular", "full"])
+def test_it_comes_nearer_on_the_same_support(structure):
+    model = quick_fit(Recipe(sparsity=0.6, structure=structure, kappa=0.5)).model
+    before = copy.deepcopy(model.state_dict())
+    net = teacher()
+    tuned = finetune(model, net, samples(), epochs=20, lr=3e-3)
+    assert distance(tuned) < distance(model)
+    for name, old in before.items():
+        new: Tensor = tuned.state_dict()[name]
+        assert torch.equal(model.state_dict()[name], old)
+        assert name in ("b", "d") or not new[old == 0].any()
+    assert tuned.certificate.well_posed
+    if structure == "full":
+        assert tuned.certificate.norm <= model.certificate.norm * (1 + 1e-9)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    model = quick_fit(Recipe(sparsity=0.6)).model
+    one, two = (finetune(model, teacher(), samples(), epochs=2) for _ in range(2))
+    assert torch.equal(one.B, two.B)
+    none = finetune(model, teacher(), samples(), epochs=0)
+    assert torch.equal(none.B, model.B)
+
+
+def test_networks_of_convolutions_are_tuned_on_their_support_too():
+    net, u = network("in place, reused"), images(40)
+    model = simplicit.implicitize(net, u, sparsity=0.6)
+    tuned = finetune(model, net, u, epochs=10, batch_size=10)
+
+    def away(some: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(some(u), net(u).softmax(1)))
+
+    assert away(tuned) < away(model)
+    assert tuned.nonzeros <= model.nonzeros
+    for old, new in zip(model.learned, tuned.learned, strict=True):
+        assert not new[old == 0].any()
+    with pytest.raises(InputError, match="accepted is 0"):
+        finetune(model, net, u, eps=0.1)

@@ -1,0 +1,91 @@
+"""A level of robustness: less path norm, for no more accuracy than is allowed."""
+
+import pytest
+import torch
+
+from simplicit.bounds.certify import certify
+from simplicit.data import datasets as data
+from simplicit.errors import InputError
+from simplicit.explicit import training as explicit
+from simplicit.fit import fit, implicitize
+from simplicit.recipe import Recipe
+from small_run import settings
+
+
+@pytest.fixture(scope="module")
+def taught():
+    digits = data.load("digits")
+    net = explicit.build("fnn", [64, 16, 12, 10])
+    explicit.train(net, digits.train_inputs, digits.train_labels, lr=0.01, epochs=8)
+    return digits, net
+
+
+@pytest.fixture(scope="module")
+def fits(taught):
+    digits, net = taught
+    made = {}
+    for allowed in (None, 0.01, 0.05):
+        objective = "sparsity" if allowed is None else "robustness"
+        recipe = Recipe(objective=objective, sparsity=0.5, sweeps=4, robustness=allowed)
+        made[allowed] = fit(net, digits.train_inputs, recipe, workers=1)
+    return made
+
+
+def test_the_more_accuracy_may_cost_the_larger_the_radii(taught, fits):
+    digits, _ = taught
+    x, y = digits.test_inputs[:80], digits.test_labels[:80]
+    radius = [
+        float(certify(fits[a].model, x, y, 0.02, methods=["interval"]).radius.mean())
+        for a in (None, 0.01, 0.05)
+    ]
+    assert radius[0] < radius[1] <= radius[2] and radius[2] > 1.3 * radius[0]
+
+
+@pytest.mark.parametrize("allowed", [0.01, 0.05])
+def test_the_level_taken_is_the_strongest_that_is_allowed(fits, allowed):
+    levels = fits[allowed].levels
+    fine = [level for level in levels if level["loss"] <= allowed]
+    assert levels[0]["price"] == 0 and len(levels) > 2
+    assert fits[allowed].model.sparsity >= 0.5 - 1e-9
+    # dead states may take weights with them, so the rows have at least the model's
+    assert sum(row["nonzeros"] for row in fits[allowed].rows) >= fits[allowed].model.nonzeros
+    # what was tried above it costs more
+    strongest = max(level["price"] for level in fine)
+    assert all(level["loss"] > allowed for level in levels if level["price"] > strongest)
+    assert levels[-1]["norm"] < levels[0]["norm"]
+
+
+def test_the_structure_and_the_same_bits(taught, fits):
+    digits, net = taught
+    recipe = Recipe(objective="robustness", sparsity=0.5, sweeps=4, robustness=0.01)
+    again = fit(net, digits.train_inputs, recipe, workers=1).model
+    assert torch.equal(again.A, fits[0.01].model.A) and torch.equal(again.B, fits[0.01].model.B)
+    assert again.certificate.well_posed and again.structure == "triangular"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "sparsity"},
+        {"sparsity": None},
+        {"structure": "full"},
+        {"sweeps": 0},
+        {"support": "relaxation"},
+        {"robustness": 1.0},
+    ],
+)
+def test_a_level_needs_a_budget_met_by_elimination(change):
+    given = {"objective": "robustness", "sparsity": 0.5, "robustness": 0.01} | change
+    with pytest.raises(InputError, match="robustness"):
+        Recipe(**given)
+    overrides = [f"implicit.{key}={'null' if v is None else v}" for key, v in given.items()]
+    with pytest.raises(InputError, match=r"implicit\.robustness"):
+        settings(*overrides)
+
+
+def test_too_few_inputs_are_refused(taught):
+    digits, net = taught
+    with pytest.raises(InputError, match="at least 20"):
+        implicitize(
+            net, digits.train_inputs[:15], objective="robustness", sparsity=0.5, robustness=0.01
+        )

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from random_models import implicit_model, inputs, same
+from simplicit.bounds.certify import certify
+from simplicit.equations.phi import Phi
+from simplicit.errors import InputError
+from simplicit.refine.finetune import finetune
+from simplicit.refine.worst_case import Ramp, worst_logits
+
+
+@pytest.mark.parametrize("structure", ["triangular", "layered"])
+def test_the_bound_holds_at_random_points_and_is_tight_without_a_ball(structure):
+    model = implicit_model(structure)
+    u = inputs(model, 30).sigmoid()
+    y = torch.arange(30) % 2
+    bound = worst_logits(model, u, y, 0.1)
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        shift = 0.2 * torch.rand(u.shape, generator=generator, dtype=u.dtype) - 0.1
+        out = model((u + shift).clamp(0, 1))
+        assert (out - out.gather(1, y[:, None]) <= bound + 1e-9).all()
+    out = model(u)
+    exact = out - out.gather(1, y[:, None])
+    assert torch.allclose(worst_logits(model, u, y, 0.0), exact, atol=1e-9)
+
+
+def test_models_with_feedback_are_refused():
+    with pytest.raises(InputError, match="triangular"):
+        worst_logits(implicit_model("full"), torch.rand(2, 2, 3), torch.zeros(2).long(), 0.1)
+
+
+def test_the_ramp_ends_at_one():
+    ramp = Ramp(10)
+    values = [ramp() for _ in range(10)]
+    assert values == sorted(values) and values[0] == 0.2 and values[-1] == 1
+
+
+def test_finetuning_for_the_worst_case_certifies_more():
+    model = implicit_model("triangular", same(Phi("relu")), dtype=torch.float32)
+    net = implicit_model("triangular", same(Phi("relu")), dtype=torch.float32)
+    u = inputs(model, 200).sigmoid()
+    y = net(u).argmax(1)
+    plain, robust = (finetune(model, net, u, epochs=8, batch_size=20, eps=e) for e in (0.0, 0.05))
+    radii = [
+        float(certify(m, u[:50], y[:50], 0.05, methods=["interval"]).radius.mean())
+        for m in (plain, robust)
+    ]
+    assert radii[1] > radii[0]
+    assert ((robust.A == 0) == (model.A == 0)).all()

@@ -1,0 +1,74 @@
+"""Supports by elimination, and the sensitivities that spend the budget."""
+
+import torch
+from torch import Tensor
+
+from simplicit.calibration.batches import batches
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.outputs.sensitivity import sensitivity
+from simplicit.sparsity.choice import choose, plan
+from simplicit.sparsity.refit import refit
+from teachers import read, samples, teacher
+
+
+def problem(seed: int = 0, K: int = 5) -> RowProblem:
+    random = torch.Generator().manual_seed(seed)
+    V = torch.randn(100, 13, generator=random).double()
+    V[:, -1], V[:, 4] = 1.0, 0.0  # the bias, and a pixel that is always zero
+    W = torch.randn(K, 13, generator=random).double() ** 3
+    T = V @ W.T + 0.1 * torch.randn(100, K, generator=random).double()
+    scales = torch.cat([torch.ones(12), torch.zeros(1)]).double()
+    return RowProblem(Gram.from_data(V, T), Penalty(l1=1.0, scales=scales))
+
+
+def loss(rows: RowProblem, W: Tensor) -> Tensor:
+    return RowProblem(rows.gram, Penalty()).objective(W)
+
+
+def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows():
+    one, two = problem(0), problem(1, K=3)
+    equal = [torch.ones(5), torch.ones(3)]
+    for budget in (0, 7, 40, 88):
+        _, keep, _ = plan([one, two], equal, budget)
+        assert [len(k) for k in keep] == [5, 3] and sum(map(sum, keep)) == budget
+    _, keep, _ = plan([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
+    assert sum(keep[1]) > 25
+
+
+def test_each_row_gets_its_number_refitted():
+    rows, keep = problem(), [0, 1, 4, 8, 11]
+    W = choose(rows, keep)
+    assert torch.count_nonzero(W[:, :-1], dim=1).tolist() == keep
+    torch.testing.assert_close(W, refit(rows, W != 0))
+    assert not W[:, 4].any()
+
+
+def test_the_plans_order_gives_the_same_support():
+    rows = problem()
+    _, (keep,), (order,) = plan([rows], [torch.ones(5)], 20)
+    assert torch.equal(choose(rows, keep, order), choose(rows, keep))
+
+
+def test_elimination_beats_the_smallest_weights():
+    rows = problem()
+    W = choose(rows, [4] * 5)
+    full = refit(rows, torch.ones(5, 13, dtype=torch.bool))
+    mask = torch.zeros(5, 13, dtype=torch.bool)
+    mask.scatter_(1, full[:, :-1].abs().topk(4, dim=1).indices, True)
+    assert (loss(rows, W) <= loss(rows, refit(rows, mask)) + 1e-12).all()
+
+
+def test_sensitivity_is_the_mean_square_of_the_jacobian():
+    net, u = teacher("tanh"), samples(40)
+    found = sensitivity(read("tanh"), batches(u, 16))
+    expected = torch.zeros(9, dtype=torch.float64)
+    for x in u:
+        z1 = net[0](x)
+        z2 = net[2](net[1](z1))
+        J1 = torch.func.jacrev(lambda z: net[2:](net[1](z)))(z1)
+        J2 = torch.func.jacrev(lambda z: net[4:](net[3](z)))(z2)
+        expected += torch.cat([J2, J1], 1).detach().double().square().sum(0) / 40
+    torch.testing.assert_close(found[:9], expected, rtol=1e-4, atol=1e-8)
+    assert (found[9:] == 1).all()
