@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.equations.layer_phi import Kept, MaxPool, StatePhi
+from simplicit.equations.stacked import Block, Stacked
 from simplicit.errors import InputError
-from simplicit.model.equilibrium import Block
 
 EPS = torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
@@ -188,6 +188,8 @@ def image(phi: StatePhi, z: Box) -> Box:
     """
     if isinstance(phi, Kept):
         raise InputError(f"{phi.name}: its range over an interval is not known")
+    if isinstance(phi, Stacked):
+        return images(phi.blocks, z)
     low, high = phi(z.low), phi(z.high)
     if isinstance(phi, MaxPool):
         return Box(low, high)

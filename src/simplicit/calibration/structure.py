@@ -4,7 +4,7 @@ All rows draw their features from the columns of V = [X U 1]: the states in the 
 hidden layer first), the inputs, and a one for the bias.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.convex.gram import Gram
+from simplicit.equations.equation import Term
+from simplicit.equations.matrices import from_matrices
 from simplicit.equations.network import StateEquations
+from simplicit.equations.stacked import Block
+from simplicit.equations.weighted_maps import Dense
 from simplicit.errors import InputError
 
 Structure = Literal["full", "triangular", "layered"]
@@ -76,6 +80,52 @@ def row_blocks(equations: StateEquations, structure: Structure, bias: bool) -> l
         name = "output" if equation is equations.output else equation.name
         blocks.append(RowBlock(name, rows, columns))
     return blocks
+
+
+def structured(equations: StateEquations, structure: Structure) -> StateEquations:
+    """Rewrite a network's equations so that they have every entry that the structure may use.
+
+    After that nothing has to know the structure: what may be used is a term, zero where the network
+    has nothing.
+
+    Args:
+        equations: The network, as captured.
+        structure: `layered`: as it is. `triangular`: every layer also reads all earlier layers and
+            the input, with zero weights. `full`: one equation that reads itself and the input.
+
+    Returns:
+        Equations of the same outputs.
+
+    Raises:
+        InputError: If the network is not all matrices and the structure is not `layered`.
+    """
+    if structure == "layered":
+        return equations
+    if equations.structured:
+        raise InputError(
+            f"structure {structure!r}: for a network with convolutions, tokens or kept operations, "
+            "accepted are layered and auto"
+        )
+    if structure == "full":
+        blocks = [Block(e.name, e.size, e.phi) for e in reversed(equations.hidden)]
+        return from_matrices(
+            *equations.dense(equations.like.dtype),
+            blocks=blocks,
+            structure="full",
+            input_shape=equations.input_shape,
+            nonzeros=equations.nonzeros,
+        )
+    sizes = [*(e.states for e in equations.hidden), equations.p]
+    layers = []
+    for k, e in enumerate(equations.layers):
+        known = {term.source for term in e.terms}
+        added = [
+            Term(source, Dense(equations.like.new_zeros(e.size, sizes[source])))
+            for source in [*range(k), -1]
+            if source not in known
+        ]
+        layers.append(replace(e, terms=(*e.terms, *added)))
+    return replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
 
 
 def penalty_scales(equations: StateEquations, gram: Gram) -> Float[Tensor, " columns"]:

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.equations.compose import Fixed
-from simplicit.equations.layer_phi import MaxPool, StatePhi, states_of
-from simplicit.equations.phi import Phi
+from simplicit.equations.layer_phi import Kept, StatePhi, states_of
 from simplicit.equations.weighted_maps import Conv, Dense
 
 Sources = Sequence[Float[Tensor, "m _"]]
@@ -22,7 +21,7 @@ class Term:
 
     Args:
         source: Where s comes from: −1 is the network's input, flattened; otherwise the index of
-            an earlier hidden equation, whose state s is.
+            a hidden equation, whose state s is: an earlier one, or itself (feedback).
         map: W, a matrix or a convolution; batch norm that follows it is folded into it.
         fixed: F, how the entries of s come before W; None if they do as they are.
         offset: c, which zero padding keeps from being a part of the bias, or None.
@@ -183,7 +182,7 @@ class Equation:
             self,
             terms=terms,
             bias=None if self.bias is None else change(self.bias),
-            phi=self.phi if isinstance(self.phi, (Phi, MaxPool)) else self.phi.changed(change),
+            phi=self.phi.changed(change) if isinstance(self.phi, Kept) else self.phi,
             fixed=tuple(replace(s, map=s.map.changed(change)) for s in self.fixed),
             adjust=self.adjust
             and replace(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Stacked
 from simplicit.errors import InputError
 
 
@@ -176,7 +177,7 @@ class Kept:
         return replace(self, constants=tuple(change(constant) for constant in self.constants))
 
 
-StatePhi = Phi | MaxPool | Kept
+StatePhi = Phi | Stacked | MaxPool | Kept
 """φ of a layer."""
 
 

@@ -75,6 +75,11 @@ class StateEquations:
         """All equations in forward order, that of the outputs last."""
         return (*self.hidden, self.output)
 
+    @property
+    def feedback(self) -> bool:
+        """Whether an equation reads its own state: then the states are an equilibrium."""
+        return any(max(e.sources) >= k for k, e in enumerate(self.hidden))
+
     def changed(self, change: Callable[[Tensor], Tensor]) -> "StateEquations":
         """Change every tensor in it, see `Equation.changed`.
 

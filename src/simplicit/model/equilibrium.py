@@ -5,7 +5,7 @@ theorem at the solution, so neither memory nor precision depends on the number o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,10 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from simplicit._types import Inputs, States
 from simplicit.equations.forward import all_states
-from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants
-from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block
 from simplicit.errors import InputError
 from simplicit.model.fixed_point import (
     MAX_STEPS,
@@ -48,27 +47,6 @@ __all__ = [
 WARM_UP = 20
 """Picard steps before Anderson starts. Most samples need fewer, and an accelerated step costs
 three times a plain one (10,000 samples, n = 112)."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One hidden layer inside x. Blocks are listed in the order of x: last hidden layer first.
-
-    Args:
-        name: Where it comes from, e.g. the module path `fc1`.
-        size: Number of states.
-        phi: Its activation.
-    """
-
-    name: str
-    size: int
-    phi: StatePhi
-
-    @property
-    def elementwise(self) -> Phi:
-        """φ of a block of a model of matrices, where it is always elementwise."""
-        assert isinstance(self.phi, Phi)
-        return self.phi
 
 
 def apply_phi(z: States, blocks: Sequence[Block]) -> States:
