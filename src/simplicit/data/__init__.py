@@ -1,0 +1,3 @@
+"""Datasets by name."""
+
+from .datasets import DATASETS, Dataset, is_file, load, sample
