@@ -9,19 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from simplicit.calibration.batches import Batches, batches
+from simplicit.calibration.batches import batches
 from simplicit.calibration.structure import Structure
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching.dense import Matching, Row
-from simplicit.matching.dense_elimination import EliminationMatching
-from simplicit.matching.layers import LayerwiseMatching
+from simplicit.matching.layers import Matching
+from simplicit.matching.records import Row
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import progress, threads
+from simplicit.system import workers as system_workers
+
+ONE_POINT, HALF = 0.01, 0.5
+"""Level of robustness, and sparsity, where objective robustness is asked for and nothing else: one
+point of accuracy, and a budget that costs next to nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +33,12 @@ class Fit:
     """An implicit model and how it came about.
 
     Attributes:
-        model: The model, in the teacher's dtype.
+        model: The model, in the teacher's dtype and on its device.
         rows: One record per row problem: layer, row, status, gap, objective, bound, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
         levels: The path to a level of robustness: price, loss, path norm; empty without one.
+        budgets: How many weights each layer had after each stage: stage, layer, weights.
     """
 
     model: ImplicitModel
@@ -41,6 +46,7 @@ class Fit:
     trace: list[Row]
     seconds: dict[str, float]
     levels: list[Row] = field(default_factory=list)
+    budgets: list[Row] = field(default_factory=list)
 
 
 def implicitize(
@@ -58,15 +64,18 @@ def implicitize(
     """Turn a trained network into an implicit model by convex state matching (arXiv 2209.09389).
 
     Args:
-        net: A network of linear maps and elementwise activations that returns logits; it is not
-            changed.
+        net: A trained network that returns logits; it is not changed. Linear layers, convolutions,
+            elementwise activations, pooling, normalisation and whatever only moves or averages
+            states are read; other operations are kept as they are.
         inputs: Calibration inputs without labels: a tensor in the network's own input shape, or an
-            iterable of batches.
-        objective: `sparsity` or `robustness`.
+            iterable of batches. It is passed over once.
+        objective: `sparsity`, or `robustness`: the smallest path norm that costs at most one point
+            of accuracy (`robustness=0.01`), with half of the weights unless a `sparsity` is given.
         sparsity: Budget: the fraction of the network's weights to do without, in [0, 1).
         structure: Which entries of A may be used: `full`, `triangular`, `layered` or `auto`.
         kappa: Bound on ‖A‖∞,ω for `full`.
-        preset: `paper` or `acml2025`, reconstructions of the recipes of two papers.
+        preset: `seed`, the first release's formulas; `paper` or `acml2025`, reconstructions of the
+            recipes of two papers.
         seed: Seed of whatever is random; the convex solve itself is not.
         **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
             of `fit`.
@@ -82,6 +91,9 @@ def implicitize(
     if unknown:
         accepted = (*Recipe.__annotations__, "batch_size", "workers", "device", "checkpoint")
         raise InputError(f"unknown option {min(unknown)!r}: accepted are {', '.join(accepted)}")
+    if objective == "robustness" and preset is None and settings.get("robustness") is None:
+        settings["robustness"] = ONE_POINT
+        sparsity = HALF if sparsity is None else sparsity
     recipe = Recipe(
         objective=objective, sparsity=sparsity, structure=structure, kappa=kappa, **settings
     ).with_preset(preset)
@@ -104,11 +116,11 @@ def fit(
 
     Args:
         net: The teacher.
-        inputs: Calibration inputs.
+        inputs: Calibration inputs, passed over once.
         recipe: What to solve.
         batch_size: Samples a step of the passes over the data.
-        workers: Parallel blocks of rows; all processors when omitted.
-        device: Where the row problems are solved; the network's own by default.
+        workers: Parallel blocks of rows and batches; all processors when omitted.
+        device: Where states, Grams and rows are computed; the network's own by default.
         checkpoint: Folder that keeps finished blocks, for a run that is stopped and taken up.
 
     Returns:
@@ -120,48 +132,69 @@ def fit(
     clock = _Clock()
     check_device(device or "cpu")
     stream = batches(inputs, batch_size)
-    equations = capture(net, stream.example)
-    if equations.nonzeros == 0:
+    network = capture(net, stream.example)
+    if network.nonzeros == 0:
         raise InputError("the network has no non-zero weights: at least one is needed")
-    if equations.structured:
-        return _fit_layers(equations, stream, recipe, workers, checkpoint, clock)
-    structure: Structure = "triangular" if recipe.structure == "auto" else recipe.structure
-    kind = EliminationMatching if recipe.eliminates else Matching
-    matching = kind(equations, stream, recipe, structure, workers, device, checkpoint)
-    clock.lap("capture")
-    gram = matching.gram(None)
-    clock.lap("states")
-    with threads.single_threaded():
-        matching.plan(gram)
-        clock.lap("level")
-        for index in range(len(matching.blocks)):
-            matching.solve_block(index, gram)
-        clock.lap("solve")
-        # its products are short: two threads on busy processors would mostly wait for each other
-        if recipe.joint and isinstance(matching, EliminationMatching):
-            matching.match_outputs()
+    auto: Structure = "layered" if network.structured else "triangular"
+    structure = auto if recipe.structure == "auto" else recipe.structure
+    recipe.require_heard(not network.structured, structure)
+    home = network.like.device
+    if device is not None:
+        network = network.changed(lambda tensor: tensor.to(device))
+    many = system_workers.count(workers)
+    with system_workers.pool(many) as executor:
+        matching = Matching(network, structure, stream, recipe, many, executor, checkpoint)
+        clock.lap("capture")
+        # products of few rows are short: threads of one product would mostly wait for each other
+        with torch.no_grad(), threads.single_threaded():
+            matching.plan()
+            clock.lap("level")
+            matching.solve()
+            clock.lap("solve")
+            matching.sweep()
             clock.lap("sweeps")
-    model = matching.model()
-    levels: list[Row] = []
-    if recipe.robustness is not None:
-        with (
-            threads.single_threaded(),
-            progress.task("finding the level of robustness", total=robustify.LEVELS) as step,
-        ):
-            found = robustify.robustify(model, *matching.calibration(), recipe.robustness, step)
-        model, levels = found[0], [vars(level) for level in found[1]]
-        rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
-        matching.recount(torch.count_nonzero(rows, dim=1))
-        clock.lap("robustness")
-    if recipe.joint:
+            levels = _level(matching, recipe, clock)
+    equations = matching.matched.changed(lambda tensor: tensor.to(home))
+    constraint = matching.constraint
+    omega = constraint.omega if constraint and structure == "full" else None
+    model = _as_model(equations, structure, network.nonzeros, omega)
+    if matching.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds, levels)
+    return Fit(model, matching.rows, matching.trace, seconds, levels, matching.budgets)
+
+
+def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
+    if recipe.robustness is None:
+        return []
+    with progress.task("finding the level of robustness", total=robustify.LEVELS) as step:
+        found, path = robustify.robustify(
+            matching.matched,
+            matching.layers,
+            *matching.samples(),
+            recipe.robustness,
+            step,
+            bias=recipe.bias,
+            workers=matching.workers,
+        )
+    matching.take(found, "robustness")
+    clock.lap("robustness")
+    return [vars(level) for level in path]
+
+
+def _as_model(
+    equations: StateEquations, structure: Structure, N0: int, omega: Tensor | None
+) -> ImplicitModel:
+    if structure == "layered":
+        return ImplicitModel.from_equations(equations, N0)
+    model = ImplicitModel.from_equations(equations, N0)
+    model.structure = structure
+    return model
 
 
 def check_device(device: torch.device | str) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is not there, or that computes nothing.
 
     Args:
         device: Its name.
@@ -170,47 +203,9 @@ def check_device(device: torch.device | str) -> None:
         InputError: If there is none of that name.
     """
     try:
-        torch.zeros(1, device=device)
+        float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError):
         raise InputError(f"device {str(device)!r} is not available here: cpu always is") from None
-
-
-# networks that are not all matrices: only their own connections, A is never written out
-@torch.no_grad()
-def _fit_layers(
-    equations: StateEquations,
-    stream: Batches,
-    recipe: Recipe,
-    workers: int | None,
-    checkpoint: Path | None,
-    clock: "_Clock",
-) -> Fit:
-    if recipe.structure not in ("auto", "layered"):
-        raise InputError(
-            f"structure {recipe.structure!r}: for a network with convolutions, tokens or kept "
-            "operations, accepted are layered and auto"
-        )
-    if recipe.robustness is not None:
-        raise InputError(
-            "robustness: for a network with convolutions, tokens or kept operations there is no "
-            "level to choose; accepted is null"
-        )
-    if recipe.constraint == "row":
-        raise InputError(
-            "constraint 'row': for a network with convolutions, tokens or kept operations, "
-            "accepted is states"
-        )
-    workers = min(workers or threads.available(), threads.available())
-    matching = LayerwiseMatching(equations, stream, recipe, workers, checkpoint)
-    clock.lap("capture")
-    with threads.single_threaded():
-        matching.plan()
-        clock.lap("level")
-        matching.solve()
-        clock.lap("solve")
-    model = ImplicitModel.from_equations(matching.matched, equations.nonzeros)
-    seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds)
 
 
 @dataclass

@@ -13,7 +13,11 @@ from simplicit.convex.duality import Loss
 from simplicit.convex.penalty import Penalty
 from simplicit.errors import InputError
 
+SWEEPS = 9
+"""Sweeps on the outputs of a network of matrices."""
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "seed": {},
     "paper": {"structure": "full", "bias": False, "closed_loop": False},
     "acml2025": {
         "structure": "full",
@@ -49,8 +53,9 @@ class Recipe:
         support: Which weights a budget keeps: `elimination`, one removed after another where the
             loss of it is least, or `relaxation`, those of the convex penalty; the seed's
             objective `robustness` always takes the latter.
-        sweeps: Passes of joint matching on the outputs after an elimination, in which the budget
-            is reached; 0 matches states alone, as do `full` and constraint `row`.
+        sweeps: Passes of sweeps on the outputs after an elimination, in which the budget is
+            reached; 0 matches states alone, as do `full` and constraint `row`. None: `SWEEPS` for
+            networks of matrices, 0 for others, where they have not paid (docs/method.md).
         relu_aware: Where a teacher's state is off, any pre-activation that leaves it off will do.
         sensitivity: Weigh rows by how much the teacher's outputs depend on them.
         closed_loop: Match each layer on the states of the model built so far, so that errors do
@@ -75,7 +80,7 @@ class Recipe:
     loss: Loss = "root"
     bias: bool = True
     support: Literal["elimination", "relaxation"] = "elimination"
-    sweeps: int = 9
+    sweeps: int | None = None
     relu_aware: bool = True
     sensitivity: bool = True
     closed_loop: bool = True
@@ -103,8 +108,10 @@ class Recipe:
         )
         check(self.constraint in ("states", "row"), "constraint", "states or row")
         check(self.support in ("elimination", "relaxation"), "support", "elimination or relaxation")
-        enough = isinstance(self.sweeps, int) and (self.sweeps == 0 or self.sweeps >= 4)
-        check(enough, "sweeps", "0, or a whole number, at least 4")
+        enough = self.sweeps is None or (
+            isinstance(self.sweeps, int) and (self.sweeps == 0 or self.sweeps >= 4)
+        )
+        check(enough, "sweeps", "None, 0, or a whole number, at least 4")
         check(self.sparsity is None or 0 <= self.sparsity < 1, "sparsity", "None or [0, 1)")
         check(0 < self.kappa < 1, "kappa", "a number above 0 and below 1")
         check(0 <= self.alpha < float("inf"), "alpha", "a finite number, at least 0")
@@ -115,10 +122,10 @@ class Recipe:
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
             check(
-                self.objective == "robustness" and self.joint,
+                self.objective == "robustness" and self.eliminates and self._free,
                 "robustness",
-                "None, unless objective is robustness, with a sparsity to meet by elimination and "
-                "sweeps, in structure triangular or layered",
+                "None, unless objective is robustness, with a sparsity to meet by elimination, in "
+                "structure triangular or layered",
             )
 
     def with_preset(self, preset: str | None) -> "Recipe":
@@ -127,6 +134,7 @@ class Recipe:
         Both are documented reconstructions: neither paper publishes all of its settings. States
         are matched as they are, without biases, with a full A.
 
+        `seed` is the first release: its formulas for both objectives, and no level of robustness.
         `paper` is SIM (arXiv 2209.09389): the row constraint ‖A‖∞,ω ≤ κ, with ω that makes the
         teacher feasible (the papers rescale the teacher instead, which is the same for ReLU), and
         the seed's α and λ1. `acml2025` is its successor (Tsai, Gao, El Ghaoui, PMLR v260): the
@@ -135,7 +143,7 @@ class Recipe:
         bisection; the solver here does so by Newton, with the same result.
 
         Args:
-            preset: `paper`, `acml2025` or None.
+            preset: `seed`, `paper`, `acml2025` or None.
 
         Returns:
             The recipe.
@@ -147,7 +155,10 @@ class Recipe:
             return self
         if preset not in PRESETS:
             raise InputError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
-        return replace(self, **PRESETS[preset])
+        settings = dict(PRESETS[preset])
+        if self.sparsity is not None:
+            settings.pop("alpha", None)  # a budget takes its place
+        return replace(self, **settings)
 
     @property
     def eliminates(self) -> bool:
@@ -156,10 +167,83 @@ class Recipe:
         return chosen and (self.objective == "sparsity" or self.robustness is not None)
 
     @property
-    def joint(self) -> bool:
-        """Whether rows are swept on the outputs: there is no feedback, and no ball to stay in."""
-        bounded = self.structure == "full" or self.constraint == "row"
-        return self.eliminates and self.sweeps > 0 and not bounded
+    def _free(self) -> bool:
+        return self.structure != "full" and self.constraint != "row"
+
+    def passes(self, matrices: bool, structure: str) -> int:
+        """Say how many sweeps on the outputs there are.
+
+        Args:
+            matrices: Whether the network is all matrices.
+            structure: The structure that is solved.
+
+        Returns:
+            Their number; 0 with feedback, or with a ball to stay in.
+        """
+        if not self.eliminates or structure == "full" or self.constraint == "row":
+            return 0
+        return (SWEEPS if matrices else 0) if self.sweeps is None else self.sweeps
+
+    def require_heard(self, matrices: bool | None, structure: str) -> None:
+        """Refuse every option that would change nothing.
+
+        Args:
+            matrices: Whether the network is all matrices; None if that is not known yet.
+            structure: The structure that is solved, `auto` if that is not known yet.
+
+        Raises:
+            InputError: Naming the option, and where it would be heard.
+        """
+        other = "for a network with convolutions, tokens or kept operations, "
+        bounded = structure == "full" or self.constraint == "row"
+        budget = self.sparsity is not None
+        seed_sparsity = not budget and self.objective == "sparsity"
+        relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
+        rules = {
+            "structure": (
+                matrices is not False or structure in ("auto", "layered"),
+                other + "accepted are layered and auto",
+            ),
+            "constraint": (matrices is not False, other + "accepted is states"),
+            "kappa": (
+                bounded or structure == "auto" and matrices is None,
+                "there is no ball to bound in structure triangular or layered; accepted is kappa "
+                "with structure full or constraint row",
+            ),
+            "loss": (
+                self._small_rows,
+                "it is the loss of objective robustness without a level; accepted there",
+            ),
+            "support": (
+                budget and (self.objective == "sparsity" or self._small_rows),
+                "supports are chosen to meet a budget; accepted with a sparsity and no level of "
+                "robustness",
+            ),
+            "sweeps": (
+                not self.sweeps or (self.eliminates and not bounded),
+                "sweeps follow an elimination in structure triangular or layered; accepted with a "
+                "sparsity, support elimination, and no ball",
+            ),
+            "relu_aware": (self.eliminates, "accepted with a budget met by elimination"),
+            "sensitivity": (self.eliminates, "accepted with a budget met by elimination"),
+            "alpha": (
+                seed_sparsity,
+                "it is the penalty's weight of objective sparsity without a budget; accepted there",
+            ),
+            "lambda1": (
+                seed_sparsity or (self._small_rows and not budget),
+                "it is the loss's weight in the first release's formulas, which a sparsity or a "
+                "level of robustness takes the place of; accepted without them, or with preset "
+                "'seed'",
+            ),
+            "sparsity_ratio": (not budget, "a sparsity takes its place; accepted without one"),
+            "l0": (relaxed, "accepted with a sparsity and support relaxation"),
+            "l2": (relaxed, "accepted with a sparsity and support relaxation"),
+        }
+        for field in fields(self):
+            heard, reason = rules.get(field.name, (True, ""))
+            if not heard and getattr(self, field.name) != field.default:
+                raise InputError(f"{field.name}={getattr(self, field.name)!r}: {reason}")
 
     @property
     def matching_loss(self) -> Loss:
@@ -192,15 +276,3 @@ class Recipe:
         if self.sparsity is None:
             return Penalty(l2=self.alpha / (m * self.lambda1), scales=ones)
         return Penalty(l0=self.l0, l1=1.0, l2=self.l2, scales=scales)
-
-
-def prune_smallest(W: Float[Tensor, "r c"], percentage: float) -> Float[Tensor, "r c"]:
-    """Zero the given percentage of entries of smallest magnitude, as the seed does after a solve.
-
-    Returns:
-        A copy with zeros.
-    """
-    count = int(W.numel() * percentage / 100)
-    pruned = W.clone()
-    pruned.view(-1)[W.abs().view(-1).argsort(stable=True)[:count]] = 0.0
-    return pruned

@@ -5,13 +5,14 @@ inputs in the ball too, Σ_j ω_j |a_ij| + Σ_j |b_ij| ≤ κ ω_i / L_i (Tsai, 
 the smaller κ, the sparser the row.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.structure import RowBlock
+from simplicit.calibration.rows import Rows
 from simplicit.convex.penalty import Ball
 from simplicit.equations.network import StateEquations
 from simplicit.model.certificate import nilpotent_weights
@@ -44,22 +45,33 @@ class RowConstraint:
         else:
             self.omega = _unit_rows(A.cpu(), B.cpu(), lipschitz)
             inputs = torch.ones(equations.p, dtype=torch.float64)
-        # the bias, which comes last in V = [X U 1], is never in the ball
-        self._weights = torch.cat([self.omega, inputs, torch.zeros(1, dtype=torch.float64)])
+        self._inputs = inputs
         self._radius = kappa * self.omega / lipschitz
+        self._places = equations.slices
 
-    def ball(self, block: RowBlock) -> Ball:
-        """Write the ball of a block of states.
+    def ball(self, rows: Rows, equations: StateEquations, free: int) -> Ball | None:
+        """Write the ball of the rows of a hidden equation.
 
         Args:
-            block: Rows of [A B b].
+            rows: The rows, of one position.
+            equations: The network in the structure that is solved.
+            free: Features behind those of the equation, which are never in the ball: the bias.
 
         Returns:
-            The ball over the block's own columns.
+            The ball over the rows' own features; None for outputs.
         """
-        weights = self._weights.to(block.columns.device)[block.columns]
+        if rows.index == len(equations.hidden):
+            return None
+        everything = [slice(0, len(self.omega))] if equations.feedback else self._places
+        equation = equations.layers[rows.index]
+        bare = replace(equation, terms=tuple(replace(t, offset=None) for t in equation.terms))
+        like = equations.like
+        sources = [self.omega[place].to(like.device)[None] for place in everything]
+        weights = rows.features(bare, [*sources, self._inputs.to(like.device)[None]])[0, 0]
+        weights = torch.cat([weights, weights.new_zeros(free)])
         inside = (weights > 0).nonzero()[:, 0]
-        return Ball(inside, self._radius[block.rows].to(weights), weights[inside])
+        radius = self._radius[everything[rows.index]].to(weights)
+        return Ball(inside, radius, weights[inside])
 
 
 # ω with L_i (Σ_j |a_ij| ω_j + Σ_j |b_ij|) = ω_i; 1 where the teacher's row is empty

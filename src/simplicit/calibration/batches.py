@@ -1,99 +1,110 @@
-"""Runs calibration inputs through a network's state equations, batch by batch."""
+"""Calibration inputs, drawn once: checked batch by batch, kept in memory or on disk."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit._types import Inputs, Outputs, States
-from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 
 Batch = Float[Tensor, "m *shape"]
 
+IN_MEMORY = 2**30
+"""Bytes of drawn batches that stay in memory; further ones are kept in an unnamed file. A tensor,
+or a list of tensors, is in memory already and is not copied."""
+
 
 def batches(
-    inputs: Tensor | Iterable[Any], batch_size: int, input_shape: tuple[int, ...] | None = None
+    inputs: Tensor | Iterable[Any],
+    batch_size: int,
+    input_shape: tuple[int, ...] | None = None,
+    in_memory: int = IN_MEMORY,
 ) -> "Batches":
-    """Turn calibration inputs into a stream of checked batches.
+    """Draw calibration inputs, once.
+
+    All passes over the data see the same samples, so a loader that shuffles or augments gives one
+    data set, and a generator will do.
 
     Args:
         inputs: One tensor (m, …), or an iterable of batches: tensors, or (input, label) pairs as a
             `DataLoader` gives, whose labels are ignored.
         batch_size: Samples in a batch cut from a tensor; an iterable's batches stay as they are.
         input_shape: Shape of one sample; that of the first batch by default.
+        in_memory: Bytes of an iterable's batches that are kept in memory; the rest is on disk.
 
     Returns:
-        The stream. It can be passed over as often as `inputs` can.
+        The batches.
 
     Raises:
-        InputError: If batches have no size.
+        InputError: If batches have no size, if one has NaN or Inf, another shape, or no
+            floating-point numbers, or if there is no sample at all.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
-    if isinstance(inputs, Tensor):
-        return Batches(inputs.split(batch_size), input_shape)
-    return Batches(inputs, input_shape)
+    source = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
+    there = isinstance(source, (list, tuple))
+    kept, room, shape = [], in_memory, input_shape
+    for index, item in enumerate(source):
+        batch = _inputs_of(item, index).detach()
+        shape = shape or tuple(batch.shape[1:])
+        if tuple(batch.shape[1:]) != shape:
+            raise InputError(
+                f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
+                f"(m, {', '.join(map(str, shape))})"
+            )
+        if len(batch) == 0:
+            continue
+        room -= 0 if there else batch.numel() * batch.element_size()
+        kept.append(batch if room >= 0 else _on_disk(batch))
+    if not kept:
+        raise InputError("calibration inputs are empty: accepted is at least one sample")
+    return Batches(kept)
 
 
 class Batches:
-    """A stream of checked batches; made by `batches`.
+    """Checked batches of calibration inputs; made by `batches`.
 
     Args:
-        source: An iterable of tensors or (input, label) pairs.
-        input_shape: Shape of one sample; that of the first batch if None.
+        kept: The batches, none of them empty.
     """
 
-    def __init__(self, source: Iterable[Any], input_shape: tuple[int, ...] | None = None) -> None:
-        self._source = source
-        self._input_shape = input_shape
-        self._used_up = False
+    def __init__(self, kept: list[Batch]) -> None:
+        self._kept = kept
 
     @property
     def example(self) -> Batch:
-        """The first batch; looking at it uses up nothing, even of a generator."""
-        if isinstance(self._source, Iterator) and not self._used_up:
-            head = list(islice(self._source, 1))
-            self._source = chain(head, self._source)
-            return next(self._checked(head))
-        return next(iter(self))
+        """The first batch."""
+        return self._kept[0]
+
+    @property
+    def m(self) -> int:
+        """Samples of all batches."""
+        return sum(len(batch) for batch in self._kept)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Pass over the batches once.
+        """Pass over the batches, as often as is wanted.
 
         Returns:
-            An iterator over tensors (m, *input_shape), none of them empty.
-
-        Raises:
-            InputError: If a generator is passed over again; while iterating, if a batch has NaN or
-                Inf, another shape, or no floating-point numbers, or if there is no sample at all.
+            An iterator over tensors (m, *input_shape).
         """
-        if self._used_up:
-            raise InputError(
-                "calibration inputs are a generator that is used up, and several passes over them "
-                "are needed: accepted is a tensor, a list of batches or a DataLoader"
-            )
-        self._used_up = isinstance(self._source, Iterator)
-        return self._checked(self._source)
+        return iter(self._kept)
 
-    def _checked(self, source: Iterable[Any]) -> Iterator[Batch]:
-        shape, empty = self._input_shape, True
-        for index, item in enumerate(source):
-            batch = _inputs_of(item, index)
-            shape = shape or tuple(batch.shape[1:])
-            if tuple(batch.shape[1:]) != shape:
-                raise InputError(
-                    f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
-                    f"(m, {', '.join(map(str, shape))})"
-                )
-            if len(batch) > 0:
-                empty = False
-                yield batch
-        if empty:
-            raise InputError("calibration inputs are empty: accepted is at least one sample")
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+# The file is written, not mapped, first: a full disk is then an error and not a signal.
+def _on_disk(batch: Tensor) -> Tensor:
+    batch = batch.cpu().contiguous()
+    file = tempfile.TemporaryFile()
+    file.write(batch.view(-1).view(torch.uint8).numpy().data)
+    file.flush()
+    mapped = np.memmap(file, np.uint8, "r+")
+    return torch.from_numpy(mapped).view(batch.dtype).view(batch.shape)
 
 
 def _inputs_of(item: Any, index: int) -> Tensor:
@@ -120,24 +131,3 @@ def _inputs_of(item: Any, index: int) -> Tensor:
             "finite inputs"
         )
     return batch
-
-
-def collect(
-    equations: StateEquations, batch: Batch, dtype: torch.dtype = torch.float64
-) -> tuple[Inputs, States, Outputs]:
-    """Run one batch and keep what the row problems are made of.
-
-    The network is run in its own dtype, as its owner runs it; the results are converted.
-
-    Args:
-        equations: The network.
-        batch: Inputs (m, *input_shape).
-        dtype: Of the results, which are on the network's device.
-
-    Returns:
-        Inputs U (m, p), pre-activations Z (m, n) with the last hidden layer first, as in the
-        papers, and outputs Y (m, q). The states are `equations.activate(Z)`.
-    """
-    Z, Y = equations.replay(batch)
-    U = batch.flatten(1).to(Y.device, dtype)
-    return U, torch.cat(Z[::-1], dim=1).to(dtype), Y.to(dtype)

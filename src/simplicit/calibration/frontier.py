@@ -3,17 +3,23 @@
 Of the states, only those are kept that an equation further on still reads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.batches import Batches
-from simplicit.equations.network import Equation, StateEquations
+from simplicit.equations.equation import Equation
+from simplicit.equations.network import StateEquations
+from simplicit.equations.stacked import Stacked
 from simplicit.system import memory
 
 Sources = list[Tensor]
 """States of all earlier equations, empty where no one reads them any more, then the input."""
+
+Settle = Callable[[Equation, Tensor], Tensor]
+"""Finds the equilibrium of an equation that reads itself, for inputs."""
 
 
 class Frontier:
@@ -23,6 +29,7 @@ class Frontier:
         equations: The teacher.
         stream: Calibration inputs.
         own: Whether the model has states of its own; otherwise its equations read the teacher's.
+        settle: Finds the model's states where its equation reads itself.
 
     Raises:
         InputError: If the states do not fit into memory.
@@ -32,8 +39,10 @@ class Frontier:
         m: Samples.
     """
 
-    def __init__(self, equations: StateEquations, stream: Batches, own: bool) -> None:
-        self._every = equations.layers
+    def __init__(
+        self, equations: StateEquations, stream: Batches, own: bool, settle: Settle | None = None
+    ) -> None:
+        self._every, self._settle = equations.layers, settle
         like = equations.like
         self._inputs = [batch.to(like).flatten(1) for batch in stream]
         self.m = sum(len(u) for u in self._inputs)
@@ -55,22 +64,31 @@ class Frontier:
         earlier = zip(self._every[: k + 1], [*self._last, len(self._every)], strict=False)
         return sum(e.states for e, last in earlier if last >= k)
 
+    def _reads_itself(self) -> bool:
+        return self.index in self._every[self.index].sources
+
+    @torch.no_grad()
     def _replay(self) -> list[Tensor]:
         if self.index == len(self._every):
             return []
         equation = self._every[self.index]
         pairs = zip(self._teacher, self._inputs, strict=True)
+        if self._reads_itself():
+            return [_settled(equation, [*states], u) for states, u in pairs]
         return [equation.preactivation([*states, u]) for states, u in pairs]
 
     def batches(self) -> Iterator[tuple[list[Tensor], Float[Tensor, "m rows"]]]:
         """Pass over the batches.
 
         Yields:
-            What the model's next equation reads, and the teacher's pre-activations of it.
+            What the model's next equation reads, and the teacher's pre-activations of it. An
+            equation that reads itself reads the teacher's states.
         """
         for states, u, z in zip(self._model, self._inputs, self._targets, strict=True):
-            yield [*states, u], z
+            own = [self._every[self.index].phi(z)] if self._reads_itself() else []
+            yield [*states, *own, u], z
 
+    @torch.no_grad()
     def advance(self, equation: Equation) -> None:
         """Go past the next equation.
 
@@ -79,8 +97,12 @@ class Frontier:
         """
         for k, u in enumerate(self._inputs):
             if self._model is not self._teacher:
-                z = equation.preactivation([*self._model[k], u])
-                self._model[k].append(equation.phi(z))
+                if self._reads_itself():
+                    assert self._settle is not None
+                    x = self._settle(equation, u)
+                else:
+                    x = equation.phi(equation.preactivation([*self._model[k], u]))
+                self._model[k].append(x)
             self._teacher[k].append(self._every[self.index].phi(self._targets[k]))
             # batch by batch, so that not all of both are there at once
             self._targets[k] = self._targets[k].new_empty(0)
@@ -90,3 +112,12 @@ class Frontier:
                         states[i] = states[i].new_empty(len(states[i]), 0)
         self.index += 1
         self._targets = self._replay()
+
+
+# The teacher has no feedback: its layers stand in one equation, and each pass settles one more.
+def _settled(equation: Equation, states: Sources, u: Tensor) -> Tensor:
+    z = u.new_zeros(len(u), equation.size)
+    passes = len(equation.phi.blocks) if isinstance(equation.phi, Stacked) else 1
+    for _ in range(passes):
+        z = equation.preactivation([*states, equation.phi(z), u])
+    return z

@@ -1,4 +1,8 @@
-"""Rows of a layer that works at many positions: one problem per output channel, on its patches."""
+"""Rows of a layer: one problem per unit or channel, over what it reads at every position.
+
+A dense layer on flattened samples has one position; a convolution has a position for every place of
+its kernel, a dense layer on tokens one for every token.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.equations.network import Equation, StateEquations, Term
+from simplicit.equations.equation import Equation, Term
+from simplicit.equations.network import StateEquations
+from simplicit.equations.stacked import Stacked
 from simplicit.equations.weighted_maps import Conv
 
 Slots = tuple[tuple[int, ...], ...]
@@ -17,7 +23,7 @@ Slots = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class Rows:
     """The rows of an equation that are solved together.
 
     Row c of them is channel c of every slot's weight, one behind the other, and a correction of the
@@ -76,9 +82,31 @@ class Channels:
         Returns:
             One number per sample and channel of each group.
         """
-        part = equation.terms[self.slots[0][0]].map.by_channel(z)
+        part = self._by_channel(equation, z)
         part = part if positions is None else part[:, positions]
-        return part.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        return part.permute(2, 0, 1, 3).flatten(1, 2)
+
+    def place(
+        self, equation: Equation, group: int, channels: slice, values: Float[Tensor, "m P c"]
+    ) -> Float[Tensor, "m rows"]:
+        """Write numbers of some channels where they are in the equation's pre-activations.
+
+        Args:
+            equation: The equation.
+            group: The channels' group.
+            channels: Which channels of the group.
+            values: A number per sample, position and channel.
+
+        Returns:
+            One number per row and sample, zero for all other channels.
+        """
+        whole = values.new_zeros(len(values), equation.size)
+        self._by_channel(equation, whole)[:, :, group, channels] = values
+        return whole
+
+    def _by_channel(self, equation: Equation, z: Tensor) -> Tensor:
+        part = equation.terms[self.slots[0][0]].map.by_channel(z)
+        return part.unflatten(2, (self.groups, -1))  # a view: m, positions, groups, channels
 
     def weights(self, equation: Equation) -> Float[Tensor, "groups K d"]:
         """Read the weights.
@@ -129,8 +157,29 @@ class Channels:
         """
         return equation.terms[self.slots[0][0]].map.positions
 
+    def sources(self, equations: StateEquations) -> list[tuple[int, int]]:
+        """Split the features by where they come from.
 
-def channels(equations: StateEquations) -> list[Channels]:
+        States of one layer, and the inputs, are in one unit each.
+
+        Args:
+            equations: All equations.
+
+        Returns:
+            For every part of the features its source, and how many they are.
+        """
+        parts: list[tuple[int, int]] = []
+        for slot in self.slots:
+            term = equations.layers[self.index].terms[slot[0]]
+            phi = equations.hidden[term.source].phi if term.source >= 0 else None
+            if isinstance(phi, Stacked) and term.fixed is None:
+                parts += [(term.source, block.size) for block in phi.blocks]
+            else:
+                parts.append((term.source, term.weight[0].numel()))
+        return parts
+
+
+def rows_of(equations: StateEquations) -> list[Rows]:
     """List what there is to solve, first equation first.
 
     A weight that several equations share is solved where it is used first; see `follow`.
@@ -142,7 +191,7 @@ def channels(equations: StateEquations) -> list[Channels]:
         Its rows. Terms of one equation whose channels or positions are in different orders are
         solved one after the other.
     """
-    found: list[Channels] = []
+    found: list[Rows] = []
     seen: set[str] = set()
     for index, equation in enumerate(equations.layers):
         layouts: dict[tuple[bool, int, int], dict[int, list[int]]] = {}
@@ -156,7 +205,7 @@ def channels(equations: StateEquations) -> list[Channels]:
         for slots in layouts.values():
             terms = [equation.terms[members[0]] for members in slots.values()]
             groups = lcm(*(_groups(term) for term in terms))
-            found.append(Channels(equation.name, index, tuple(map(tuple, slots.values())), groups))
+            found.append(Rows(equation.name, index, tuple(map(tuple, slots.values())), groups))
         seen |= {term.parameter for term in equation.terms if term.parameter}
     return found
 

@@ -139,6 +139,11 @@ class Equation:
             return self.bias
         return self.terms[0].map.spread(self.bias)
 
+    @property
+    def unbiased(self) -> "Equation":
+        """The equation without its bias."""
+        return replace(self, bias=None, adjust=None)
+
     def preactivation(
         self, sources: Sources, without: Collection[int] = ()
     ) -> Float[Tensor, "m rows"]:

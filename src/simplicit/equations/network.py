@@ -108,6 +108,25 @@ class StateEquations:
         )
 
     @property
+    def kept_weights(self) -> dict[str, int]:
+        """Operations that are kept as they are and have weights: how many of them are not zero.
+
+        Names are those of `kept`. A weight of several operations counts at the first one.
+        """
+        found: dict[str, int] = {}
+        seen: set[int] = set()
+        for equation in self.hidden:
+            if not isinstance(equation.phi, Kept) or not equation.phi.weights:
+                continue
+            name = f"{equation.name.split('@')[0]}: {equation.phi.name}"
+            weights = [equation.phi.constants[k] for k in equation.phi.weights]
+            new = {id(weight): weight for weight in weights if id(weight) not in seen}
+            seen |= set(new)
+            count = sum(int(weight.count_nonzero()) for weight in new.values())
+            found[name] = found.get(name, 0) + count
+        return found
+
+    @property
     def elementwise(self) -> list[Phi]:
         """φ of the hidden layers whose φ is elementwise: of all of them, if not `structured`."""
         return [equation.phi for equation in self.hidden if isinstance(equation.phi, Phi)]

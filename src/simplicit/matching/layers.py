@@ -1,7 +1,8 @@
-"""Networks of convolutions, shortcuts and pooling: matched layer by layer on the model's states."""
+"""The loop over layers: each is matched on the states of the model so far, first layer first."""
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,120 +10,232 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Candidate, moments
-from simplicit.calibration.rows import Channels, channels, follow
+from simplicit.calibration.rows import Rows, follow, rows_of
+from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
-from simplicit.equations.network import Equation, StateEquations
+from simplicit.equations.equation import Equation
+from simplicit.equations.network import StateEquations
+from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block, Stacked
 from simplicit.matching.checkpoint import Checkpoint
-from simplicit.matching.plan import Plan, Share, anchor, plan_layers, row_problem
+from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
 from simplicit.matching.records import Row, row_records, trace_records
-from simplicit.recipe import Recipe, prune_smallest
-from simplicit.solvers import Callback, Progress, solve
-from simplicit.sparsity.choice import bounded, choose, refit_near
-from simplicit.sparsity.coupled import refit_coupled, shifted
-from simplicit.sparsity.refit import fit_to_budget
-from simplicit.system import progress
-
-CHOICES = (2.0, 1.4, 1.0)
-"""Parts of its share that a row keeps, each time its support is chosen."""
-
-REFITS = 2
-"""Rounds after that in front of a ReLU, with the supports as they are."""
+from simplicit.matching.supports import Choice
+from simplicit.model.certificate import round_toward_zero
+from simplicit.model.equilibrium import implicit_solve
+from simplicit.outputs.sensitivity import sensitivity
+from simplicit.outputs.sweeps import INACTIVE, Sweeps
+from simplicit.recipe import Recipe
+from simplicit.solvers import Progress
+from simplicit.sparsity.budget import first_budget, wanted
+from simplicit.sparsity.choice import prune_smallest
+from simplicit.system import memory, progress
 
 
-class LayerwiseMatching:
+class Matching:
     """The model while it is built: equations like the teacher's, one after another.
 
     Args:
-        equations: The teacher.
+        network: The teacher as captured.
+        structure: Which entries of A may be used.
         stream: Calibration inputs.
-        recipe: What to solve; structure `layered`.
+        recipe: What to solve.
         workers: Parallel blocks of rows.
+        executor: Takes batches side by side.
         checkpoint: Folder that keeps finished layers.
 
     Attributes:
         model: The equations matched so far.
         rows: One record per row problem.
         trace: Relative gaps against time.
+        budgets: How many weights each layer has after each stage.
         earlier: Seconds of each phase before a stop.
     """
 
     def __init__(
         self,
-        equations: StateEquations,
+        network: StateEquations,
+        structure: Structure,
         stream: Batches,
         recipe: Recipe,
         workers: int,
+        executor: Executor | None,
         checkpoint: Path | None,
     ) -> None:
-        self.equations, self.stream, self.recipe, self.workers = equations, stream, recipe, workers
-        self.layers = channels(equations)
-        self.every = equations.layers
+        self.network, self.stream, self.recipe = network, stream, recipe
+        self.workers, self.executor = workers, executor
+        self.equations = structured(network, structure)
+        self.layers = rows_of(self.equations)
+        self.every = self.equations.layers
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
         self.trace: list[Row] = []
+        self.budgets: list[Row] = []
         self.start = time.monotonic()
-        self.earlier = {"level": 0.0, "solve": 0.0}
+        self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
+        self.sweeps = recipe.passes(not network.structured, structure)
+        self.constraint = None
+        if structure == "full" or recipe.constraint == "row":
+            self.constraint = RowConstraint(network, recipe.constraint, recipe.kappa)
+        self.balls = [
+            self.constraint and self.constraint.ball(rows, self.equations, int(recipe.bias))
+            for rows in self.layers
+        ]
+        if recipe.sparsity is not None:
+            self.budget = wanted(network.nonzeros, recipe.sparsity, network.kept_weights)
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
-        sizes = f"{sum(len(u) for u in stream)} {float(sum(u.double().sum() for u in stream)):.6e}"
-        self.checkpoint = Checkpoint(checkpoint, recipe, shapes, sizes)
+        sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
+        self.checkpoint = Checkpoint(checkpoint, recipe, structure, shapes, sizes)
+        self._count("network", self.every)
 
     def plan(self) -> None:
-        """Under a budget, find the level and each row's share on the teacher's own states."""
+        """Under a budget, find what is allowed and each row's share on the teacher's states."""
         if self.recipe.sparsity is None:
             return
         if saved := self._restore("plan", "level"):
-            shares = list(zip(*(saved[1][name] for name in ("rows", "keep", "quota")), strict=True))
-            coupling = saved[0][:, 0].cpu().split([K * K for K, _, _ in shares])
-            flat = iter(
-                Share(S.view(K, K), keep, quota)
-                for S, (K, keep, quota) in zip(coupling, shares, strict=True)
+            self.planned = _restored(saved, self.layers)
+        else:
+            begin = time.monotonic()
+            found = None
+            if self.recipe.sensitivity and self.recipe.eliminates:
+                found = sensitivity(self.network, self.equations, self.layers, self.stream)
+            budget = self.budget
+            if self.sweeps:
+                budget = first_budget(budget, self.network.nonzeros)
+            self.planned = plan_layers(
+                self.equations,
+                self.layers,
+                Frontier(self.equations, self.stream, own=False),
+                self.recipe,
+                budget,
+                found,
+                self.balls,
+                [not self._looped(rows) for rows in self.layers],
+                self.executor,
+                self.workers,
             )
-            groups = [rows.groups for rows in self.layers]
-            parts = [[next(flat) for _ in range(n)] for n in groups]
-            self.planned = Plan(saved[1]["level"], parts, saved[1]["coherence"])
-            return
-        begin = time.monotonic()
-        self.planned = plan_layers(
-            self.equations, self.layers, self.stream, self.recipe, self.workers
-        )
-        flat = [share for groups in self.planned.shares for share in groups]
-        records = {
-            "level": self.planned.level,
-            "coherence": self.planned.coherence,
-            "rows": [len(share.coupling) for share in flat],
-            "keep": [share.keep for share in flat],
-            "quota": [share.quota for share in flat],
-            "seconds": time.monotonic() - begin,
-        }
-        coupling = torch.cat([share.coupling.flatten() for share in flat])
-        self.checkpoint.keep("plan", coupling[:, None], records)
+            self._keep_plan(self.planned, time.monotonic() - begin)
+        for rows, shares in zip(self.layers, self.planned.shares, strict=True):
+            self._note("plan", rows.name, sum(share.weights for share in shares))
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
 
         Without a closed loop all read the teacher's states.
         """
-        frontier = Frontier(self.equations, self.stream, own=self.recipe.closed_loop)
+        frontier = Frontier(self.equations, self.stream, self.recipe.closed_loop, _settle)
         with progress.task("matching the layers", total=len(self.layers)) as step:
             for index, teacher in enumerate(self.every):
                 equation = follow(teacher, self.model)
+                equation = equation if self.recipe.bias else equation.unbiased
                 for k, rows in enumerate(self.layers):
                     if rows.index == index:
-                        equation = self._solve_layer(k, rows, equation, frontier)
+                        equation = self._layer(k, rows, equation, frontier)
                         step(1, rows.name)
                 self.model.append(equation)
                 if index < len(self.equations.hidden):
                     frontier.advance(equation)
+        self._count("match", self.model)
 
-    def _solve_layer(
-        self, k: int, rows: Channels, equation: Equation, frontier: Frontier
-    ) -> Equation:
+    def sweep(self) -> None:
+        """Sweep over the rows until the outputs are matched at the budget."""
+        if not self.sweeps:
+            return
+        if saved := self._restore("sweeps", "sweeps"):
+            self._write(saved[0])
+            self.rows, noted = saved[1]["rows"], saved[1]["budgets"]
+            self.budgets += noted
+            return
+        begin, before = time.monotonic(), len(self.budgets)
+        joint = self.outputs(INACTIVE if self.recipe.relu_aware else 1.0)
+
+        def after(stage: str) -> None:
+            self._count(stage, joint.every)
+
+        with progress.task("matching the outputs (rows)", self.sweeps * joint.count) as step:
+            joint.match(self.budget, self.sweeps, step, after)
+        self.model = joint.every
+        self.recount()
+        records = {"rows": self.rows, "budgets": self.budgets[before:]}
+        self.checkpoint.keep(
+            "sweeps", self._read(), records | {"seconds": time.monotonic() - begin}
+        )
+
+    def outputs(self, inactive: float) -> Sweeps:
+        """Prepare sweeps of the model.
+
+        Args:
+            inactive: Weight of samples whose state is off.
+
+        Returns:
+            The model on all calibration inputs.
+        """
+        like = self.equations.like
+        states = sum(e.size + e.states for e in self.every)
+        features = max(
+            rows.weights(self.every[rows.index]).shape[2]
+            * rows.positions(self.every[rows.index])
+            * rows.groups
+            for rows in self.layers
+        )
+        needed = 2.0 * like.element_size() * self.stream.m * (states + features)
+        memory.require(needed, f"the states of {self.stream.m} samples in sweeps", like.device)
+        u, T = self.samples()
+        bias = self.recipe.bias
+        return Sweeps(self.matched, self.layers, u, T, bias, inactive, self.workers)
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Collect the calibration inputs and the teacher's outputs on them.
+
+        Returns:
+            U (m, p) and Y (m, q).
+        """
+        like = self.equations.like
+        u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
+        with torch.no_grad():
+            T = torch.cat([self.network.replay(batch)[1] for batch in self.stream])
+        return u, T
+
+    @property
+    def matched(self) -> StateEquations:
+        """The model's equations, when all layers are matched."""
+        return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+
+    def take(self, equations: StateEquations, stage: str) -> None:
+        """Take over a model that a later stage has made, and count its weights.
+
+        Args:
+            equations: The model.
+            stage: The stage.
+        """
+        self.model = list(equations.layers)
+        self._count(stage, self.model)
+        self.recount()
+
+    def recount(self) -> None:
+        """Write into the rows' records how many weights they have now."""
+        counts = torch.cat(
+            [
+                rows.weights(self.model[rows.index]).count_nonzero(2).flatten()
+                for rows in self.layers
+            ]
+        )
+        for row, count in zip(self.rows, counts.tolist(), strict=True):
+            row["nonzeros"] = count
+
+    # a layer is matched on features of its own if the model's states differ from the teacher's
+    def _looped(self, rows: Rows) -> bool:
+        sources = set(self.every[rows.index].sources)
+        return self.recipe.closed_loop and bool(sources - {-1, rows.index})
+
+    def _layer(self, k: int, rows: Rows, equation: Equation, frontier: Frontier) -> Equation:
         if saved := self._restore(f"layer-{k}", "solve"):
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
@@ -134,19 +247,44 @@ class LayerwiseMatching:
         def look(event: Progress) -> None:
             events.append((time.monotonic() - self.start, event))
 
-        grams = self._moments(k, rows, equation, frontier)
-        problems = [row_problem(gram, self.recipe) for gram in grams]
-        W: list[Tensor] = []
-        if self.recipe.eliminates:
-            problems, W = self._eliminate(k, rows, equation, frontier, problems)
+        planned, ball = self.planned, self.balls[k]
+        shares: Sequence[Share | None] = [None] * rows.groups
+        coherence = 0.0
+        if planned is not None:
+            shares, coherence = planned.shares[k], planned.coherence[k]
+
+        def retarget(W: list[Tensor], known: list[Gram]) -> list[Gram]:
+            found = self._candidate(W)
+            return self._moments(rows, equation, frontier, coherence, found, known)
+
+        grams = self._moments(rows, equation, frontier, coherence)
+        parts = rows.sources(self.equations)
+        problems = [row_problem(gram, self.recipe, parts, ball) for gram in grams]
+        for gram in grams:
+            require_finite(gram, rows.name)
+        choice = Choice(
+            self.recipe,
+            coupled=self.recipe.sensitivity and ball is None,
+            aware=self.recipe.relu_aware and _relu(equation),
+            swept=bool(self.sweeps),
+            workers=self.workers,
+        )
+        W = [torch.zeros_like(problem.gram.R) for problem in problems]
+        if planned is not None and self.recipe.eliminates:
+            anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
+            problems, W = choice.eliminate(problems, planned.shares[k], anchors, retarget)
         solutions: list[Solution] = []
-        for g, problem in enumerate(problems):
-            problem, solution, w = self._solve_group(k, g, problem, W, look)
-            problems[g] = problem
+        solved: list[RowProblem] = []
+        for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
+            problem, solution, w = choice.certified(problem, planned, share, own, look)
+            if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
+                kept = w[:, ~problem.free]
+                w[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
+            solved.append(problem)
             solutions.append(solution)
-            W[g : g + 1] = [w]
+            W[g] = w if ball is None else round_toward_zero(w, self.equations.like.dtype).to(w)
         records: list[Row] = []
-        for g, (problem, solution, w) in enumerate(zip(problems, solutions, W, strict=True)):
+        for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
             for row in row_records(rows.name, problem, solution, w):
                 records.append({**row, "row": row["row"] + g * len(w)})
         trace = list(trace_records(rows.name, events))
@@ -154,96 +292,62 @@ class LayerwiseMatching:
         self.trace += trace
         found = self._candidate(W)
         both = torch.cat([found.W, found.shift[..., None]], 2).flatten(0, 1)
-        kept = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
-        self.checkpoint.keep(f"layer-{k}", both, kept)
+        saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
+        self.checkpoint.keep(f"layer-{k}", both, saved_records)
         return rows.put(equation, found.W, found.shift)
-
-    # Supports, chosen in steps: in between the targets of ReLU move with what the rows make of
-    # them, and rows make up for each other's errors.
-    def _eliminate(
-        self,
-        k: int,
-        rows: Channels,
-        equation: Equation,
-        frontier: Frontier,
-        problems: list[RowProblem],
-    ) -> tuple[list[RowProblem], list[Tensor]]:
-        assert self.planned is not None
-        anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
-        aware = self.recipe.relu_aware and equation.phi.name == "relu"
-        parts: Sequence[float | None] = CHOICES if self.recipe.sensitivity else CHOICES[-1:]
-        if aware:
-            parts = (*CHOICES, *[None] * REFITS)
-        W: list[Tensor] = []
-        for part in parts:
-            if W and aware:
-                known = [problem.gram for problem in problems]
-                grams = self._moments(k, rows, equation, frontier, self._candidate(W), known)
-                problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
-            groups = zip(
-                problems, self.planned.shares[k], anchors, W or [None] * len(problems), strict=True
-            )
-            W = [self._choose(*group, part) for group in groups]
-        return problems, W
-
-    # one group: supports with a part of its share, or as they are, in view of the weights so far
-    def _choose(
-        self,
-        problem: RowProblem,
-        share: Share,
-        start: Tensor,
-        before: Tensor | None,
-        part: float | None,
-    ) -> Tensor:
-        if part is not None:
-            gram = problem.gram
-            gram = gram if before is None else shifted(gram, before, share.coupling)
-            keep = [round(part * n) for n in share.keep]
-            W = choose(replace(problem, gram=gram), keep, None, self.workers, start)
-        else:
-            assert before is not None
-            W = refit_near(problem, before != 0, start)
-        return refit_coupled(problem, W, share.coupling) if self.recipe.sensitivity else W
 
     def _moments(
         self,
-        k: int,
-        rows: Channels,
+        rows: Rows,
         equation: Equation,
         frontier: Frontier,
+        coherence: float,
         aware: Candidate | None = None,
         known: list[Gram] | None = None,
     ) -> list[Gram]:
-        coherence = 0.0 if self.planned is None else self.planned.coherence[k]
         bias = self.recipe.bias
-        return moments(rows, equation, frontier, bias, coherence, aware, known, self.workers)
-
-    # one group by the recipe: relaxed and refitted, or eliminated already, and what that is worth
-    def _solve_group(
-        self, k: int, g: int, problem: RowProblem, W: list[Tensor], look: Callback
-    ) -> tuple[RowProblem, Solution, Tensor]:
-        recipe, tol, workers = self.recipe, self.recipe.tol, self.workers
-        if self.planned is not None:
-            level, share = self.planned.level, self.planned.shares[k][g]
-            if not recipe.eliminates:
-                return fit_to_budget(
-                    problem, share.quota, start=level, tol=tol, callback=look, workers=workers
-                )
-            # rows that no output hears are worth nothing
-            worth = share.importance.clamp_min(1e-30)
-            problem = bounded(problem, level / worth.to(W[g]))
-            return problem, solve(problem, tol=tol, workers=workers, callback=look), W[g]
-        solution = solve(problem, tol=tol, callback=look, workers=workers)
-        w = solution.W
-        if recipe.sparsity_ratio:
-            w[:, ~problem.free] = prune_smallest(w[:, ~problem.free], recipe.sparsity_ratio)
-        return problem, solution, w
+        return moments(rows, equation, frontier, bias, coherence, aware, known, self.executor)
 
     def _candidate(self, W: Sequence[Tensor]) -> Candidate:
         every = torch.stack(list(W))
         if not self.recipe.bias:
             return Candidate(every, torch.zeros_like(every[..., 0]))
         return Candidate(every[..., :-1], every[..., -1])
+
+    def _keep_plan(self, planned: Plan, seconds: float) -> None:
+        flat = [share for groups in planned.shares for share in groups]
+        records = {
+            "allowed_loss": planned.allowed_loss,
+            "penalty_factor": planned.penalty_factor,
+            "coherence": planned.coherence,
+            "rows": [len(share.coupling) for share in flat],
+            "keep": [share.keep for share in flat],
+            "quota": [share.quota for share in flat],
+            "seconds": seconds,
+        }
+        coupling = torch.cat([share.coupling.flatten() for share in flat])
+        self.checkpoint.keep("plan", coupling[:, None], records)
+
+    # all weights and full biases one behind the other
+    def _read(self) -> Tensor:
+        parts = []
+        for e in self.model:
+            parts += [term.weight.flatten() for term in e.terms]
+            bias = e.full_bias
+            parts.append(self.equations.like.new_zeros(e.size) if bias is None else bias)
+        return torch.cat(parts)[:, None]
+
+    def _write(self, flat: Tensor) -> None:
+        left = flat[:, 0].to(self.equations.like.device)
+        for k, e in enumerate(self.model):
+            terms = []
+            for term in e.terms:
+                weight, left = left[: term.weight.numel()], left[term.weight.numel() :]
+                weight = weight.view_as(term.weight).to(term.weight)
+                terms.append(replace(term, map=replace(term.map, weight=weight)))
+            bias, left = left[: e.size].to(self.equations.like), left[e.size :]
+            biased = e.bias is not None or bool(bias.any())
+            self.model[k] = replace(e, terms=tuple(terms), bias=bias if biased else None)
 
     def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
         saved = self.checkpoint.restore(name)
@@ -253,7 +357,38 @@ class LayerwiseMatching:
             self.start -= saved[1]["seconds"]
         return saved
 
-    @property
-    def matched(self) -> StateEquations:
-        """The model's equations, when all layers are matched."""
-        return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+    def _count(self, stage: str, layers: Sequence[Equation]) -> None:
+        for rows in self.layers:
+            weights = int(rows.weights(layers[rows.index]).count_nonzero())
+            self._note(stage, rows.name, weights)
+
+    def _note(self, stage: str, layer: str, weights: int) -> None:
+        self.budgets.append({"stage": stage, "layer": layer, "weights": weights})
+
+
+def _relu(equation: Equation) -> bool:
+    phi = equation.phi
+    phis = [b.phi for b in phi.blocks] if isinstance(phi, Stacked) else [phi]
+    return all(isinstance(own, Phi) and own.name == "relu" for own in phis)
+
+
+def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> Plan:
+    coupling, records = saved
+    shares = list(zip(*(records[name] for name in ("rows", "keep", "quota")), strict=True))
+    parts = coupling[:, 0].cpu().split([K * K for K, _, _ in shares])
+    flat = iter(
+        Share(S.view(K, K), keep, quota) for S, (K, keep, quota) in zip(parts, shares, strict=True)
+    )
+    groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
+    return Plan(records["allowed_loss"], records["penalty_factor"], groups, records["coherence"])
+
+
+# the states of an equation that reads itself
+def _settle(equation: Equation, u: Tensor) -> Tensor:
+    A, B = (term.weight for term in equation.terms)
+    phi = equation.phi
+    own = (Block(equation.name, equation.size, phi),)
+    c = u @ B.T if equation.full_bias is None else u @ B.T + equation.full_bias
+    found = implicit_solve(A, c, phi.blocks if isinstance(phi, Stacked) else own)
+    found.require_converged()
+    return found.states.detach()

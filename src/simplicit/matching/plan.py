@@ -1,6 +1,7 @@
-"""How a budget is spent over the layers of a network with convolutions, before any is matched."""
+"""How the budget is spent over the layers, on the teacher's own states, before any is matched."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
@@ -8,21 +9,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import moments
-from simplicit.calibration.rows import Channels
+from simplicit.calibration.rows import Rows
 from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Ball
 from simplicit.convex.problem import RowProblem
-from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.outputs.sensitivity import channel_sensitivity
+from simplicit.outputs.sensitivity import Sensitivity
 from simplicit.recipe import Recipe
 from simplicit.sparsity.budget import shares
-from simplicit.sparsity.choice import plan
+from simplicit.sparsity.choice import Order, share_out
 from simplicit.sparsity.path import count, solve_to_budget
 from simplicit.system import progress
+
+LARGEST = 1e18
+"""Root mean square of a state whose square, as of its neighbours', float32 still has."""
 
 
 @dataclass
@@ -33,34 +36,70 @@ class Share:
         coupling: What errors of the rows do to the outputs, one by one and together.
         keep: Weights of each row, where supports are eliminated.
         quota: Weights of all rows, where they are relaxed.
+        order: In which weights go, where the rows will read the same features again.
     """
 
     coupling: Float[Tensor, "K K"]
     keep: list[int]
     quota: int
+    order: Order | None = None
 
     @property
     def importance(self) -> Float[Tensor, " K"]:
         """What a unit of each row's loss is worth."""
         return self.coupling.diagonal()
 
+    @property
+    def weights(self) -> int:
+        """Weights of all its rows."""
+        return sum(self.keep) or self.quota
 
-def row_problem(gram: Gram, recipe: Recipe) -> RowProblem:
+
+@dataclass
+class Plan:
+    """What is known before any layer is matched.
+
+    Attributes:
+        allowed_loss: Loss, times importance, up to which weights are removed; 0 where supports are
+            relaxed.
+        penalty_factor: Factor of the penalty at which rows have the budget; 0 where supports are
+            eliminated.
+        shares: Of every layer's groups.
+        coherence: Of every layer's positions, see `Sensitivity`.
+    """
+
+    allowed_loss: float
+    penalty_factor: float
+    shares: list[list[Share]]
+    coherence: list[float]
+
+
+def row_problem(
+    gram: Gram, recipe: Recipe, parts: Sequence[tuple[int, int]], ball: Ball | None = None
+) -> RowProblem:
     """Write the row problems of a group of channels.
 
     Args:
         gram: Their moments; the bias, if there is one, is the last feature.
         recipe: What is asked for.
+        parts: Sources of the features and how many each has. The features of a source have one
+            scale ρ, their root mean square: without it small states lose to raw pixels.
+        ball: What rows may not leave.
 
     Returns:
-        The rows, under a budget at penalty level 1; all features have one scale.
+        The rows, under a budget at penalty factor 1.
     """
-    ones = torch.ones_like(gram.G[0])
+    ones, scales = torch.ones_like(gram.G[0]), torch.zeros_like(gram.G[0])
     if recipe.bias:
         ones[-1] = 0.0
-    mean_square = float((gram.G.diagonal() * ones).sum() / ones.sum().clamp_min(1))
-    penalty = recipe.penalty(gram.m, ones * (mean_square**0.5 or 1.0), ones)
-    return RowProblem(gram, penalty, None, recipe.matching_loss)
+    sizes = [size for _, size in parts] + [1] * int(recipe.bias)
+    squares = (gram.G.diagonal() * ones).split(sizes)
+    for scale, square in zip(scales.split(sizes), squares, strict=True):
+        # a part that is always zero is dropped by the solver; its scale only has to be positive
+        scale.fill_(float(square.mean()) ** 0.5 or 1.0)
+    scales = scales * ones
+    penalty = recipe.penalty(gram.m, scales, ones)
+    return RowProblem(gram, penalty, ball, recipe.matching_loss)
 
 
 def anchor(W: Float[Tensor, "K d"], recipe: Recipe) -> Float[Tensor, "K N"]:
@@ -76,59 +115,41 @@ def anchor(W: Float[Tensor, "K d"], recipe: Recipe) -> Float[Tensor, "K N"]:
     return F.pad(W.double(), (0, int(recipe.bias)))
 
 
-def learnable(equations: StateEquations, recipe: Recipe) -> int:
-    """Count the non-zeros that a budget leaves to the rows.
-
-    Args:
-        equations: The teacher.
-        recipe: What is asked for, with a sparsity.
-
-    Returns:
-        The budget without what cannot be removed, the weights of operations kept as they are.
-    """
-    assert recipe.sparsity is not None
-    kept = sum(e.phi.nnz for e in equations.hidden if isinstance(e.phi, Kept))
-    return max(round((1 - recipe.sparsity) * equations.nonzeros) - kept, 0)
-
-
-@dataclass
-class Plan:
-    """What is known before any layer is matched.
-
-    Attributes:
-        level: Loss up to which a weight is removed, or of the penalty.
-        shares: Of every layer's groups.
-        coherence: Of every layer's positions, see `ChannelSensitivity`.
-    """
-
-    level: float
-    shares: list[list[Share]]
-    coherence: list[float]
-
-
 def plan_layers(
     equations: StateEquations,
-    layers: Sequence[Channels],
-    stream: Batches,
+    layers: Sequence[Rows],
+    frontier: Frontier,
     recipe: Recipe,
+    budget: int,
+    found: Sequence[Sensitivity] | None,
+    balls: Sequence[Ball | None],
+    again: Sequence[bool],
+    executor: Executor | None,
     workers: int,
 ) -> Plan:
-    """Find the level and each row's share on the teacher's own states.
+    """Find the allowed loss, or the penalty's factor, and each row's share.
 
     Args:
-        equations: The teacher.
+        equations: The teacher, in the structure that is solved.
         layers: Its rows.
-        stream: Calibration inputs.
+        frontier: The teacher's states.
         recipe: What is asked for, with a sparsity.
+        budget: Weights to spend.
+        found: What the outputs feel of each layer's rows; None to weigh rows alike.
+        balls: What each layer's rows may not leave.
+        again: Which layers will be matched on the features of the plan.
+        executor: Takes batches side by side.
         workers: Parallel blocks of rows.
 
     Returns:
         The plan.
     """
-    found = channel_sensitivity(equations, layers, stream) if recipe.sensitivity else None
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
-    grams = _moments(equations, layers, stream, recipe, coherence, workers)
-    problems = [[row_problem(gram, recipe) for gram in groups] for groups in grams]
+    grams = teacher_moments(equations, layers, frontier, recipe, coherence, executor)
+    problems = [
+        [row_problem(gram, recipe, rows.sources(equations), ball) for gram in groups]
+        for rows, groups, ball in zip(layers, grams, balls, strict=True)
+    ]
     if found is None:
         coupling = [[_inverse(p.gram.t2).diag() for p in groups] for groups in problems]
     else:
@@ -137,8 +158,8 @@ def plan_layers(
     coupled = [part for groups in coupling for part in groups]
     worth = [part.diagonal() for part in coupled]
     keep: list[list[int]] = [[] for _ in flat]
-    quota = [0 for _ in flat]
-    budget = learnable(equations, recipe)
+    quota, factor, allowed = [0 for _ in flat], 0.0, 0.0
+    orders: list[Order | None] = [None for _ in flat]
     with progress.task("spending the budget over the rows", total=1) as step:
         if recipe.eliminates:
             anchors = [
@@ -146,43 +167,81 @@ def plan_layers(
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            level, keep, _ = plan(flat, worth, budget, workers, anchors)
+            allowed, keep, every = share_out(flat, worth, budget, workers, anchors)
+            same = [stays for stays, groups in zip(again, problems, strict=True) for _ in groups]
+            orders = [o if stays else None for o, stays in zip(every, same, strict=True)]
+            step(1, f"{sum(map(sum, keep))} weights")
         else:
-            level, solved = solve_to_budget(flat, budget, tol=recipe.tol, workers=workers)
+
+            def report(factor: float, weights: int) -> None:
+                step(0, f"{weights} weights, {budget} wanted")
+
+            factor, solved = solve_to_budget(
+                flat, budget, tol=recipe.tol, workers=workers, report=report
+            )
             counts = [count(s, p.free) for s, p in zip(solved, flat, strict=True)]
             quota = list(shares(counts, budget))
-        step(1, f"level {level:.3g}")
-    parts = iter(zip(coupled, keep, quota, strict=True))
-    return Plan(level, [[Share(*next(parts)) for _ in groups] for groups in problems], coherence)
+            step(1, f"penalty factor {factor:.3g}")
+    parts = iter(zip(coupled, keep, quota, orders, strict=True))
+    given = [[Share(*next(parts)) for _ in groups] for groups in problems]
+    return Plan(allowed, factor, given, coherence)
 
 
-def _moments(
+def teacher_moments(
     equations: StateEquations,
-    layers: Sequence[Channels],
-    stream: Batches,
+    layers: Sequence[Rows],
+    frontier: Frontier,
     recipe: Recipe,
     coherence: Sequence[float],
-    workers: int,
+    executor: Executor | None,
 ) -> list[list[Gram]]:
-    frontier = Frontier(equations, stream, own=False)
+    """Accumulate the row problems of all layers on the teacher's own states.
+
+    Args:
+        equations: The teacher, in the structure that is solved.
+        layers: Its rows.
+        frontier: The teacher's states; at the outputs afterwards.
+        recipe: What is asked for.
+        coherence: Of every layer's positions.
+        executor: Takes batches side by side.
+
+    Returns:
+        Moments of each layer's groups; see `require_finite`.
+    """
     grams = []
     with progress.task("moments of the layers", total=len(layers)) as step:
         for index, equation in enumerate(equations.layers):
+            own = equation if recipe.bias else equation.unbiased
             for rows, common in zip(layers, coherence, strict=True):
                 if rows.index != index:
                     continue
-                grams.append(
-                    moments(rows, equation, frontier, recipe.bias, common, workers=workers)
-                )
-                if not all(bool(torch.isfinite(gram.G).all()) for gram in grams[-1]):
-                    raise InputError(
-                        f"the states that {rows.name} reads are not finite on the calibration "
-                        "inputs"
-                    )
+                grams.append(moments(rows, own, frontier, recipe.bias, common, executor=executor))
+                for gram in grams[-1]:
+                    require_finite(gram, rows.name)
                 step(1, rows.name)
             if index < len(equations.hidden):
                 frontier.advance(equation)
     return grams
+
+
+def require_finite(gram: Gram, name: str) -> None:
+    """Refuse states with which nothing can be computed.
+
+    Args:
+        gram: Moments of a layer's rows.
+        name: The layer's.
+
+    Raises:
+        InputError: If states are not finite, or too large for the sweeps.
+    """
+    # no product of two features is larger than the larger of their squares
+    size = float(torch.cat([gram.G.diagonal(), gram.t2]).amax()) ** 0.5
+    if not size <= LARGEST:
+        found = f"of size {size:.0e}" if size == size and size < float("inf") else "not finite"
+        raise InputError(
+            f"the network's states are {found} on the calibration inputs, at layer {name}: "
+            f"accepted is up to {LARGEST:.0e}; give the inputs in other units"
+        )
 
 
 def _inverse(t2: Tensor) -> Tensor:

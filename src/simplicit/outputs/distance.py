@@ -3,7 +3,7 @@
     ℓ(y) = ‖y − t‖² / (4 σ²) + KL(softmax t/τ ‖ softmax y/τ) / 2,    σ² the variance of all t
 
 The curvature in y is F = I/(2σ²) + (diag p − pp')/(2τ²), p = softmax y/τ: positive definite, so
-that by its square root errors of the outputs are measured in one unit. The temperature τ is 1,
+that errors of the outputs are measured in one unit by a root of it. The temperature τ is 1,
 unless outputs are so far apart that every p is one class, and says nothing of what is near.
 """
 
@@ -68,20 +68,35 @@ class Distance:
         p, q = ((y / self.temperature).softmax(1) for y in (T, Y))
         return (T - Y) / (2 * self.variance) + (p - q) / (2 * self.temperature)
 
-    def root(self, Y: Outputs) -> tuple[Float[Tensor, "m q"], Float[Tensor, "m q q"]]:
-        """Factor the curvature.
+    def curved(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m q *k"]:
+        """Multiply by the curvature.
 
         Args:
             Y: Outputs (m, q).
+            D: Changes of the outputs.
 
         Returns:
-            Square roots s of its eigenvalues, and its eigenvectors Q: F = Q diag(s²) Q'.
+            F D of every sample.
         """
-        p = (Y / self.temperature).softmax(1)
-        F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * self.temperature**2)
-        F.diagonal(dim1=1, dim2=2).add_(1 / (2 * self.variance))
-        values, Q = torch.linalg.eigh(F)
-        return values.clamp_min(1e-3 / self.variance).sqrt(), Q
+        p, centred = self._centred(Y, D)
+        return D / (2 * self.variance) + p * centred / (2 * self.temperature**2)
+
+    def root(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
+        """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
+
+        diag p − pp' = AA' with A = diag √p − p √p'. A difference of squares would do as well, but
+        may be negative where p is nearly one class.
+
+        Args:
+            Y: Outputs (m, q).
+            D: Changes of the outputs.
+
+        Returns:
+            R'D of every sample, F = RR', r = 2q.
+        """
+        p, centred = self._centred(Y, D)
+        parts = [D / (2 * self.variance) ** 0.5, p.sqrt() * centred / (2**0.5 * self.temperature)]
+        return torch.cat(parts, 1)
 
     def random(
         self, Y: Outputs, count: int, generator: torch.Generator
@@ -96,6 +111,12 @@ class Distance:
         Returns:
             The vectors.
         """
-        s, Q = self.root(Y)
-        u = torch.randn(*Y.shape, count, generator=generator).to(Y)
-        return (Q * s[:, None]) @ (Q.mT @ u)
+        a, b = torch.randn(2, *Y.shape, count, generator=generator).to(Y)
+        p = (Y / self.temperature).softmax(1)[..., None]
+        b = p.sqrt() * b
+        apart = b - p * b.sum(1, keepdim=True)
+        return a / (2 * self.variance) ** 0.5 + apart / (2**0.5 * self.temperature)
+
+    def _centred(self, Y: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        p = (Y / self.temperature).softmax(1).reshape(*Y.shape, *[1] * (D.ndim - 2))
+        return p, D - (p * D).sum(1, keepdim=True)

@@ -6,15 +6,25 @@ Over all paths from an input to an output, the sum of the products of |weights| 
 
 with P = I the sum of the sensitivity matrix (`lipschitz`); path regularisation is due to Neyshabur,
 Tomioka, Srebro, "Norm-Based Capacity Control in Neural Networks" (COLT 2015). Here P has the mean
-slope of every state's φ: what a path passes on average. S is linear in the sizes of one row's
-weights: that of w_ij counts down_i · up_j, where `up` is how far inputs move the feature j and
-`down` how far the pre-activation i moves outputs. With all other rows as they are, S is a weighted
-l1 norm of the row, and convex.
+slope of every state's φ, which is what a path passes on average. S is one pass of ones through the
+network with |weights|, and it is linear in the sizes of one row's weights: the derivative of S in
+|w_ij| is the price of that weight. With all other rows as they are, S is a weighted l1 norm of the
+row, and convex.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
+
+from simplicit.equations.equation import Equation
+from simplicit.equations.layer_phi import MaxPool, StatePhi
+from simplicit.equations.network import StateEquations
+from simplicit.errors import InputError
+from simplicit.model.certificate import absolute
 
 SMALL = 1e-4
 """A weight is small if it makes less than this part of its row's output, by root mean squares."""
@@ -22,47 +32,89 @@ SMALL = 1e-4
 ROUNDS = 4
 """Ridges that an l1 norm is replaced by, one after another; each lowers the objective."""
 
-
-def prices(
-    W: Float[Tensor, "r N"], slopes: Float[Tensor, "n"], free: Bool[Tensor, "N"]
-) -> tuple[Float[Tensor, "r"], Float[Tensor, "N"]]:
-    """Compute what weights add to the path norm.
-
-    Args:
-        W: [A B b; C D d], A strictly triangular.
-        slopes: Mean slope of each state's φ.
-        free: Features that do not depend on inputs: the bias.
-
-    Returns:
-        `down` of every row and `up` of every feature, float64.
-    """
-    n, sizes = len(slopes), W.abs().double() * (~free)
-    one = torch.eye(n, dtype=sizes.dtype, device=W.device)
-    slopes = slopes.to(sizes)
-    gain = torch.linalg.inv(one - slopes[:, None] * sizes[:n, :n])
-    down = sizes[n:, :n].sum(0) @ gain * slopes
-    up = gain @ (slopes * sizes[:n, n:].sum(1))
-    return (
-        torch.cat([down, down.new_ones(len(W) - n)]),
-        torch.cat([up, (~free[n:]).to(up)]),
-    )
+Slopes = Sequence[Float[Tensor, " states"] | None]
+"""Mean slope of each hidden layer's states; None where φ is not elementwise."""
 
 
-def path_norm(
-    W: Float[Tensor, "r N"], slopes: Float[Tensor, "n"], free: Bool[Tensor, "N"]
-) -> float:
+def path_norm(equations: StateEquations, slopes: Slopes) -> float:
     """Compute S.
 
     Args:
-        W: [A B b; C D d], A strictly triangular.
-        slopes: Mean slope of each state's φ.
-        free: Features that do not depend on inputs.
+        equations: A model without feedback.
+        slopes: Mean slopes.
 
     Returns:
-        The sum over all paths.
+        The sum over all paths; an operation that is kept as it is has no slope and is refused.
     """
-    _, up = prices(W, slopes, free)
-    return float((W[len(slopes) :].abs().double() @ up).sum())
+    return float(_sum(_absolute(equations), slopes))
+
+
+def prices(equations: StateEquations, slopes: Slopes) -> tuple[Equation, ...]:
+    """Compute what a unit of each weight's size adds to the path norm.
+
+    Args:
+        equations: A model without feedback.
+        slopes: Mean slopes.
+
+    Returns:
+        The layers, with prices in the places of their weights, float64.
+    """
+    bare = _absolute(equations)
+    leaves: dict[int, Tensor] = {}
+
+    def leaf(equation: Equation) -> Equation:
+        terms = []
+        for term in equation.terms:
+            own = leaves.setdefault(id(term.weight), term.weight.clone().requires_grad_())
+            terms.append(replace(term, map=replace(term.map, weight=own)))
+        return replace(equation, terms=tuple(terms))
+
+    with torch.enable_grad():
+        layers = [leaf(equation) for equation in bare.layers]
+        with_leaves = replace(bare, hidden=tuple(layers[:-1]), output=layers[-1])
+        total = _sum(with_leaves, slopes)
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    price = {
+        id(own): torch.zeros_like(own) if value is None else value
+        for own, value in zip(leaves.values(), found, strict=True)
+    }
+
+    def priced(equation: Equation) -> Equation:
+        terms = tuple(
+            replace(term, map=replace(term.map, weight=price[id(term.weight)]))
+            for term in equation.terms
+        )
+        return replace(equation, terms=terms)
+
+    return tuple(priced(equation) for equation in layers)
+
+
+def _absolute(equations: StateEquations) -> StateEquations:
+    def in_double(tensor: Tensor) -> Tensor:
+        return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+    return absolute(equations.changed(in_double))
+
+
+def _sum(bare: StateEquations, slopes: Slopes) -> Tensor:
+    u = bare.like.new_ones(1, bare.p)
+    states: list[Tensor] = []
+    for equation, slope in zip(bare.hidden, slopes, strict=True):
+        z = equation.preactivation([*states, u])
+        states.append(_passed(equation.phi, z) if slope is None else slope.to(z) * z)
+    return bare.output.preactivation([*states, u]).sum()
+
+
+# an entry of a window is the largest one in one sample of as many as the window has entries
+def _passed(phi: StatePhi, z: Tensor) -> Tensor:
+    if not isinstance(phi, MaxPool):
+        raise InputError(f"robustness: no slope is known of {phi.name}, which is kept as it is")
+    largest = phi(z)
+    image = z.unflatten(1, phi.shape)
+    pool = (F.avg_pool1d, F.avg_pool2d)[len(phi.kernel) - 1]
+    plain = all(d == 1 for d in phi.dilation)
+    mean = pool(image, phi.kernel, phi.stride, phi.padding, phi.ceil) if plain else None
+    return largest if mean is None else mean.flatten(1)
 
 
 def shrink(

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.batches import Batches
-from simplicit.calibration.rows import Channels
+from simplicit.calibration.rows import Rows
 from simplicit.equations.network import StateEquations
 from simplicit.outputs.distance import Distance
 from simplicit.system import progress
@@ -20,29 +20,8 @@ BATCH = 200
 """Samples at a time."""
 
 
-def sensitivity(equations: StateEquations, stream: Batches) -> Float[Tensor, " rows"]:
-    """Compute E‖∂y/∂z_i‖² of every row of [Z Y] over the calibration inputs.
-
-    Args:
-        equations: The network.
-        stream: Calibration inputs.
-
-    Returns:
-        One number per state, last hidden layer first, then 1 for each output; float64.
-    """
-    total, m = torch.zeros(sum(e.size for e in equations.hidden), dtype=torch.float64), 0
-    for batch in stream:
-        with torch.enable_grad():
-            Z, Y = equations.replay(batch.detach().clone().requires_grad_())
-            for output in Y.unbind(1):
-                slopes = torch.autograd.grad(output.sum(), Z, retain_graph=True)
-                total += torch.cat(slopes[::-1], 1).double().square().sum(0).cpu()
-        m += len(batch)
-    return torch.cat([total / m, torch.ones(equations.q, dtype=torch.float64)])
-
-
 @dataclass(frozen=True, eq=False)
-class ChannelSensitivity:
+class Sensitivity:
     """How far errors of a layer's channels move the outputs.
 
     Attributes:
@@ -57,14 +36,19 @@ class ChannelSensitivity:
     coherence: float
 
 
-def channel_sensitivity(
-    equations: StateEquations, layers: Sequence[Channels], stream: Batches, seed: int = 0
-) -> list[ChannelSensitivity]:
+def sensitivity(
+    network: StateEquations,
+    equations: StateEquations,
+    layers: Sequence[Rows],
+    stream: Batches,
+    seed: int = 0,
+) -> list[Sensitivity]:
     """Estimate how far errors of the channels move the outputs, by random directions of these.
 
     Args:
-        equations: The network.
-        layers: Its rows.
+        network: The network as captured.
+        equations: The same in the structure that is solved.
+        layers: Rows of `equations`.
         stream: Calibration inputs.
         seed: Of the directions.
 
@@ -76,17 +60,20 @@ def channel_sensitivity(
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
     generator, m = torch.Generator().manual_seed(seed), 0
-    distance = Distance(torch.cat([equations.replay(batch)[1].detach() for batch in stream]))
+    with torch.no_grad():
+        distance = Distance(torch.cat([network.replay(batch)[1] for batch in stream]))
     with progress.task("sensitivity of the outputs", total=1) as step:
         for batch in stream:
             for part in batch.split(BATCH):
                 with torch.enable_grad():
-                    Z, Y = equations.replay(part.detach().clone().requires_grad_())
+                    Z, Y = network.replay(part.detach().clone().requires_grad_())
                     directions = distance.random(Y.detach(), PROBES, generator).unbind(2)
                     for k, f in enumerate(directions):
                         slopes = torch.autograd.grad(
                             (f * Y).sum(), [*Z, Y], retain_graph=k < PROBES - 1
                         )
+                        if equations.feedback:
+                            slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
                         for index, rows in enumerate(layers):
                             g = rows.targets(every[rows.index], slopes[rows.index]).double()
                             apart[index] += (g.mT @ g).cpu()
@@ -98,7 +85,7 @@ def channel_sensitivity(
     for rows, S, summed in zip(layers, apart, together, strict=True):
         alone = float(S.diagonal(dim1=1, dim2=2).sum())
         coherence = _coherence(alone, summed, rows.positions(every[rows.index]))
-        found.append(ChannelSensitivity(list((S / (m * PROBES)).unbind(0)), coherence))
+        found.append(Sensitivity(list((S / (m * PROBES)).unbind(0)), coherence))
     return found
 
 

@@ -1,23 +1,22 @@
 """The strongest robustness that costs no more accuracy than is allowed, without gradient training.
 
-The rows of a finished model are matched on the outputs again (`joint`), with a price on the path
+The rows of a finished model are swept on the outputs again (`sweeps`), with a price on the path
 norm (`path_norm`) and on inputs with noise, whose targets are the network's outputs without it. The
 price rises on a warm-started path. No label is used: a model that disagrees with the network on a
 held-out input loses what the network's own probabilities say, p(its class) − p(the model's class).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.structure import RowBlock
-from simplicit.equations.phi import Phi
+from simplicit.calibration.rows import Rows
+from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.model.implicit import ImplicitModel
-from simplicit.outputs.sweeps import INACTIVE, JointMatching
+from simplicit.outputs.sweeps import Sweeps
 
 HELD_OUT = 0.1
 """Part of the inputs on which the loss is estimated."""
@@ -53,34 +52,43 @@ class Level:
 
 
 def robustify(
-    model: ImplicitModel,
+    model: StateEquations,
+    layers: Sequence[Rows],
     inputs: Float[Tensor, "m p"],
     targets: Float[Tensor, "m q"],
     allowed: float,
     report: Step = lambda *_: None,
     *,
+    bias: bool = True,
+    workers: int = 1,
     seed: int = 0,
-) -> tuple[ImplicitModel, list[Level]]:
+) -> tuple[StateEquations, list[Level]]:
     """Shrink a model's path norm as far as the allowed loss of accuracy lets it.
 
     Args:
-        model: A `triangular` or `layered` model of the network.
+        model: A model without feedback.
+        layers: Its rows.
         inputs: Calibration inputs, flattened.
         targets: The network's logits on them.
         allowed: Loss of accuracy, a fraction, that the strongest price may be estimated to cost.
         report: Called after each price.
+        bias: Whether rows correct their biases.
+        workers: Threads that share the samples.
         seed: Of the noise and of the part held out.
 
     Returns:
         The new model, on a part of the old one's support, and the path.
 
     Raises:
-        InputError: If there are fewer than 20 inputs, or the model has feedback.
+        InputError: If there are fewer than 20 inputs, or the model has feedback or operations that
+            are kept as they are.
     """
-    if model.structure == "full" or not all(isinstance(b.phi, Phi) for b in model.blocks):
+    if model.feedback:
+        raise InputError("robustness: accepted are structures triangular and layered")
+    if model.kept:
         raise InputError(
-            "robustness: accepted are linear layers and elementwise activations, in structure "
-            "triangular or layered"
+            f"robustness: {model.kept[0]} is kept as it is, so no slope of it is known; accepted "
+            "are networks whose operations are all read"
         )
     if len(inputs) < 20:
         raise InputError(f"robustness: {len(inputs)} calibration inputs; at least 20 are needed")
@@ -91,81 +99,46 @@ def robustify(
     inputs, targets = inputs[rest], targets[rest]
     noise = NOISE * float(inputs.max() - inputs.min())
 
-    def matching(W: Tensor, u: Tensor, y: Tensor) -> JointMatching:
-        return _joint(model, W, u, y)
+    def swept(equations: StateEquations, u: Tensor, y: Tensor) -> Sweeps:
+        return Sweeps(equations, layers, u, y, bias, workers=workers)
 
-    def at(price: float, W: Tensor) -> tuple[Level, Tensor]:
+    def at(price: float, equations: StateEquations) -> tuple[Level, StateEquations]:
         for _ in range(SWEEPS):
             shift = 2 * torch.rand(inputs.shape, generator=generator, dtype=inputs.dtype) - 1
-            joint = matching(W, inputs + noise * shift.to(inputs), targets)
-            joint.level = price
+            joint = swept(equations, inputs + noise * shift.to(inputs), targets)
+            joint.price = price
             joint.sweep()
-            W = joint.W
-        seen = matching(W, held_inputs, held_targets)
-        return Level(price, _loss(seen.outputs, held_targets), seen.path_norm()), W
+            equations = joint.equations
+        seen = swept(equations, held_inputs, held_targets)
+        return Level(price, _loss(seen.outputs, held_targets), seen.path_norm()), equations
 
-    W = _weights(model)
-    start = matching(W, held_inputs, held_targets)
+    start = swept(model, held_inputs, held_targets)
     path = [Level(0.0, _loss(start.outputs, held_targets), start.path_norm())]
     if start.path_norm() <= 0:
         return model, path
     price, good, bad = FIRST / start.path_norm(), 0.0, None
     for _ in range(LEVELS):
-        level, trial = at(price, W)
+        level, trial = at(price, model)
         path.append(level)
         report(1.0, f"costs {100 * level.loss:.2f} points, path norm {level.norm:.0f}")
         if not level.loss <= allowed:
             bad = price
             break
-        W, good, price = trial, price, price * RISE
+        model, good, price = trial, price, price * RISE
     for _ in range(HALVINGS if bad and good else 0):
         assert bad is not None
         price = (good * bad) ** 0.5
-        level, trial = at(price, W)
+        level, trial = at(price, model)
         path.append(level)
         report(1.0, f"costs {100 * level.loss:.2f} points, path norm {level.norm:.0f}")
         if level.loss <= allowed:
-            W, good = trial, price
+            model, good = trial, price
         else:
             bad = price
-    return _with_weights(model, W), path
+    return model, path
 
 
 # what the network's probabilities say that the model's classes lose
 def _loss(outputs: Tensor, targets: Tensor) -> float:
     p = targets.double().softmax(1)
     return float((p.amax(1) - p.gather(1, outputs.argmax(1)[:, None])[:, 0]).mean())
-
-
-def _joint(model: ImplicitModel, W: Tensor, u: Tensor, y: Tensor) -> JointMatching:
-    n, total = model.n, W.shape[1]
-    ones = u.new_ones(len(u), total - n - model.p)
-    V = torch.cat([u.new_zeros(len(u), n), u, ones], 1)
-    blocks, stop = [], n
-    for block in reversed(model.blocks):
-        rows = slice(stop - block.size, stop)
-        blocks.append(RowBlock(block.name, rows, torch.arange(stop, total, device=W.device)))
-        stop = rows.start
-    every = torch.arange(total, device=W.device)
-    blocks.append(RowBlock("output", slice(n, n + model.q), every))
-    phis = [block.phi for block in reversed(model.blocks) if isinstance(block.phi, Phi)]
-    return JointMatching(W, blocks, phis, V, y, every >= n + model.p, INACTIVE)
-
-
-def _weights(model: ImplicitModel) -> Float[Tensor, "r N"]:
-    AB, CD = torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)
-    if model.b is None or model.d is None:
-        return torch.cat([AB, CD]).detach().clone()
-    rows = (torch.cat([AB, model.b[:, None]], 1), torch.cat([CD, model.d[:, None]], 1))
-    return torch.cat(rows).detach().clone()
-
-
-def _with_weights(model: ImplicitModel, W: Tensor) -> ImplicitModel:
-    n, p, W = model.n, model.p, W.to(model.A)
-    biased = W.shape[1] > n + p
-    return ImplicitModel(
-        W[:n, :n], W[:n, n : n + p], W[n:, :n], W[n:, n : n + p],
-        W[:n, -1] if biased else None, W[n:, -1] if biased else None,
-        blocks=model.blocks, structure=model.structure, input_shape=model.input_shape,
-        reference_nonzeros=model.reference_nonzeros,
-    )  # fmt: skip

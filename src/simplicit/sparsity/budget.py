@@ -1,10 +1,72 @@
-"""Whole numbers that add up to a budget: in proportion to sizes, or where removal costs most."""
+"""How a budget is spent, from top to bottom.
 
-from collections.abc import Sequence
+`sparsity` says how many weights the model may have: `wanted`. Weights of operations that are kept
+as they are cannot be removed, so they come first. The plan puts a price on every weight that is
+left, the loss that its removal adds, and `spend` keeps the most expensive ones over all rows
+together; with a penalty in place of prices, `shares` splits the budget by what the penalty left.
+Where sweeps follow, layers are matched with more weights, `first_budget`, and the sweeps remove the
+rest, each by the same factor.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from simplicit.errors import InputError
+from simplicit.system import progress
+
+FIRST, FIRST_PART = 4, 0.2
+"""Sweeps begin with at most so many times the budget, and so large a part of N0."""
+
+NOTABLE = 0.1
+"""Part of the budget from which on kept weights are worth a line."""
+
+
+def wanted(N0: int, sparsity: float, kept: Mapping[str, int]) -> int:
+    """Say how many weights there are to spend.
+
+    Args:
+        N0: Non-zero weights of the explicit network.
+        sparsity: Fraction of them to do without.
+        kept: Weights of operations that are kept as they are: module path and operation -> number.
+
+    Returns:
+        The budget without the kept weights.
+
+    Raises:
+        InputError: If the kept weights alone are more than the budget.
+    """
+    budget, fixed = round((1 - sparsity) * N0), sum(kept.values())
+    if not fixed:
+        return budget
+    names = ", ".join(f"{name} ({count:,})" for name, count in kept.items() if count)
+    most = max(0.0, 1 - fixed / N0)
+    if fixed > budget:
+        raise InputError(
+            f"sparsity={sparsity:g}: the budget is {budget:,} of {N0:,} weights, but {fixed:,} are "
+            f"in operations that are kept as they are: {names}; accepted is at most {most:.4g}"
+        )
+    if fixed >= NOTABLE * budget:
+        progress.say(
+            f"{fixed:,} of the {budget:,} weights in the budget are in operations that cannot be "
+            f"read as linear maps and stay as they are: {names}"
+        )
+    return budget - fixed
+
+
+def first_budget(budget: int, N0: int) -> int:
+    """Say how many weights sweeps begin with: half as many again as the budget, or more.
+
+    Args:
+        budget: Weights they end with.
+        N0: Weights of the explicit network.
+
+    Returns:
+        Weights to begin with.
+    """
+    return min(FIRST * budget, max(int(FIRST_PART * N0), budget + budget // 2))
 
 
 def shares(sizes: Sequence[int], budget: int) -> list[int]:
@@ -29,7 +91,8 @@ def shares(sizes: Sequence[int], budget: int) -> list[int]:
 def spend(costs: Sequence[Float[Tensor, "_"]], budget: int) -> list[int]:
     """Choose how many weights each row keeps, so that those that cost most to remove are kept.
 
-    A removal is never cheaper than those before it: what counts is the largest cost so far.
+    A removal is never cheaper than those before it: the price of a weight is the largest cost so
+    far.
 
     Args:
         costs: For each row the loss that each removal adds, the last weight's last.
@@ -41,9 +104,9 @@ def spend(costs: Sequence[Float[Tensor, "_"]], budget: int) -> list[int]:
     lengths = [len(cost) for cost in costs]
     if not sum(lengths):
         return lengths
-    levels = torch.cat([cost.cummax(0).values if len(cost) else cost for cost in costs])
+    prices = torch.cat([cost.cummax(0).values if len(cost) else cost for cost in costs])
     owner = torch.repeat_interleave(torch.arange(len(costs)), torch.tensor(lengths))
-    # stable, and latest first, so that of equal levels in a row the later ones are kept
-    ranked = levels.flip(0).argsort(descending=True, stable=True)
+    # stable, and latest first, so that of equal prices in a row the later ones are kept
+    ranked = prices.flip(0).argsort(descending=True, stable=True)
     kept = owner.flip(0)[ranked.cpu()[:budget]]
     return torch.bincount(kept, minlength=len(costs)).tolist()

@@ -1,4 +1,4 @@
-"""Which weights each row keeps: backward elimination on the shared Gram, one level for all rows."""
+"""Which weights each row keeps: backward elimination on the shared Gram, one loss for all."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,27 +19,11 @@ RIDGE = 1e-6
 BOUND_RIDGE = 1e-2
 """Ridge of the bound, relative to a feature's curvature: without one the dual knows no l0."""
 
-FIRST, FIRST_PART = 4, 0.2
-"""Sweeps begin with at most so many times the budget, and so large a part of N0."""
-
 Order = Int[Tensor, "_ _"]
 Anchor = Float[Tensor, "_ _"] | None
 
 
-def first_budget(budget: int, N0: int) -> int:
-    """Say how many weights sweeps begin with: half as many again as the budget, or more.
-
-    Args:
-        budget: Weights they end with.
-        N0: Weights of the explicit network.
-
-    Returns:
-        Weights to begin with.
-    """
-    return min(FIRST * budget, max(int(FIRST_PART * N0), budget + budget // 2))
-
-
-def plan(
+def share_out(
     problems: Sequence[RowProblem],
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
@@ -56,10 +40,10 @@ def plan(
         anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
-        The level: the loss, times importance, up to which weights were removed; how many each row
+        The allowed loss, times importance, up to which weights were removed; how many each row
         keeps; and the order in which each problem's weights go.
     """
-    # rows keep a part of their even share at least, so that part need not be put in order
+    # Every row keeps at least a quarter of budget/rows, so those last weights need no price.
     rows = sum(len(p.gram.R) for p in problems)
     surely = budget // (4 * rows)
     costs: list[Tensor] = []
@@ -173,3 +157,15 @@ def _least_squares(problem: RowProblem, anchor: Anchor = None) -> tuple[Tensor, 
     if anchor is None:
         return inverse, problem.gram.R @ inverse
     return inverse, anchor + (problem.gram.R - anchor @ problem.gram.G) @ inverse
+
+
+def prune_smallest(W: Float[Tensor, "r c"], percentage: float) -> Float[Tensor, "r c"]:
+    """Zero the given percentage of entries of smallest magnitude, as the seed does after a solve.
+
+    Returns:
+        A copy with zeros.
+    """
+    count = int(W.numel() * percentage / 100)
+    pruned = W.clone()
+    pruned.view(-1)[W.abs().view(-1).argsort(stable=True)[:count]] = 0.0
+    return pruned

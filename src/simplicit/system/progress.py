@@ -33,6 +33,15 @@ def task(description: str, total: int | float, console: Console | None = None) -
         yield step
 
 
+def say(line: str) -> None:
+    """Tell the user something that is worth knowing before the work goes on.
+
+    Args:
+        line: One line; it goes to standard error.
+    """
+    print(line, file=sys.stderr)
+
+
 @contextmanager
 def _bar(description: str, total: int | float, console: Console) -> Iterator[Step]:
     columns = (
