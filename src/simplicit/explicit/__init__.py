@@ -1,6 +1,6 @@
 """The explicit network: built by name, trained, measured."""
 
-from .by_name import build as build
-from .by_name import load_weights as load_weights
-from .training import accuracy as accuracy
-from .training import train as train
+from simplicit.explicit.by_name import build, load_weights
+from simplicit.explicit.training import accuracy, suited, train
+
+__all__ = ["accuracy", "build", "load_weights", "suited", "train"]
