@@ -17,7 +17,6 @@ from simplicit._types import Outputs
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.phi import Phi
-from simplicit.equations.weighted_maps import Dense
 
 __all__ = ["BiasParameter", "Equation", "StateEquations", "Summand", "Term"]
 
@@ -108,6 +107,25 @@ class StateEquations:
         )
 
     @property
+    def kept_weights(self) -> dict[str, int]:
+        """Operations that are kept as they are and have weights: how many of them are not zero.
+
+        Names are those of `kept`. A weight of several operations counts at the first one.
+        """
+        found: dict[str, int] = {}
+        seen: set[int] = set()
+        for equation in self.hidden:
+            if not isinstance(equation.phi, Kept) or not equation.phi.weights:
+                continue
+            name = f"{equation.name.split('@')[0]}: {equation.phi.name}"
+            weights = [equation.phi.constants[k] for k in equation.phi.weights]
+            new = {id(weight): weight for weight in weights if id(weight) not in seen}
+            seen |= set(new)
+            count = sum(int(weight.count_nonzero()) for weight in new.values())
+            found[name] = found.get(name, 0) + count
+        return found
+
+    @property
     def elementwise(self) -> list[Phi]:
         """φ of the hidden layers whose φ is elementwise: of all of them, if not `structured`."""
         return [equation.phi for equation in self.hidden if isinstance(equation.phi, Phi)]
@@ -116,8 +134,7 @@ class StateEquations:
     def structured(self) -> bool:
         """Whether there is anything but matrices on flattened samples and elementwise φ."""
         every = (*self.hidden, self.output)
-        maps = [term.map for equation in every for term in equation.terms]
-        dense = all(isinstance(linear, Dense) and linear.positions == 1 for linear in maps)
+        dense = all(term.is_matrix for equation in every for term in equation.terms)
         return not (dense and all(isinstance(equation.phi, Phi) for equation in every))
 
     def replay(self, u: Float[Tensor, "m *shape"]) -> tuple[list[Float[Tensor, "m _"]], Outputs]:
