@@ -114,6 +114,17 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
+class MatrixPerChannel(nn.Module):
+    """Every channel has a matrix of its own: a product that is kept as it is, with weights."""
+
+    def __init__(self, channels: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, :, None] @ self.weight).squeeze(2)
+
+
 def lenet(channels: int = 1, side: int = 12) -> nn.Module:
     flat = 6 * ((side - 4) // 2 - 2) ** 2
     return nn.Sequential(
@@ -241,8 +252,21 @@ CONVOLUTIONAL: dict[str, Callable[[], nn.Module]] = {
     ),
     "three dimensions": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 3)),
-        *(nn.Conv3d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten()),
-        nn.Linear(216, 4),
+        *(nn.Conv3d(1, 2, 3, padding=1, bias=False), nn.BatchNorm3d(2), nn.ReLU()),
+        *(nn.ConvTranspose3d(2, 1, 2, (1, 1, 2), (1, 0, 1)), nn.ReLU(), nn.Flatten()),
+        nn.Linear(140, 4),
+    ),
+    "transposed convolutions": lambda: nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, 2), nn.ReLU()),
+        nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2, bias=False),
+        *(nn.BatchNorm2d(4), nn.LeakyReLU(0.1)),
+        nn.ConvTranspose2d(4, 2, (3, 2), (2, 1), dilation=(1, 2)),
+        *(nn.Tanh(), nn.Flatten(2), nn.ConvTranspose1d(2, 1, 2, 2), nn.ReLU(), nn.Flatten()),
+        nn.Linear(108, 4),
+    ),
+    "matrix per channel": lambda: nn.Sequential(
+        *(nn.Flatten(2), nn.Linear(36, 8), nn.ReLU(), MatrixPerChannel(3, 8, 2)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(6, 4)),
     ),
     "encoder layer": _encoder,
     "recurrent": lambda: Net(_recurrent, nn.Linear(36, 5), nn.Linear(5, 5), nn.Linear(5, 4)),
@@ -252,7 +276,7 @@ CONVOLUTIONAL: dict[str, Callable[[], nn.Module]] = {
 KEPT = {
     "norm before convolution": ["7: hardswish"],
     "group norm": ["1: group_norm"],
-    "three dimensions": ["1: conv3d"],
+    "matrix per channel": ["3: matmul"],
     "encoder layer": [
         "2.self_attn: scaled_dot_product_attention",
         "2.norm1: layer_norm",

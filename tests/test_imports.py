@@ -16,7 +16,8 @@ ROOT = Path(simplicit.__file__).parent
 
 FLOORS = (
     ("errors", "_types"),
-    ("system", "equations"),
+    ("system", "equations.maps"),
+    ("equations",),
     ("convex", "data", "capture", "model"),
     ("model.archive",),
     ("solvers", "calibration", "explicit", "bounds"),

@@ -1,12 +1,25 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from conv_networks import CONVOLUTIONAL, KEPT, ResNet20, images, lenet, network, structured
+import simplicit
+from conv_networks import (
+    CONVOLUTIONAL,
+    KEPT,
+    MatrixPerChannel,
+    ResNet20,
+    images,
+    lenet,
+    network,
+    structured,
+)
 from example_networks import seeded
 from simplicit.capture.read import capture
 from simplicit.equations.layer_phi import MaxPool
-from simplicit.equations.weighted_maps import Conv, Dense, Gather
+from simplicit.equations.operators import nonzeros
+from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
@@ -40,8 +53,10 @@ def test_every_weight_is_found_once(name):
     weights = {key: w for key, w in weights.items() if w.ndim > 1 and key.endswith("weight")}
     assert equations.nonzeros == sum(int(w.count_nonzero()) for w in weights.values())
     found = {t.parameter for e in (*equations.hidden, equations.output) for t in e.terms}
-    kept = {key for key in weights if network(name).get_parameter(key).ndim > 4}
-    assert found == set(weights) - kept
+    kept = sum(equations.kept_weights.values())
+    assert sum(int(weights[key].count_nonzero()) for key in set(weights) - found) == kept
+    assert set(equations.kept_weights) <= set(equations.kept)
+    assert bool(kept) == (name == "matrix per channel")
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
@@ -50,7 +65,7 @@ def test_gains_and_parameters_make_the_weights(name):
     for equation in (*equations.hidden, equations.output):
         for term in equation.terms:
             raw = net.get_parameter(term.parameter).detach()
-            raw = raw.T if term.transposed else raw
+            raw = term.stored(raw)
             gain = 1.0 if term.gain is None else term.gain.view(-1, *[1] * (raw.ndim - 1))
             torch.testing.assert_close(term.weight, gain * raw, rtol=1e-12, atol=0)
 
@@ -125,3 +140,97 @@ def test_full_sizes():
     deep = seeded(lambda: lenet(1, 28)).eval()
     u = images(2, (1, 28, 28))
     torch.testing.assert_close(capture(deep, u).replay(u)[1], deep(u), rtol=1e-12, atol=1e-12)
+
+
+def test_kept_weights_are_counted_by_operation():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = MatrixPerChannel(3, 4, 4), MatrixPerChannel(3, 4, 4)
+            self.last = nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.second(self.first(self.first(x)))
+            return self.last(x.flatten(1))
+
+    net = Twice().double()
+    with torch.no_grad():
+        net.first.weight[0] = 0
+    equations = capture(net, images(2, (3, 4)))
+    assert equations.kept_weights == {"first: matmul": 32, "second: matmul": 48}
+    assert equations.nonzeros == 32 + 48 + 24 == nonzeros(equations)
+    assert not structured("lenet").kept_weights
+
+
+def generator() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Linear(6, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2))),
+        *(nn.ConvTranspose2d(6, 4, 4, 2, 1, bias=False, groups=2), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 3)),
+    )
+
+
+def volumes() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv3d(2, 4, 3, padding=1, bias=False), nn.BatchNorm3d(4), nn.ReLU()),
+        *(nn.Conv3d(4, 4, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)),
+    )
+
+
+@pytest.mark.parametrize(("make", "shape"), [(generator, (6,)), (volumes, (2, 4, 4, 4))])
+def test_transposed_and_three_dimensional_convolutions_are_matched(make, shape, tmp_path):
+    net, u = seeded(make).float(), images(60, shape).float()
+    for module in net.modules():  # statistics that do something
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            module.running_mean, module.running_var = torch.randn(4), torch.rand(4) + 0.5
+    net.eval()
+    equations = capture(net, u)
+    with torch.no_grad():
+        y = net(u)
+    assert float((equations.replay(u)[1] - y).abs().max()) <= 1e-5 * float(y.abs().max())
+    assert not equations.kept
+    weights = {name for name, p in net.named_parameters() if p.ndim > 1}
+    assert {t.parameter for e in equations.layers for t in e.terms} == weights
+
+    model = simplicit.implicitize(net, u, sparsity=0.5, workers=1)
+    assert model.nonzeros == round(0.5 * model.reference_nonzeros)
+    with torch.no_grad():
+        x = model(u)
+        assert float((x - y).square().mean()) < 0.2 * float((y - y.mean(0)).square().mean())
+        torch.testing.assert_close(model.to_explicit()(u), x, rtol=1e-5, atol=1e-6)
+        own = copy.deepcopy(net)
+        model.load_into(own)
+        torch.testing.assert_close(own(u), x, rtol=1e-5, atol=1e-5)
+        model.save(tmp_path / "model")
+        assert torch.equal(simplicit.load(tmp_path / "model")(u), x)
+
+
+def test_a_transposed_convolution_used_twice_is_one_weight():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.last = nn.ConvTranspose1d(4, 4, 3, 1, 1, groups=2), nn.Linear(20, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.up(torch.relu(self.up(x)))).flatten(1))
+
+    equations = capture(Twice().double(), images(2, (4, 5)))
+    assert equations.nonzeros == nonzeros(equations) == 4 * 2 * 3 + 40
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_function_that_is_either_convolution_is_read(transposed):
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.last = nn.Parameter(torch.randn(4, 4, 3)), nn.Linear(20, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.convolution(x, self.weight, None, [1], [1], [1], transposed, [0], 1)
+            return self.last(torch.relu(x).flatten(1))
+
+    net, u = Either().double(), images(3, (4, 5))
+    equations = capture(net, u)
+    assert not equations.kept and equations.hidden[0].terms[0].parameter == "weight"
+    assert isinstance(equations.hidden[0].terms[0].map, ConvTranspose if transposed else Conv)
+    torch.testing.assert_close(equations.replay(u)[1], net(u))

@@ -1,59 +1,117 @@
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import simplicit
 from simplicit.equations.compose import averages, by_axis, compose, identity, plus, scale
-from simplicit.equations.weighted_maps import Conv, Dense, Gather, LinearMap, Sparse
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
+from simplicit.equations.maps.matrix import swapped
+from simplicit.equations.weighted_maps import (
+    WEIGHTED_MAPS,
+    Conv,
+    ConvTranspose,
+    Dense,
+    Gather,
+    Sparse,
+)
+from weighted_map_suite import WeightedMapSuite, normal
 
 LIKE = normal(0)
 EVEN, UNEVEN = ((1, 1), (1, 1)), ((0, 1), (2, 0))
 
-MAPS: dict[str, LinearMap] = {
-    "matrix": Dense(normal(3, 5)),
-    "matrix at positions": Dense(normal(3, 5), 4),
-    "convolution": Conv(normal(4, 3, 3, 3), (3, 5, 6), (1, 1), EVEN, (1, 1)),
-    "grouped": Conv(normal(4, 1, 3, 2), (2, 7, 6), (2, 1), EVEN, (1, 2), 2),
-    "uneven": Conv(normal(2, 3, 2, 2), (3, 4, 4), (1, 2), UNEVEN, (2, 1)),
-    "sequence": Conv(normal(4, 1, 3), (2, 9), (2,), ((2, 2),), (2,), 2),
+CASES = {
+    Dense: {
+        "matrix": (Dense, (3, 5)),
+        "matrix at positions": (Dense, (3, 5), 4),
+    },
+    Conv: {
+        "convolution": (Conv, (4, 3, 3, 3), (3, 5, 6), (1, 1), EVEN, (1, 1)),
+        "grouped": (Conv, (4, 1, 3, 2), (2, 7, 6), (2, 1), EVEN, (1, 2), 2),
+        "uneven": (Conv, (2, 3, 2, 2), (3, 4, 4), (1, 2), UNEVEN, (2, 1)),
+        "one place": (Conv, (2, 3, 2, 2), (3, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+        "sequence": (Conv, (4, 1, 3), (2, 9), (2,), ((2, 2),), (2,), 2),
+        "volume": (
+            *(Conv, (4, 2, 2, 3, 1), (4, 4, 5, 3)),
+            *((1, 2, 1), ((1, 0), (1, 1), (0, 0)), (2, 1, 1), 2),
+        ),
+    },
+    ConvTranspose: {
+        "twice the size": (ConvTranspose, (3, 4, 4, 4), (4, 2, 3), (2, 2), (1, 1), (0, 0), (1, 1)),
+        "gaps": (ConvTranspose, (2, 3, 2, 1), (3, 3, 4), (3, 2), (0, 0), (1, 1), (1, 1)),
+        "grouped": (ConvTranspose, (4, 3, 3, 2), (6, 4, 5), (2, 1), (1, 0), (1, 0), (1, 2), 2),
+        "cut off": (ConvTranspose, (2, 3, 2, 2), (3, 5, 5), (1, 2), (2, 3), (0, 1), (1, 2)),
+        "one place": (ConvTranspose, (2, 3, 4, 4), (3, 1, 1), (1, 1), (0, 0), (0, 0), (1, 1)),
+        "sequence": (ConvTranspose, (3, 2, 5), (2, 6), (4,), (2,), (1,), (2,)),
+        "volume": (
+            *(ConvTranspose, (2, 1, 2, 3, 2), (2, 3, 2, 2)),
+            *((1, 2, 2), (0, 1, 0), (0, 1, 0), (1, 1, 3), 2),
+        ),
+    },
+}
+"""By class and name: what `WeightedMapSuite` takes."""
+
+
+def cases_of(kind: type):
+    return pytest.mark.parametrize("case", CASES[kind].values(), ids=CASES[kind])
+
+
+@cases_of(Dense)
+class TestDense(WeightedMapSuite):
+    pass
+
+
+@cases_of(Conv)
+class TestConv(WeightedMapSuite):
+    pass
+
+
+@cases_of(ConvTranspose)
+class TestConvTranspose(WeightedMapSuite):
+    pass
+
+
+def test_every_map_with_weights_is_tested():
+    assert set(WEIGHTED_MAPS) == set(CASES)
+    assert {f"Test{kind.__name__}" for kind in WEIGHTED_MAPS} <= set(globals())
+
+
+def test_no_file_asks_which_map_with_weights_it_has():
+    """Outside the equations and the capture, which makes them, only `WeightedMap` is known."""
+    names, root = {kind.__name__ for kind in WEIGHTED_MAPS}, Path(simplicit.__file__).parent
+    asked = []
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in ("equations", "capture"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                kinds = {getattr(part, "id", "") for part in ast.walk(node.args[1])}
+                asked += [f"{path}:{node.lineno}"] if kinds & names else []
+    assert asked == []
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_swapped_twice_are_the_weights(groups):
+    weight = normal(4, 3, 2, 5)
+    once = swapped(weight, groups)
+    assert once.shape == (3 * groups, 4 // groups, 2, 5)
+    assert torch.equal(swapped(once, groups), weight)
+
+
+FIXED = {
     "gather": Gather(torch.tensor([3, -1, 0, 0]), 5),
     "sparse": Sparse(torch.tensor([0, 0, 2]), torch.tensor([1, 4, 4]), normal(3), 3, 5),
 }
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_a_map_is_its_matrix(name):
-    linear, x = MAPS[name], normal(6, MAPS[name].columns)
+@pytest.mark.parametrize("name", FIXED)
+def test_a_map_without_weights_is_its_matrix(name):
+    linear, x = FIXED[name], normal(6, FIXED[name].columns)
     matrix = linear.to_dense().double()
     assert matrix.shape == (linear.rows, linear.columns)
     torch.testing.assert_close(linear(x), x @ matrix.T)
     assert torch.equal(linear.absolute().to_dense().double(), matrix.abs())
-
-
-@pytest.mark.parametrize("name", [name for name in MAPS if name not in ("gather", "sparse")])
-def test_position_by_position_a_map_is_one_matrix(name):
-    linear = MAPS[name]
-    assert isinstance(linear, (Dense, Conv))
-    x, W = normal(6, linear.columns), linear.weight.flatten(1)
-    patches = linear.patches(x)
-    assert patches.shape[:2] == (6, linear.positions) and patches.shape[3] == W.shape[1]
-    groups = W.unflatten(0, (patches.shape[2], -1))
-    products = torch.einsum("mpgd,god->mpgo", patches, groups).flatten(2)
-    torch.testing.assert_close(products, linear.by_channel(linear(x)))
-    channel = normal(len(W))
-    spread = linear.by_channel(linear.spread(channel)[None])
-    assert torch.equal(spread, channel.expand(1, linear.positions, -1))
-
-
-def test_sizes_of_convolutions_are_those_of_torch():
-    conv = MAPS["grouped"]
-    assert isinstance(conv, Conv)
-    out = F.conv2d(normal(1, 2, 7, 6), conv.weight, None, (2, 1), 1, (1, 2), 2)
-    assert conv.output_shape == out.shape[1:]
 
 
 @pytest.mark.parametrize("outer", ["gather", "sparse", "scale"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simplicit.bounds.intervals import Box, affine, image, rounded_outward, slack
 from simplicit.equations.network import Equation, StateEquations
-from simplicit.equations.weighted_maps import Conv, Dense, Gather, LinearMap, Sparse
+from simplicit.equations.weighted_maps import Gather, LinearMap
 
 
 def through(linear: LinearMap, box: Box) -> Box:
@@ -27,17 +27,10 @@ def through(linear: LinearMap, box: Box) -> Box:
     """
     if isinstance(linear, Gather):
         return Box(linear(box.low), linear(box.high))
-    k = slack(_products(linear))
+    k = slack(linear.products)
     centre = linear(box.centre)
     radius = linear.absolute()(box.radius + k * box.centre.abs()) * (1 + k)
     return rounded_outward(centre, radius)
-
-
-# most products that are summed in one entry of the result
-def _products(linear: Dense | Conv | Sparse) -> int:
-    if isinstance(linear, Sparse):
-        return int(torch.bincount(linear.row, minlength=1).max())
-    return linear.weight[0].numel()
 
 
 def preactivation(equation: Equation, sources: Sequence[Box]) -> Box:
@@ -78,8 +71,8 @@ def margins(equations: StateEquations, u: Box, label: Int[Tensor, " s"]) -> Floa
         boxes.append(image(equation.phi, preactivation(equation, [*boxes, u])))
     boxes.append(u)
     output = equations.output
-    one = len(output.terms) == 1 and not output.fixed and isinstance(output.terms[0].map, Dense)
-    if not one or output.terms[0].map.positions > 1:
+    one = len(output.terms) == 1 and not output.fixed and output.terms[0].is_matrix
+    if not one:
         y = preactivation(output, boxes)
         ahead = y.low.gather(1, label[:, None]) - y.high
         ahead = ahead.nextafter(torch.full_like(ahead, -torch.inf))

@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.equations.equation import Equation, Term
+from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.stacked import Stacked
-from simplicit.equations.weighted_maps import Conv
 
 Slots = tuple[tuple[int, ...], ...]
 """Terms of an equation. Those in one slot share their weight: what they read adds up."""
@@ -194,17 +193,15 @@ def rows_of(equations: StateEquations) -> list[Rows]:
     found: list[Rows] = []
     seen: set[str] = set()
     for index, equation in enumerate(equations.layers):
-        layouts: dict[tuple[bool, int, int], dict[int, list[int]]] = {}
+        layouts: dict[tuple[str, int, int], dict[int, list[int]]] = {}
         for t, term in enumerate(equation.terms):
             if term.parameter in seen:
                 continue
-            linear = term.map
-            layout = (isinstance(linear, Conv), linear.positions, len(linear.weight))
-            slots = layouts.setdefault(layout, {})
+            slots = layouts.setdefault(term.map.layout, {})
             slots.setdefault(id(term.weight), []).append(t)
         for slots in layouts.values():
             terms = [equation.terms[members[0]] for members in slots.values()]
-            groups = lcm(*(_groups(term) for term in terms))
+            groups = lcm(*(term.map.groups for term in terms))
             found.append(Rows(equation.name, index, tuple(map(tuple, slots.values())), groups))
         seen |= {term.parameter for term in equation.terms if term.parameter}
     return found
@@ -227,14 +224,11 @@ def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
         if (first := shared.get(term.parameter)) is None:
             continue
         weight = _scaled(first.weight, first.gain, inverse=True)
-        weight = weight.T if term.transposed != first.transposed else weight
+        alike = (first.transposed, first.map.groups) == (term.transposed, term.map.groups)
+        weight = weight if alike else term.stored(first.stored(weight))
         weight = _scaled(weight, term.gain, inverse=False)
         terms[t] = replace(term, map=replace(term.map, weight=weight))
     return replace(equation, terms=tuple(terms))
-
-
-def _groups(term: Term) -> int:
-    return term.map.groups if isinstance(term.map, Conv) else 1
 
 
 def _scaled(weight: Tensor, gain: Tensor | None, inverse: bool) -> Tensor:

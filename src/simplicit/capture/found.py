@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from simplicit.capture.affine import Affine
 from simplicit.equations.layer_phi import Kept, StatePhi
+from simplicit.equations.maps.matrix import swapped
 from simplicit.equations.network import BiasParameter, Equation
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Gather
@@ -34,6 +35,7 @@ class Layers:
         self._names = {p.data_ptr(): name for name, p in parameters.items() if p.numel()}
         self._parameters = parameters
         self._uses: dict[str, int] = {}
+        self._swapped: dict[tuple[int, Shape, int], Tensor] = {}
         self._counts: dict[tuple[int, int], int] = {}
 
     @property
@@ -66,6 +68,21 @@ class Layers:
             return name, False
         transposed = tensor.ndim == 2 and tensor.T.shape == stored.shape
         return (name, True) if transposed else ("", False)
+
+    def swapped(self, weight: Tensor, groups: int) -> Tensor:
+        """Exchange a weight's rows and columns, once: uses of one weight share the result.
+
+        Args:
+            weight: The weight, as the network stores it.
+            groups: Groups of channels.
+
+        Returns:
+            The weight, see `matrix.swapped`.
+        """
+        key = (weight.data_ptr(), weight.shape, groups)
+        if key not in self._swapped:
+            self._swapped[key] = swapped(weight, groups)
+        return self._swapped[key]
 
     def equation(self, node: fx.Node, value: Affine, phi: StatePhi, name: str = "") -> Equation:
         """Write a value down as an equation.

@@ -22,7 +22,14 @@ from simplicit.capture.rearrange import (
     move,
     reduction,
 )
-from simplicit.capture.weighted import adjustable, convolution, linear, matmul
+from simplicit.capture.weighted import (
+    adjustable,
+    any_convolution,
+    convolution,
+    linear,
+    matmul,
+    transposed_convolution,
+)
 from simplicit.equations.phi import Phi, PhiName
 
 
@@ -140,6 +147,12 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.conv1d.padding: convolution,
     aten.conv2d.default: convolution,
     aten.conv2d.padding: convolution,
+    aten.conv3d.default: convolution,
+    aten.conv3d.padding: convolution,
+    aten.convolution.default: any_convolution,
+    aten.conv_transpose1d.default: transposed_convolution,
+    aten.conv_transpose2d.input: transposed_convolution,
+    aten.conv_transpose3d.input: transposed_convolution,
     aten.add.Tensor: _add,
     aten.sub.Tensor: _sub,
     aten.rsub.Scalar: _rsub,

@@ -1,4 +1,4 @@
-"""Operations with weights: linear layers and convolutions."""
+"""Operations with weights: linear layers, convolutions and transposed convolutions."""
 
 from math import prod
 from typing import Any
@@ -10,7 +10,7 @@ from simplicit.capture.affine import Affine
 from simplicit.capture.found import Layers, module_path, shape_of_one
 from simplicit.capture.rearrange import per_axis
 from simplicit.equations.network import Term
-from simplicit.equations.weighted_maps import Conv, Dense
+from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense
 
 
 def linear(layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | None = None) -> Any:
@@ -93,7 +93,7 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """Read a convolution in one or two dimensions.
+    """Read a convolution in one to three dimensions.
 
     Args:
         layers: The layers found so far.
@@ -109,23 +109,123 @@ def convolution(
     Returns:
         Its result.
     """
-    spatial = len(x.shape) - 2
-    if not isinstance(weight, Tensor) or x.shape[0] != 1 or weight.ndim != spatial + 2:
+    if not _on_images(x, weight):
         return layers.keep(node, (x, weight, bias, stride, padding, dilation, groups), {})
-    layers.count(weight)
+    spatial = weight.ndim - 2
     dilation = per_axis(dilation, spatial)
-    conv = Conv(
-        weight,
+    around = _around(padding, weight.shape[2:], dilation)
+    conv = Conv(weight, x.shape[1:], per_axis(stride, spatial), around, dilation, groups)
+    return _convolved(layers, node, x, conv, weight, bias)
+
+
+def transposed_convolution(
+    layers: Layers,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Any:
+    """Read a transposed convolution in one to three dimensions.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: (input channels, channels / groups, *kernel).
+        bias: One number per channel.
+        stride: One number, or one per axis.
+        padding: Likewise.
+        output_padding: Likewise.
+        groups: Groups of channels.
+        dilation: Likewise.
+
+    Returns:
+        Its result.
+    """
+    if not _on_images(x, weight):
+        args = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+        return layers.keep(node, args, {})
+    conv = ConvTranspose(
+        layers.swapped(weight, groups),
         x.shape[1:],
-        per_axis(stride, spatial),
-        _around(padding, weight.shape[2:], dilation),
-        dilation,
+        per_axis(stride, weight.ndim - 2),
+        per_axis(padding, weight.ndim - 2),
+        per_axis(output_padding, weight.ndim - 2),
+        per_axis(dilation, weight.ndim - 2),
         groups,
     )
+    return _convolved(layers, node, x, conv, weight, bias, transposed=True)
+
+
+def any_convolution(
+    layers: Layers,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
+    """Read `torch.convolution`, which is a convolution or a transposed one.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: As for either.
+        bias: One number per channel.
+        stride: One number per axis, or one for all.
+        padding: Likewise.
+        dilation: Likewise.
+        transposed: Which of the two it is.
+        output_padding: Likewise; for a transposed one only.
+        groups: Groups of channels.
+
+    Returns:
+        Its result.
+    """
+    if not _on_images(x, weight):
+        args = (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return layers.keep(node, args, {})
+    if transposed:
+        options = (stride, padding, output_padding, groups, dilation)
+        return transposed_convolution(layers, node, x, weight, bias, *options)
+    return convolution(layers, node, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _on_images(x: Any, weight: Any) -> bool:
+    # weights that the network computes from its input are no constants, and the first axis of a
+    # sample without a batch is its channels
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor)):
+        return False
+    return x.shape[0] == 1 and weight.ndim == len(x.shape)
+
+
+def _convolved(
+    layers: Layers,
+    node: fx.Node,
+    x: Affine,
+    conv: Conv | ConvTranspose,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: bool = False,
+) -> Affine:
+    layers.count(weight)
     x = layers.settled(node, x, single=True)
     ((source, moved),) = x.fixed.items()
-    name, transposed = layers.parameter(weight)
-    term = Term(source, conv, _or_none(moved), x.bias, name, transposed)
+    # a view of a parameter in another order is no parameter of a convolution
+    name, turned = layers.parameter(weight)
+    name = "" if turned else name
+    term = Term(source, conv, _or_none(moved), x.bias, name, transposed and bool(name))
     return Affine(
         shape_of_one(node),
         x.like,

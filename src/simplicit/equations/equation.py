@@ -9,7 +9,8 @@ from torch import Tensor
 
 from simplicit.equations.compose import Fixed
 from simplicit.equations.layer_phi import Kept, StatePhi, states_of
-from simplicit.equations.weighted_maps import Conv, Dense
+from simplicit.equations.maps.matrix import swapped
+from simplicit.equations.weighted_maps import Dense, WeightedMap
 
 Sources = Sequence[Float[Tensor, "m _"]]
 """The states of all earlier equations, then the flattened input, so that index −1 is the input."""
@@ -22,17 +23,18 @@ class Term:
     Args:
         source: Where s comes from: −1 is the network's input, flattened; otherwise the index of
             a hidden equation, whose state s is: an earlier one, or itself (feedback).
-        map: W, a matrix or a convolution; batch norm that follows it is folded into it.
+        map: W, see `WEIGHTED_MAPS`; batch norm that follows it is folded into it.
         fixed: F, how the entries of s come before W; None if they do as they are.
         offset: c, which zero padding keeps from being a part of the bias, or None.
         parameter: Name of W in the network's state dict; terms with the same one share it. Empty
             if W is computed from other parameters.
-        transposed: Whether W is the transpose of that parameter.
+        transposed: Whether W is the transpose of that parameter: rows and columns are exchanged
+            within each group.
         gain: W = gain · parameter, a factor per row (channel) of W; None if that is 1.
     """
 
     source: int
-    map: Dense | Conv
+    map: WeightedMap
     fixed: Fixed | None = None
     offset: Float[Tensor, "columns"] | None = None
     parameter: str = ""
@@ -41,8 +43,24 @@ class Term:
 
     @property
     def weight(self) -> Tensor:
-        """The entries of W: (outputs, inputs), or (channels, inputs, *kernel)."""
+        """The entries of W: (channels, reads, …); matrices have no more axes."""
         return self.map.weight
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether W is one matrix on flattened samples, `weight` itself."""
+        return isinstance(self.map, Dense) and self.map.positions == 1
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """Turn a weight of W's shape into one of the parameter's, or back.
+
+        Args:
+            weight: With a row per channel of W, or as the network stores it.
+
+        Returns:
+            The other.
+        """
+        return swapped(weight, self.map.groups) if self.transposed else weight
 
     def reads(self, s: Float[Tensor, "m _"]) -> Float[Tensor, "m columns"]:
         """Compute what W reads; `map.patches` of it are the features of W's rows.

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 256
-"""Unit vectors at a time when a map is written out."""
+from simplicit.equations.maps.matrix import written_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +98,11 @@ class Sparse:
     rows: int
     columns: int
 
+    @property
+    def products(self) -> int:
+        """Most products that are summed in one entry of the result."""
+        return int(torch.bincount(self.row, minlength=1).max())
+
     def __call__(self, x: Float[Tensor, "m columns"]) -> Float[Tensor, "m rows"]:
         """Apply the map.
 
@@ -138,17 +141,3 @@ class Sparse:
         """
         row, column, value = (change(t) for t in (self.row, self.column, self.value))
         return Sparse(row, column, value, self.rows, self.columns)
-
-
-def written_out(linear: Any, like: Tensor) -> Float[Tensor, "rows columns"]:
-    """Write a map out, from its products with unit vectors.
-
-    Args:
-        linear: The map.
-        like: A tensor of the dtype and device of the result.
-
-    Returns:
-        The matrix.
-    """
-    unit = torch.eye(linear.columns, dtype=like.dtype, device=like.device)
-    return torch.cat([linear(some) for some in unit.split(CHUNK)]).T.contiguous()

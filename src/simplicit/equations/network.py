@@ -17,7 +17,6 @@ from simplicit._types import Outputs
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.phi import Phi
-from simplicit.equations.weighted_maps import Dense
 
 __all__ = ["BiasParameter", "Equation", "StateEquations", "Summand", "Term"]
 
@@ -135,8 +134,7 @@ class StateEquations:
     def structured(self) -> bool:
         """Whether there is anything but matrices on flattened samples and elementwise φ."""
         every = (*self.hidden, self.output)
-        maps = [term.map for equation in every for term in equation.terms]
-        dense = all(isinstance(linear, Dense) and linear.positions == 1 for linear in maps)
+        dense = all(term.is_matrix for equation in every for term in equation.terms)
         return not (dense and all(isinstance(equation.phi, Phi) for equation in every))
 
     def replay(self, u: Float[Tensor, "m *shape"]) -> tuple[list[Float[Tensor, "m _"]], Outputs]:

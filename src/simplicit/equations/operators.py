@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations, Summand, Term
 from simplicit.errors import InputError
 
@@ -99,7 +98,7 @@ def nonzeros(equations: StateEquations) -> int:
     Returns:
         Their number, with those inside operations that are kept as they are.
     """
-    kept = sum(e.phi.nnz for e in equations.hidden if isinstance(e.phi, Kept))
+    kept = sum(equations.kept_weights.values())
     distinct = {id(term.weight): term.weight for e in equations.layers for term in e.terms}
     return kept + sum(int(weight.count_nonzero()) for weight in distinct.values())
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from simplicit.equations.compose import Fixed
 from simplicit.equations.layer_phi import Kept, MaxPool, aten, dtype_of
 from simplicit.equations.network import Equation, StateEquations, Term
-from simplicit.equations.weighted_maps import Conv, Dense, Gather
+from simplicit.equations.weighted_maps import Gather
 from simplicit.errors import InputError
 from simplicit.model.feedforward import activation
 
@@ -87,40 +87,13 @@ class _Writer:
         return z
 
     def _term(self, name: str, term: Term, bias: Tensor | None, x: fx.Node) -> fx.Node:
-        linear = term.map
-        if isinstance(linear, Dense):
-            outputs, inputs = linear.weight.shape
-            module = nn.Linear(inputs, outputs, bias is not None, device="meta")
-            if linear.positions > 1:
-                x = self._call(torch.reshape, x, (-1, linear.positions, linear.weight.shape[1]))
-        else:
-            x, padding = self._padded(linear, self._shaped(x, linear.input_shape))
-            kind = nn.Conv1d if len(linear.input_shape) == 2 else nn.Conv2d
-            module = kind(
-                linear.input_shape[0],
-                len(linear.weight),
-                tuple(linear.weight.shape[2:]),  # pyright: ignore[reportArgumentType]
-                linear.stride,  # pyright: ignore[reportArgumentType]
-                padding,  # pyright: ignore[reportArgumentType]
-                linear.dilation,  # pyright: ignore[reportArgumentType]
-                linear.groups,
-                bias is not None,
-                device="meta",
-            )
-        weight = nn.Parameter(linear.weight.detach().clone())
-        module.weight = self._weights.setdefault(id(linear.weight), weight)
-        if bias is not None:
-            module.bias = nn.Parameter(bias.detach().clone())
-        return self._call(torch.flatten, self._module(name, module, x), 1)
+        module: Any = term.map.to_module(bias)
+        module.weight = self._weights.setdefault(id(term.weight), module.weight)
+        shaped = term.map.shaped(fx.Proxy(x)).node
+        return self._call(torch.flatten, self._module(name, module, shaped), 1)
 
     def _shaped(self, x: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         return self._call(torch.reshape, x, (-1, *shape))
-
-    def _padded(self, linear: Conv, x: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
-        if all(before == after for before, after in linear.padding):
-            return x, tuple(before for before, _ in linear.padding)
-        around = [side for pair in reversed(linear.padding) for side in pair]
-        return self._call(F.pad, x, around), (0,) * len(linear.padding)
 
     def _moved(self, name: str, fixed: Fixed | None, x: fx.Node) -> fx.Node:
         if fixed is None or (isinstance(fixed, Gather) and fixed.is_identity):
@@ -226,7 +199,7 @@ def _without_gain(name: str, term: Term) -> Tensor:
                 f"load_into: {name} has weights in a channel that its batch norm multiplies by 0"
             )
         weight = torch.where(gain == 0, 0.0, weight / gain)
-    return weight.T if term.transposed else weight
+    return term.stored(weight)
 
 
 def _put(found: dict[str, Tensor], name: str, value: Tensor) -> None:

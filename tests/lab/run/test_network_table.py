@@ -22,7 +22,7 @@ def printed(name: str) -> str:
     return "\n".join([capture.get(), *inspect.notes(structured(name), 100, 1e9)])
 
 
-@pytest.mark.parametrize("name", ["encoder layer", "concatenation", "three dimensions"])
+@pytest.mark.parametrize("name", ["encoder layer", "concatenation", "matrix per channel"])
 def test_every_equation_has_its_line(name):
     equations, text = structured(name), printed(name)
     every = inspect.lines(equations, 100)

@@ -16,7 +16,7 @@ from torch import Tensor
 from simplicit.equations.layer_phi import Kept, MaxPool, aten
 from simplicit.equations.network import BiasParameter, Equation, StateEquations, Summand, Term
 from simplicit.equations.phi import Phi
-from simplicit.equations.weighted_maps import Conv, Dense, Gather, Sparse
+from simplicit.equations.weighted_maps import WEIGHTED_MAPS, Gather, Sparse
 from simplicit.errors import InputError
 from simplicit.model.archive.packing import pack, unpack
 from simplicit.model.implicit import ImplicitModel
@@ -26,7 +26,7 @@ KIND = "layers"
 CLASSES: dict[str, type] = {
     c.__name__: c
     for c in (StateEquations, Equation, Term, Summand, BiasParameter)
-    + (Dense, Conv, Gather, Sparse, Phi, MaxPool, Kept)
+    + (*WEIGHTED_MAPS, Gather, Sparse, Phi, MaxPool, Kept)
 }
 
 
