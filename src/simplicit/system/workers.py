@@ -43,17 +43,18 @@ def count(workers: int | None) -> int:
 
 
 @contextmanager
-def pool(workers: int | None = None) -> Iterator[Executor | None]:
+def pool(workers: int | None = None, pieces: int | None = None) -> Iterator[Executor | None]:
     """Make a pool of threads that ends with the `with` block.
 
     Args:
         workers: How many threads, see `count`.
+        pieces: How many pieces there are going to be, if known: one needs no thread of its own.
 
     Yields:
         What `run` takes as its executor: None for a single worker.
     """
     many = count(workers)
-    if many == 1:
+    if many == 1 or pieces is not None and pieces <= 1:
         yield None
         return
     with ThreadPoolExecutor(many) as executor:

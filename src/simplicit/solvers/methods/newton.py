@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.scaled import SMALLEST, Scaled
+from simplicit.convex.scaled import SMALLEST, ScaledRows
 from simplicit.solvers.methods.supports import Supports
 
 PROXIMAL = 1e-6
@@ -72,7 +72,7 @@ class NewtonState:
         return NewtonState(*(getattr(self, f.name).clone() for f in fields(self)))
 
 
-def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
+def init(problem: ScaledRows, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     """Start from weights and multipliers of another method.
 
     Returns:
@@ -84,7 +84,7 @@ def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     )
 
 
-def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> NewtonState:
+def step(problem: ScaledRows, state: NewtonState, K: int, careful: bool = False) -> NewtonState:
     """Do one round.
 
     Args:
@@ -109,7 +109,7 @@ def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> 
     return on_support(problem, state, active, problem.moments, careful)
 
 
-def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
+def beyond(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
     """Compare every feature's moment with what a weight would cost it.
 
     Returns:
@@ -118,7 +118,7 @@ def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
     return state.moments.abs().sub_(price(problem, state), alpha=1 + 1e-9)
 
 
-def price(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
+def price(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
     """Compute what a weight beside zero costs.
 
     Returns:
@@ -129,7 +129,7 @@ def price(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
     return slope + state.mu * terms.omega if terms.has_ball else slope
 
 
-def tells(problem: Scaled, state: NewtonState) -> Bool[Tensor, " K"]:
+def tells(problem: ScaledRows, state: NewtonState) -> Bool[Tensor, " K"]:
     """Tell whose prices rough moments can be compared with: not those of hardly penalised rows.
 
     Returns:
@@ -139,7 +139,7 @@ def tells(problem: Scaled, state: NewtonState) -> Bool[Tensor, " K"]:
 
 
 def on_support(
-    problem: Scaled,
+    problem: ScaledRows,
     state: NewtonState,
     active: Bool[Tensor, "K n"],
     moments: Callable[[Tensor], Tensor],
@@ -171,7 +171,7 @@ def on_support(
     sides = [R, pull] if root else [R - pull]
     if careful:
         curvature, sides[0] = curvature + PROXIMAL, sides[0] + PROXIMAL * v
-    found = on.solve(problem.design, curvature, v, sides + [ball] * terms.has_ball)
+    found = on.solve(problem.shared, curvature, v, sides + [ball] * terms.has_ball)
     a, b = found[0], found[1] if root else torch.zeros_like(v)
     sigma, mu, radius = state.sigma[:, 0], torch.zeros_like(state.sigma[:, 0]), terms.radius[:, 0]
     at = bt = mu
@@ -209,7 +209,7 @@ def on_support(
 
 
 def settle(
-    problem: Scaled, state: NewtonState, most: Int[Tensor, " K"]
+    problem: ScaledRows, state: NewtonState, most: Int[Tensor, " K"]
 ) -> tuple[NewtonState, Int[Tensor, " K"]]:
     """Do rounds with rough moments until each row's support stands still.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.shared import Design
+from simplicit.convex.shared import ScaledGram
 
 PAD = 16
 """Systems are padded to 8 less than a multiple of this, and those of one size factorised together.
@@ -73,11 +73,13 @@ class Supports:
         """
         return x.new_zeros(len(self.active)).index_add_(0, self.row, x)
 
-    def solve(self, design: Design, curvature: Flat, near: Flat, sides: list[Flat]) -> list[Flat]:
+    def solve(
+        self, shared: ScaledGram, curvature: Flat, near: Flat, sides: list[Flat]
+    ) -> list[Flat]:
         """Solve (G_AA + diag(curvature)) x = side on every row's support A.
 
         Args:
-            design: The Gram matrix.
+            shared: The Gram matrix.
             curvature: Added to the diagonal.
             near: Where a singular system is drawn to.
             sides: Right-hand sides; the first is the one that a proximal term adds to.
@@ -90,8 +92,8 @@ class Supports:
         place = torch.arange(len(self.row), device=count.device)
         place = place - (count.cumsum(0) - count)[self.row]
         n, widest = self.active.shape[1], int(size.max())
-        index = count.new_full((len(count), widest), n, dtype=design.small)
-        index[self.row, place] = self.column.to(design.small)
+        index = count.new_full((len(count), widest), n, dtype=shared.small)
+        index[self.row, place] = self.column.to(shared.small)
         packed = curvature.new_zeros(len(count), widest, len(sides) + 2)
         packed[:, :, 0] = 1.0
         packed[self.row, place] = torch.stack([curvature, near, *sides], 1)
@@ -100,12 +102,12 @@ class Supports:
         for width, rows in zip(widths.tolist(), groups, strict=True):
             for some in rows.split(max(1, MOST_ENTRIES // width**2)):
                 diagonal, near_, right = packed[some, :width].split([1, 1, len(sides)], 2)
-                H = design.submatrices(index[some, :width])
+                H = shared.submatrices(index[some, :width])
                 H.diagonal(dim1=1, dim2=2).add_(diagonal[:, :, 0])
                 factor, failed = _cholesky(H)
                 if bool(failed.any()):
                     bad = failed.nonzero()[:, 0]
-                    H = design.submatrices(index[some[bad], :width])
+                    H = shared.submatrices(index[some[bad], :width])
                     H.diagonal(dim1=1, dim2=2).add_(diagonal[bad, :, 0] + RIDGE)
                     factor[bad] = _cholesky(H)[0]
                     right[bad, :, 0] += RIDGE * near_[bad, :, 0]
