@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ NUMBERS = [f.name for f in fields(Settings) if f.name != "methods"]
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_no_stage_can_use_is_named(name):
     whole = isinstance(getattr(Settings(), name), int)
-    for bad in (-1,) if whole else (-1.0, math.nan, math.inf):
+    wrong: tuple[Any, ...] = (-1,) if whole else (-1.0, math.nan, math.inf)
+    for bad in wrong:
         with pytest.raises(InputError, match=rf"settings: {name}=.*; must be ") as caught:
             Settings(**{name: bad})
         assert "\n" not in str(caught.value)

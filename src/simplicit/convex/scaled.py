@@ -1,4 +1,4 @@
-"""The problem every solver iterates on: unit features, unit targets, nothing degenerate.
+"""Rows in unit scale: the problem that every solver iterates on, without degenerate features.
 
 Free features are projected out, zero features dropped, every feature scaled to unit mean square
 (Jacobi) and every target too; penalty scales, ball weights and radius are carried along, so the
@@ -48,6 +48,10 @@ class ScaledRows:
     def of(cls, problem: RowProblem, shared: ScaledGram) -> "ScaledRows":
         """Scale a problem; rows that are not valid become zero rows.
 
+        Args:
+            problem: K rows over N features.
+            shared: The Gram of their features in unit scale, n of which are kept.
+
         Returns:
             The scaled problem.
         """
@@ -95,6 +99,9 @@ class ScaledRows:
     def rows(self, index: slice | Tensor) -> "ScaledRows":
         """Keep some rows.
 
+        Args:
+            index: Which, in this order: numbers, (k,), a mask, (K,), or a slice.
+
         Returns:
             Their scaled problem.
         """
@@ -104,6 +111,9 @@ class ScaledRows:
     def times(self, factor: Float[Tensor, " K"]) -> "ScaledRows":
         """Multiply every row's penalty.
 
+        Args:
+            factor: One factor a row, (K,).
+
         Returns:
             The same rows at another level.
         """
@@ -111,6 +121,9 @@ class ScaledRows:
 
     def scale(self, W: Float[Tensor, "K N"]) -> Float[Tensor, "K n"]:
         """Bring weights as given into scaled coordinates, inside the ball.
+
+        Args:
+            W: Weights of all features as given, (K, N).
 
         Returns:
             ScaledRows weights.
@@ -123,6 +136,9 @@ class ScaledRows:
     def moments(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
         """Correlate features and residuals, in float64.
 
+        Args:
+            V: Scaled weights, (K, n).
+
         Returns:
             c = R − V G.
         """
@@ -134,13 +150,19 @@ class ScaledRows:
     def rough_moments(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
         """Correlate features and residuals with products in float32, a tenth of the time.
 
+        Args:
+            V: Scaled weights, (K, n).
+
         Returns:
             c = R − V G, with an error of about 1e-7 times its terms.
         """
         return self.R - weighted_rows(V, self.shared.low)
 
     def root_mean_square(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
-        """Scale of the penalty: the root mean square residual at V (rooted loss), else 1.
+        """Compute the root mean square residual for the rooted loss; 1 for the squared one.
+
+        Args:
+            V: Scaled weights, (K, n).
 
         Returns:
             σ, (K, 1).
@@ -153,6 +175,10 @@ class ScaledRows:
         self, V: Float[Tensor, "K n"], sigma: Float[Tensor, "K 1"]
     ) -> Float[Tensor, "K 1"]:
         """Find the ball's multiplier that belongs to V: 0 inside, the best for the gap on the edge.
+
+        Args:
+            V: Scaled weights inside the ball, (K, n).
+            sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
 
         Returns:
             μ, times σ as in the solvers' states, (K, 1).
@@ -189,6 +215,9 @@ class ScaledRows:
     def unscale(self, V: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
         """Bring scaled weights into the units as given.
 
+        Args:
+            V: Scaled weights, (K, n).
+
         Returns:
             Weights of the kept features.
         """
@@ -199,6 +228,10 @@ class ScaledRows:
     ) -> Float[Tensor, "K 1"]:
         """Bring the ball's multiplier into the units as given.
 
+        Args:
+            mu: Multiplier in scaled units, (K, 1).
+            sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
+
         Returns:
             The derivative of the optimum by minus the radius.
         """
@@ -206,6 +239,9 @@ class ScaledRows:
 
     def to(self, dtype: torch.dtype) -> "ScaledRows":
         """Change precision; what the rows share keeps its own.
+
+        Args:
+            dtype: Precision.
 
         Returns:
             The same rows.

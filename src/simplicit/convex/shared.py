@@ -1,7 +1,7 @@
-"""What the rows of a problem share: features in unit scale, nothing degenerate, factorised once.
+"""The Gram matrix in unit scale, which all rows share: factorised once, no degenerate features.
 
-Free features are projected out, zero features dropped, every feature scaled to unit mean square
-(Jacobi).
+Free features are projected out, zero features are dropped, and every other feature is scaled to
+unit mean square (Jacobi).
 """
 
 from threading import Lock
@@ -23,17 +23,17 @@ ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
 
 BYTES, INVERSES = 12, 32
-"""Bytes per entry of G at the most: scaled G in both precisions; and so inverses for two ρ, with
-what it takes to make them."""
+"""Bytes per entry of G at the most: of the scaled G in both precisions; of the inverses for two ρ,
+with the memory it takes to make them."""
 
 
 class ScaledGram:
-    """What all rows share: which features are kept, their scales, the factorised Gram.
+    """The Gram of the features that are kept, in unit scale, and its inverses.
 
     Args:
         problem: Any row problem on that Gram; its free features are projected out.
         device: Where the solvers iterate.
-        inverses: Whether there has to be room for what ADMM takes.
+        inverses: Whether memory is asked for the inverses that ADMM takes, too.
 
     Raises:
         InputError: If solving would not fit into memory.
@@ -98,6 +98,9 @@ class ScaledGram:
 
     def fits(self, problem: RowProblem) -> bool:
         """Tell whether the same features are free, and shut out, in another problem on this Gram.
+
+        Args:
+            problem: Rows on the same Gram.
 
         Returns:
             Whether it may be used for that.

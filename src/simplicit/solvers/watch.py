@@ -80,10 +80,11 @@ class Watch:
             seconds = time.monotonic() - self.begin
             if self.limit is not None and seconds > self.limit:
                 self.stop = self.stop or Status.TIME_LIMIT
-            if self.callback is not None and self.stop is None:
-                seen = Progress(rows, iteration, seconds, gap, self.done + done, self.total)
-                if self.callback(seen):
-                    self.stop = Status.INTERRUPTED
+            if self.callback is None or self.stop is not None:
+                return self.stop is not None
+            seen = Progress(rows, iteration, seconds, gap, self.done + done, self.total)
+            if self.callback(seen):
+                self.stop = Status.INTERRUPTED
             return self.stop is not None
 
     def finish(self, rows: int) -> None:

@@ -35,7 +35,7 @@ Look = Callable[[float, int, bool], bool]
 
 
 def pays(problem: RowProblem, settings: Settings = DEFAULTS) -> bool:
-    """Tell whether the features are so many that sets of them are faster; says nothing of rows.
+    """Tell whether there are so many features that working sets are faster.
 
     Args:
         problem: The rows.

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -86,23 +88,21 @@ def run(
         return
     # an executor need not say how many workers it has
     many = IN_FLIGHT * getattr(executor, "_max_workers", threads.available())
-    torch_threads, left = torch.get_num_threads(), iter(pieces)
+    call = partial(_call, function, torch.get_num_threads())
+    submitted = (executor.submit(call, piece) for piece in pieces)
     waiting: deque[Future[Answer]] = deque()
     try:
-        while True:
-            for piece in left:
-                waiting.append(executor.submit(_call, function, piece, torch_threads))
-                if len(waiting) >= many:
-                    break
-            if not waiting:
-                return
-            yield waiting.popleft().result()
+        waiting.extend(islice(submitted, many))
+        while waiting:
+            answer = waiting.popleft().result()
+            waiting.extend(islice(submitted, 1))
+            yield answer
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _call(function: Callable[[Piece], Answer], piece: Piece, torch_threads: int) -> Answer:
+def _call(function: Callable[[Piece], Answer], torch_threads: int, piece: Piece) -> Answer:
     if torch.get_num_threads() != torch_threads:
         torch.set_num_threads(torch_threads)
     return function(piece)

@@ -30,7 +30,7 @@ class AdmmState:
         mu: The ball's multiplier, (K, 1).
         sigma: Root mean square residual for the rooted loss, 1 for the squared one, (K, 1).
         rho: Penalty ρ on the split, (K, 1).
-        A: Where weights near 0 are drawn to: R (G + ρ I)⁻¹, (K, n).
+        A: R (G + ρ I)⁻¹, the part of X that stays the same, (K, n).
     """
 
     W: Float[Tensor, "K n"]
@@ -78,6 +78,9 @@ class Admm:
         Measured on Fashion-MNIST: 20 √level is best, where the level is the slope of the penalty
         at zero by that at which all weights are zero. The ball's multiplier, which adds to the
         slope, is guessed as if G were the identity.
+
+        Args:
+            problem: The rows, (K, n).
 
         Returns:
             One of `rhos` for each row, the nearest on a logarithmic scale.

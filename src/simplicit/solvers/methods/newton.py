@@ -23,11 +23,11 @@ from simplicit.convex.scaled import SMALLEST, ScaledRows
 from simplicit.solvers.methods.supports import Supports
 
 PROXIMAL = 1e-6
-"""Proximal term of careful rounds: along the null space of a support they have an end, too."""
+"""Proximal term of careful rounds: it bounds their steps along the null space of a support."""
 
 ROUGH = 1e-6
-"""Moments in float32 tell no smaller difference. A weight that has just left lies at its price but
-for rounding, and would come and go for ever."""
+"""Least difference of moment and price that float32 can tell. The moment of a weight that has just
+left is its price up to rounding: with a smaller threshold it would come and go for ever."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,21 @@ class NewtonState:
     def rows(self, index: Int[Tensor, " k"]) -> "NewtonState":
         """Keep some rows.
 
+        Args:
+            index: Which rows, in this order, (k,).
+
         Returns:
             Their state.
         """
         return NewtonState(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def put(self, index: Int[Tensor, " k"], rows: "NewtonState") -> None:
-        """Replace some rows."""
+        """Replace some rows.
+
+        Args:
+            index: Which rows to replace, (k,).
+            rows: The state of the new ones, in this order.
+        """
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(rows, f.name)
 
@@ -74,6 +82,12 @@ class NewtonState:
 
 def init(problem: ScaledRows, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     """Start from weights and multipliers of another method.
+
+    Args:
+        problem: The rows, float64.
+        V: Scaled weights, (K, n).
+        mu: The ball's multiplier, (K, 1).
+        sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
 
     Returns:
         The first state.
@@ -91,9 +105,9 @@ def step(problem: ScaledRows, state: NewtonState, K: int, careful: bool = False)
         problem: The rows, float64.
         state: The current state.
         K: How many of the rows matter; the others fill a block, and are set to zero.
-        careful: Stop where the first weight changes its sign or passes the knee, and let the
-            feature with the largest moment enter, and no other, once nothing stops the way to
-            the solution. The objective of the squared loss then falls with every round.
+        careful: Stop where the first weight changes its sign or passes the knee. A feature
+            enters only after a round that nothing stopped: the one with the largest moment. The
+            objective of the squared loss then falls with every round.
 
     Returns:
         The next state.
@@ -110,7 +124,11 @@ def step(problem: ScaledRows, state: NewtonState, K: int, careful: bool = False)
 
 
 def beyond(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
-    """Compare every feature's moment with what a weight would cost it.
+    """Compute by how much each feature's moment exceeds its price.
+
+    Args:
+        problem: The rows, float64.
+        state: Their weights, moments and multipliers.
 
     Returns:
         |c| − s slope − μ ω, positive where a weight has to leave zero; (K, n).
@@ -119,7 +137,11 @@ def beyond(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
 
 
 def price(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
-    """Compute what a weight beside zero costs.
+    """Compute the price of each feature: the moment above which its weight leaves zero.
+
+    Args:
+        problem: The rows, float64.
+        state: Their multipliers.
 
     Returns:
         s slope + μ ω, (K, n).
@@ -130,7 +152,11 @@ def price(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
 
 
 def tells(problem: ScaledRows, state: NewtonState) -> Bool[Tensor, " K"]:
-    """Tell whose prices rough moments can be compared with: not those of hardly penalised rows.
+    """Tell which rows may use rough moments: those whose prices are far above their error.
+
+    Args:
+        problem: The rows, float64.
+        state: Their multipliers.
 
     Returns:
         One truth value a row.
