@@ -66,7 +66,8 @@ class SolverSuite:
 
     def solve(self, problem: RowProblem, **options) -> Solution:
         defaults: dict[str, Any] = {"tol": self.tol, "max_iterations": self.max_iterations}
-        return solve(problem, **defaults | {"settings": self.settings} | options)
+        defaults["settings"] = self.settings
+        return solve(problem, **defaults | options)
 
     def check(self, problem: RowProblem, V: Tensor, T: Tensor, **options) -> Solution:
         """Solve, and hold the answer against the data (30): whatever it says must be true."""

@@ -10,6 +10,7 @@ import torch
 
 import loop_suite
 from cases import LOSSES, features, normal, uniform
+from simplicit.convex.duality import Loss
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
@@ -38,7 +39,7 @@ def processes() -> Iterator[Executor]:
         yield executor
 
 
-def problem(loss="squared") -> RowProblem:
+def problem(loss: Loss = "squared") -> RowProblem:
     """Three tiles, among them rows whose radius is infinite, or 0, and one that is not finite."""
     V, T = features(60, 20, 1.5, seed=0), normal(60, ROWS, seed=1)
     V[:, -1] = 1.0
