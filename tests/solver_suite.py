@@ -14,7 +14,6 @@ In none of them, and why:
 import itertools
 import math
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -27,8 +26,7 @@ from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
-from simplicit.solvers import solve
-from simplicit.solvers import stages as tile
+from simplicit.solvers import Settings, solve
 
 MIXED = [
     (PENALTIES["l1"], None, "squared"),
@@ -55,8 +53,8 @@ def rounding(problem: RowProblem, W: Tensor) -> np.ndarray:
 class SolverSuite:
     """Inherit, and override what the solver is."""
 
-    patched: dict[str, Any] = {"METHODS": tile.METHODS}
-    """What `solvers.tile` is patched with."""
+    settings = Settings()
+    """How the solver goes about it."""
 
     tol = 1e-9
     max_iterations = 400
@@ -67,10 +65,9 @@ class SolverSuite:
     """Whether degenerate rows must be solved, too, and not just be reported honestly."""
 
     def solve(self, problem: RowProblem, **options) -> Solution:
-        with patch.multiple(tile, **self.patched):
-            return solve(
-                problem, **{"tol": self.tol, "max_iterations": self.max_iterations} | options
-            )
+        defaults: dict[str, Any] = {"tol": self.tol, "max_iterations": self.max_iterations}
+        defaults["settings"] = self.settings
+        return solve(problem, **defaults | options)
 
     def check(self, problem: RowProblem, V: Tensor, T: Tensor, **options) -> Solution:
         """Solve, and hold the answer against the data (30): whatever it says must be true."""

@@ -16,7 +16,7 @@ from simplicit.errors import InputError
 from simplicit.fit import Fit
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
-from simplicit.solvers import stages as tile
+from simplicit.solvers import Settings
 from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
 STRUCTURES = ("triangular", "layered", "full")
@@ -192,7 +192,8 @@ def test_the_teacher_stays_as_it_was():
 
 @pytest.mark.parametrize("structure", ["triangular", "full"])
 def test_the_same_bits_again_whatever_the_number_of_workers(structure, monkeypatch):
-    monkeypatch.setattr(tile, "TILE", 3)  # several blocks of rows in every layer
+    # several tiles of rows in every layer
+    monkeypatch.setattr("simplicit.solvers.loop.DEFAULTS", Settings(tile=3))
     monkeypatch.setattr("simplicit.system.threads.available", lambda: 2)
     recipe = Recipe(structure=structure, alpha=5.0)
     one, again, two = (quick_fit(recipe, workers=workers) for workers in (1, 1, 2))

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from cases import LOSSES, generator, uniform
 from certified import judge
+from fista import Fista
 from simplicit.convex.duality import Loss
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.solvers import solve
-from simplicit.solvers import stages as tile
-from simplicit.solvers.methods.fista import Fista
+from simplicit.solvers import Settings, solve
 
 PENALTIES = {
     "l0+l2": dict(l0=0.005, l2=0.05),
@@ -97,7 +96,7 @@ def oracle(penalty: dict[str, float], radius: float | None, loss: Loss) -> NDArr
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("radius", [None, 0.5], ids=["free", "ball"])
 @pytest.mark.parametrize("name", PENALTIES)
-def test_objective_is_that_of_clarabel(name, radius, loss, monkeypatch):
+def test_objective_is_that_of_clarabel(name, radius, loss):
     ball = None if radius is None else Ball(slice(0, HIDDEN), radius, OMEGA)
     problem = RowProblem(Gram.from_data(V, T), Penalty(**PENALTIES[name], scales=RHO), ball, loss)
     theirs = judge(problem, V, T, torch.as_tensor(oracle(PENALTIES[name], radius, loss)))
@@ -110,9 +109,8 @@ def test_objective_is_that_of_clarabel(name, radius, loss, monkeypatch):
     if radius is not None:
         assert (verdict.norm >= 0.5 * (1 - 1e-6)).any() and (theirs.excess <= 1e-6).all()
 
-    monkeypatch.setattr(tile, "METHODS", (Fista(),))
-    monkeypatch.setattr(tile, "NEWTON_ROUNDS", 0)
-    twin = solve(problem, tol=1e-5, max_iterations=3000)
+    alone = Settings(methods=(Fista(),), newton_rounds=0)
+    twin = solve(problem, tol=1e-5, max_iterations=3000, settings=alone)
     lower = (twin.objective - twin.gap).numpy()
     assert (lower <= theirs.primal * (1 + 1e-8)).all()
     assert (twin.objective.numpy() >= verdict.primal * (1 - 1e-8)).all()

@@ -8,19 +8,18 @@ from sklearn.linear_model import ElasticNet, Lasso, Ridge
 import naive
 from cases import PENALTIES, features, known, normal
 from degenerate_suite import DegenerateSuite
+from fista import Fista
 from loop_suite import LoopSuite
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem, mean_square
-from simplicit.convex.scaled import Scaled
-from simplicit.convex.shared import Design
+from simplicit.convex.scaled import ScaledRows
+from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
-from simplicit.solvers import solve
-from simplicit.solvers import stages as tile
+from simplicit.solvers import Settings, solve
 from simplicit.solvers.methods import newton
 from simplicit.solvers.methods.admm import Admm
-from simplicit.solvers.methods.fista import Fista
 
 
 class TestSolve(LoopSuite, DegenerateSuite):
@@ -37,22 +36,21 @@ class FirstOrder(DegenerateSuite):
 
 
 class TestAdmm(FirstOrder):
-    patched = {"METHODS": (Admm(dtype=torch.float64),), "NEWTON_ROUNDS": 0}
+    settings = Settings(methods=(Admm(dtype=torch.float64),), newton_rounds=0)
 
 
 class TestFista(FirstOrder):
-    patched = {"METHODS": (Fista(),), "NEWTON_ROUNDS": 0}
+    settings = Settings(methods=(Fista(),), newton_rounds=0)
 
 
 class TestHandOver:
     """Newton after a few steps of either method."""
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_both_first_order_methods_lead_to_the_same_row(self, name, monkeypatch):
+    def test_both_first_order_methods_lead_to_the_same_row(self, name):
         case = known(PENALTIES[name], ball=True, decay=1.0)
         by_admm = solve(case.problem, tol=1e-10)
-        monkeypatch.setattr(tile, "METHODS", (Fista(),))
-        by_fista = solve(case.problem, tol=1e-10)
+        by_fista = solve(case.problem, tol=1e-10, settings=Settings(methods=(Fista(),)))
         assert by_admm.solved.all() and by_fista.solved.all()
         torch.testing.assert_close(by_fista.objective, by_admm.objective, rtol=1e-9, atol=0)
         torch.testing.assert_close(by_fista.multiplier, by_admm.multiplier, rtol=1e-4, atol=1e-6)
@@ -72,7 +70,7 @@ class TestCareful:
     @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
     def test_every_round_lowers_the_objective_down_to_the_optimum(self, name, ball):
         case = known(PENALTIES[name], ball=ball, decay=2.0)
-        problem = Scaled.of(case.problem, Design(case.problem))
+        problem = ScaledRows.of(case.problem, ScaledGram(case.problem))
         V = problem.scale(torch.zeros_like(case.W))
         mu = torch.zeros(len(V), 1, dtype=torch.float64)
         state = newton.init(problem, V, mu, mu + 1)
@@ -90,16 +88,16 @@ class TestCareful:
 
 
 class TestFistaAlone:
-    def scaled(self, penalty: str, **options) -> tuple[Scaled, torch.Tensor]:
+    def scaled(self, penalty: str, **options) -> tuple[ScaledRows, torch.Tensor]:
         case = known(PENALTIES[penalty], **options)
-        problem = Scaled.of(case.problem, Design(case.problem))
+        problem = ScaledRows.of(case.problem, ScaledGram(case.problem))
         return problem, problem.scale(torch.zeros_like(case.W))
 
     @pytest.mark.parametrize("name", PENALTIES)
     def test_the_objective_falls_below_that_of_a_plain_gradient_method(self, name):
         """The rate of acceleration, O(1/k²): 4 ‖w₀ − w*‖² L / (k + 1)² (Beck & Teboulle 2009)."""
         case = known(PENALTIES[name], decay=2.0, scaled=False)
-        problem = Scaled.of(case.problem, Design(case.problem))
+        problem = ScaledRows.of(case.problem, ScaledGram(case.problem))
         best = problem.scale(case.W)
         method, V = Fista(), torch.zeros_like(best)
         state = method.init(problem, V)
@@ -115,7 +113,7 @@ class TestFistaAlone:
     def test_it_stays_at_the_optimum(self):
         for loss in ("squared", "root"):
             case = known(PENALTIES["l0+l1+l2"], ball=True, loss=loss)
-            problem = Scaled.of(case.problem, Design(case.problem))
+            problem = ScaledRows.of(case.problem, ScaledGram(case.problem))
             best = problem.scale(case.W)
             state = Fista().init(problem, best)
             for _ in range(5):
@@ -135,7 +133,7 @@ class TestFistaAlone:
 @pytest.mark.parametrize("n", [3, 1500])
 def test_submatrices_of_the_gram(n):
     V = normal(20, n, seed=0)
-    design = Design(RowProblem(Gram.from_data(V, V[:, :1]), Penalty(l1=1.0)))
+    design = ScaledGram(RowProblem(Gram.from_data(V, V[:, :1]), Penalty(l1=1.0)))
     index = torch.tensor([[0, 2, n - 1], [1, n, n]])
     first, second = design.submatrices(index)
     assert torch.equal(first, design.G[index[0]][:, index[0]])
@@ -199,7 +197,7 @@ def test_a_design_can_be_used_again():
     V, T = data()
     gram = Gram.from_data(V, T)
     first = RowProblem(gram, Penalty(l1=0.1))
-    design = Design(first)
+    design = ScaledGram(first)
     for l1 in (0.1, 0.03):
         problem = RowProblem(gram, Penalty(l1=l1))
         assert torch.equal(solve(problem, design=design).W, solve(problem).W)

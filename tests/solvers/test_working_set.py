@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -14,25 +15,22 @@ from simplicit.convex.duality import Loss
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.convex.shared import Design
+from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
-from simplicit.solvers import loop, solve, working_set
-from simplicit.solvers import tiles as course
+from simplicit.solvers import Settings, loop, solve, tiles, working_set
 from simplicit.sparsity.path import solve_to_budget
 from simplicit.system import memory
 from solver_suite import MIXED
 
 
 def by_sets(problem: RowProblem, first: int = 4, share: int = 1, **options) -> Solution:
-    with (
-        patch.object(working_set, "LARGE", 0),
-        patch.multiple(working_set, FIRST=first, SHARE=share, Design=no_room),
-    ):
-        return solve(problem, **options)
+    settings = Settings(large=0, first_set=first, share=share)
+    with patch.object(working_set, "ScaledGram", no_room):
+        return solve(problem, settings=settings, **options)
 
 
-def no_room(*_, **__) -> Design:
+def no_room(*_, **__) -> ScaledGram:
     """No scaled copy of the whole Gram, so that every row goes by sets."""
     raise InputError("no room")
 
@@ -44,7 +42,7 @@ class Forced(LoopSuite):
     crowd = 10
 
     def solve(self, problem: RowProblem, **options) -> Solution:
-        defaults = {"tol": self.tol, "max_iterations": self.max_iterations}
+        defaults: dict[str, Any] = {"tol": self.tol, "max_iterations": self.max_iterations}
         return by_sets(problem, first=12, **defaults | options)
 
 
@@ -140,12 +138,12 @@ def test_the_optimum_is_that_of_all_features_at_once(penalty, ball, loss):
 def test_sparse_rows_never_factorise_the_whole_gram():
     problem, sizes = wide(), []
 
-    class Watched(Design):
+    class Watched(ScaledGram):
         def __init__(self, part: RowProblem, *rest) -> None:
             sizes.append(len(part.gram.G))
             super().__init__(part, *rest)
 
-    with patch.object(course, "Design", Watched), patch.object(loop, "Design", Watched):
+    with patch.object(tiles, "ScaledGram", Watched), patch.object(loop, "ScaledGram", Watched):
         assert by_sets(problem, first=8).solved.all()
     assert 8 in sizes and max(sizes) < 300
 
@@ -159,23 +157,21 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
         by_set.append(part)
         return by_sets_alone(self, part, *rest)
 
-    with (
-        patch.object(working_set, "LARGE", 0),
-        patch.multiple(working_set, FIRST=16, SHARE=1),
-        patch.object(working_set.WorkingSets, "solve", watched),
-    ):
-        whole = solve(problem, tol=1e-7)
+    settings = Settings(large=0, first_set=16, share=1)
+    by_few = partial(solve, tol=1e-7, settings=settings)
+    with patch.object(working_set.WorkingSets, "solve", watched):
+        whole = by_few(problem)
         assert whole.solved.all() and 0 < len(by_set) < 6
         order = torch.tensor([5, 0, 3])
-        assert same(solve(problem.select(order), tol=1e-7), whole.rows(order))
+        assert same(by_few(problem.select(order)), whole.rows(order))
         calls = itertools.count(1)
-        stopped = solve(problem, tol=1e-7, callback=lambda _: next(calls) >= 3)
+        stopped = by_few(problem, callback=lambda _: next(calls) >= 3)
         assert Status.INTERRUPTED in stopped.status
-        assert same(solve(problem, tol=1e-7, warm_start=stopped), whole)
-        few = solve(problem, tol=1e-7, max_iterations=9)
+        assert same(by_few(problem, warm_start=stopped), whole)
+        few = by_few(problem, max_iterations=9)
         assert (few.iterations <= 9).all() and Status.MAX_ITERATIONS in few.status
         seen = []
-        solve(problem, tol=1e-7, callback=seen.append)
+        by_few(problem, callback=seen.append)
     assert seen[-1].solved == seen[-1].total == 6
 
 
@@ -211,10 +207,11 @@ def test_memory_is_asked_for_first(monkeypatch):
 
 def test_a_path_to_a_budget_goes_by_sets_too():
     problem = wide()
+    settings = Settings(large=0, first_set=8, share=2)
     with (
-        patch.object(working_set, "LARGE", 0),
-        patch.multiple(working_set, FIRST=8, SHARE=2),
-        patch("simplicit.sparsity.path.Design", side_effect=AssertionError),
+        patch("simplicit.solvers.loop.DEFAULTS", settings),
+        patch("simplicit.sparsity.path.pays", partial(working_set.pays, settings=settings)),
+        patch("simplicit.sparsity.path.ScaledGram", side_effect=AssertionError),
     ):
         _, (found,) = solve_to_budget([problem], 150, tol=1e-6)
     assert 150 <= int((found.W[:, :-1] != 0).sum()) <= 153 and found.solved.all()

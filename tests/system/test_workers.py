@@ -147,4 +147,6 @@ def test_no_number_of_workers_means_all_processors(monkeypatch):
             workers.count(n)
     with workers.pool(1) as alone, workers.pool(2) as two, workers.pool() as three:
         assert alone is None
+        with workers.pool(2, pieces=1) as needless:
+            assert needless is None
         assert [p._max_workers for p in (two, three)] == [2, 3]  # pyright: ignore

@@ -25,6 +25,11 @@ MATCHED = 1e-6
 def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
     """Mean squared residual ‖t − V w‖²/m from the moments; (K,).
 
+    Args:
+        gram: Statistics of the rows.
+        W: Weights, (K, N).
+        moments: c = R − W G, (K, N).
+
     Returns:
         q = t2 − R'w − c'w, never negative.
     """
@@ -33,6 +38,13 @@ def mean_square(gram: Gram, W: Tensor, moments: Tensor) -> Tensor:
 
 def objective(gram: Gram, terms: Separable, loss: Loss, W: Tensor, moments: Tensor) -> Tensor:
     """Loss plus penalty of each row; (K,).
+
+    Args:
+        gram: Statistics of the rows.
+        terms: Penalty of every row and feature.
+        loss: `squared` or `root`.
+        W: Weights, (K, N).
+        moments: c = R − W G, (K, N).
 
     Returns:
         The objective.

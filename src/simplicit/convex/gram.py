@@ -117,6 +117,12 @@ class Gram:
     ) -> "Gram":
         """Wrap moments that are already there, without a copy.
 
+        Args:
+            G: V'V/m, (N, N), float64.
+            R: T'V/m, (K, N), float64.
+            t2: Mean square of each target, (K,), float64.
+            m: Samples they are means over.
+
         Returns:
             The statistics.
         """

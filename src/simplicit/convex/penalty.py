@@ -1,4 +1,4 @@
-"""What a row problem asks of weights: a penalty on each, and a ball that some of them stay in."""
+"""Penalty and ball of a row problem, as the user gives them."""
 
 from dataclasses import dataclass, replace
 

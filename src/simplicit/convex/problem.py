@@ -1,4 +1,4 @@
-"""The convex problem of the rows: what is given, what is asked for, and how good weights are.
+"""The convex problem of the rows, its objective and its duality gap.
 
 Row k over N features, with the Gram statistics of its target:
 
@@ -122,9 +122,12 @@ class RowProblem:
         for some, ball in balls:
             omega = terms.omega if ball is not None else torch.zeros_like(terms.omega)
             unpenalised = replace(self.penalty, scales=(omega > 0).to(omega))
-            for rows, penalty in ((some & ~null, self.penalty), (some & null, unpenalised)):
-                if bool(rows.any()):
-                    found.append((rows, replace(self, ball=ball, penalty=penalty)))
+            halves = ((some & ~null, self.penalty), (some & null, unpenalised))
+            found += [
+                (rows, replace(self, ball=ball, penalty=penalty))
+                for rows, penalty in halves
+                if bool(rows.any())
+            ]
         return found
 
     @property
@@ -135,6 +138,9 @@ class RowProblem:
 
     def select(self, rows: slice | Tensor) -> "RowProblem":
         """Keep some rows.
+
+        Args:
+            rows: Which, in this order: numbers, (k,), a mask, (K,), or a slice.
 
         Returns:
             Their problem, on the same Gram.

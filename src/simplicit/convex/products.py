@@ -9,11 +9,14 @@ BLOCK = 32
 """Rows of every product. The last bits of a product depend on its number of rows."""
 
 SPARSE = 16
-"""One weight in so many non-zero is where adding up rows of a matrix costs what a product does."""
+"""Features per non-zero weight from which adding up rows of a matrix is cheaper than a product."""
 
 
 def fill(rows: Int[Tensor, " k"]) -> Int[Tensor, " b"]:
     """Repeat the last of some rows until they make whole blocks.
+
+    Args:
+        rows: Row numbers, (k,).
 
     Returns:
         Row numbers, a multiple of `BLOCK`.
@@ -58,6 +61,12 @@ def sparse_product(
 ) -> Float[Tensor, "k p"]:
     """Multiply as `product` does, but mostly zero rows by adding up the rows of M that they weigh.
 
+    Args:
+        X: Rows, (k, n).
+        M: What all are multiplied by, (n, p).
+        to: What the product is added to, (k, p); nothing when omitted.
+        factor: The product's factor.
+
     Returns:
         to + factor X M.
     """
@@ -72,6 +81,10 @@ def sparse_product(
 
 def weighted_rows(X: Float[Tensor, "k n"], M: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
     """Add up the rows of M that each row of X weighs; zeros cost nothing.
+
+    Args:
+        X: Rows, mostly zero, (k, n).
+        M: What all are multiplied by, (n, p).
 
     Returns:
         X M, in the precision of M.

@@ -46,6 +46,10 @@ class Separable:
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "Separable":
         """Cast every array.
 
+        Args:
+            dtype: Precision.
+            device: Place; as it is when omitted.
+
         Returns:
             The same penalty in another precision or place.
         """
@@ -53,6 +57,9 @@ class Separable:
 
     def rows(self, index: slice | Tensor) -> "Separable":
         """Keep some rows.
+
+        Args:
+            index: Which, in this order: numbers, (k,), a mask, (K,), or a slice.
 
         Returns:
             The penalties of those rows.
@@ -67,6 +74,9 @@ class Separable:
 
     def times(self, sigma: PerRow1) -> "Separable":
         """Multiply every row's penalty by its own σ > 0 (the ball stays).
+
+        Args:
+            sigma: Factors, (K, 1).
 
         Returns:
             The scaled penalties.
@@ -104,6 +114,9 @@ class Separable:
     def quadratic(self, w: Float[Tensor, "K N"]) -> Bool[Tensor, "K N"]:
         """Tell which weights lie in the penalty's curved part.
 
+        Args:
+            w: Weights, (K, N).
+
         Returns:
             Mask, (K, N).
         """
@@ -111,6 +124,9 @@ class Separable:
 
     def value(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "K"]:
         """Evaluate the penalty, the ball apart.
+
+        Args:
+            w: Weights, (K, N).
 
         Returns:
             Σ_j pen(w_j), (K,).
@@ -124,6 +140,9 @@ class Separable:
     def ball_norm(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "K"]:
         """Measure the constrained part of each row.
 
+        Args:
+            w: Weights, (K, N).
+
         Returns:
             Σ_j ω_j |w_j|, (K,).
         """
@@ -132,6 +151,9 @@ class Separable:
 
     def into_ball(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
         """Shrink the constrained part of each row into its ball, other weights untouched.
+
+        Args:
+            w: Weights, (K, N).
 
         Returns:
             Feasible weights, (K, N).
@@ -236,6 +258,9 @@ class Separable:
     def dual_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:
         """Minimise `conjugate` over μ ≥ 0 by bisection on its monotone derivative.
 
+        Args:
+            c: Dual moments, (K, N).
+
         Returns:
             The best multiplier, (K, 1); 0 without a ball.
         """
@@ -272,6 +297,9 @@ class Separable:
 
     def smallest_multiplier(self, c: Float[Tensor, "K N"]) -> PerRow1:
         """Find the least μ at which the ball keeps features without curvature dual feasible.
+
+        Args:
+            c: Dual moments, (K, N).
 
         Returns:
             μ, (K, 1); 0 where no ball or every constrained feature is curved.

@@ -1,10 +1,12 @@
-"""What the rows of a problem share: features in unit scale, nothing degenerate, factorised once.
+"""The Gram matrix in unit scale, which all rows share: factorised once, no degenerate features.
 
-Free features are projected out, zero features dropped, every feature scaled to unit mean square
-(Jacobi).
+Free features are projected out, zero features are dropped, and every other feature is scaled to
+unit mean square (Jacobi).
 """
 
 from threading import Lock
+from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float, Int
@@ -21,17 +23,17 @@ ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
 
 BYTES, INVERSES = 12, 32
-"""Bytes per entry of G at the most: scaled G in both precisions; and so inverses for two ρ, with
-what it takes to make them."""
+"""Bytes per entry of G at the most: of the scaled G in both precisions; of the inverses for two ρ,
+with the memory it takes to make them."""
 
 
-class Design:
-    """What all rows share: which features are kept, their scales, the factorised Gram.
+class ScaledGram:
+    """The Gram of the features that are kept, in unit scale, and its inverses.
 
     Args:
         problem: Any row problem on that Gram; its free features are projected out.
         device: Where the solvers iterate.
-        inverses: Whether there has to be room for what ADMM takes.
+        inverses: Whether memory is asked for the inverses that ADMM takes, too.
 
     Raises:
         InputError: If solving would not fit into memory.
@@ -63,15 +65,28 @@ class Design:
         self.scale = torch.sqrt(G.diagonal())
         n = len(G)
         # a row and some columns of 0 beyond the last are what `submatrices` pads with
+        self._key = uuid4().hex
         entries = G.new_empty(n + 1, n + 8 - n % 8, device=self.device)
         entries[n], entries[:, n:] = 0.0, 0.0
         self._entries, self.G, scale = entries, entries[:n, :n], self.scale.to(self.device)
         torch.div(G.to(self.device), scale, out=self.G).div_(scale[:, None])
         # numbers of half the size take a quarter less time
         self.small = torch.int32 if entries.numel() < 2**31 else torch.int64
+        self._forget()
+
+    def _forget(self) -> None:
         self._low: Tensor | None = None
         self._inverses: dict[tuple[float, torch.dtype], Tensor] = {}
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, tuple[str, dict[str, Any]]]:
+        """What goes to another process: there the first copy of it is kept, with its inverses.
+
+        Returns:
+            How to get it there.
+        """
+        own = {"G", "_low", "_inverses", "_lock"}
+        return _receive, (self._key, {k: v for k, v in vars(self).items() if k not in own})
 
     @property
     def low(self) -> Float[Tensor, "n n"]:
@@ -84,8 +99,11 @@ class Design:
     def fits(self, problem: RowProblem) -> bool:
         """Tell whether the same features are free, and shut out, in another problem on this Gram.
 
+        Args:
+            problem: Rows on the same Gram.
+
         Returns:
-            Whether the design may be used for it.
+            Whether it may be used for that.
         """
         return torch.equal(self.is_free, problem.free) and torch.equal(self.is_shut, problem.shut)
 
@@ -121,3 +139,22 @@ class Design:
                 # symmetric; the transpose is the one that lies row by row, and multiplies faster
                 self._inverses[rho, dtype] = torch.cholesky_inverse(shifted.mT).mT
             return self._inverses[rho, dtype]
+
+
+KEPT = 2
+"""Grams whose inverses a process keeps that has got them from another: pieces of one follow each
+other, so there are seldom more at a time."""
+
+_received: dict[str, ScaledGram] = {}
+
+
+def _receive(key: str, state: dict[str, Any]) -> ScaledGram:
+    if key not in _received:
+        while len(_received) >= KEPT:
+            del _received[next(iter(_received))]
+        shared = ScaledGram.__new__(ScaledGram)
+        vars(shared).update(state)
+        shared.G = shared._entries[: len(shared.keep), : len(shared.keep)]
+        shared._forget()
+        _received[key] = shared
+    return _received[key]

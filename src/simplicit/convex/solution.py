@@ -1,4 +1,4 @@
-"""What a solver answers: weights, certificates and one status per row."""
+"""A solver's answer: weights, certificates and one status per row."""
 
 from dataclasses import dataclass, fields, replace
 from enum import Enum
@@ -65,6 +65,9 @@ class Solution:
     def rows(self, index: Int[Tensor, " k"]) -> "Solution":
         """Keep some rows, in a given order.
 
+        Args:
+            index: Which rows, (k,).
+
         Returns:
             Their part of the solution.
         """
@@ -74,6 +77,9 @@ class Solution:
     @staticmethod
     def concatenate(parts: "list[Solution]") -> "Solution":
         """Join solutions of consecutive rows.
+
+        Args:
+            parts: Solutions over the same features.
 
         Returns:
             One solution of all rows.

@@ -1,20 +1,27 @@
-"""The one loop: rows in tiles side by side, or one by one on sets of features; all certified."""
+"""The one loop: rows in tiles side by side, by any executor; all certified."""
 
-from typing import cast
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from joblib import Parallel, delayed
 from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
-from simplicit.convex.shared import Design
+from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
 from simplicit.solvers import working_set
-from simplicit.solvers.stages import TILE
-from simplicit.solvers.tiles import Callback, Course, Progress, Start, Watch, certify
+from simplicit.solvers.settings import DEFAULTS, Settings
+from simplicit.solvers.status import certify
+from simplicit.solvers.tiles import Answer, Call, Piece, Start, solve_piece
+from simplicit.solvers.watch import Callback, Progress, Watch
 from simplicit.solvers.working_set import WorkingSets
+from simplicit.system import threads
+from simplicit.system.workers import count, pool, run
 
 __all__ = ["Callback", "Progress", "solve"]
 
@@ -27,10 +34,16 @@ def solve(
     device: torch.device | str | None = None,
     warm_start: Solution | Float[Tensor, "K N"] | None = None,
     callback: Callback | None = None,
-    design: Design | None = None,
-    workers: int = 1,
+    design: ScaledGram | None = None,
+    workers: int | None = None,
+    *,
+    executor: Executor | None = None,
+    settings: Settings | None = None,
 ) -> Solution:
     """Solve every row and certify each in float64.
+
+    A row's bits depend neither on the other rows nor on who solves it, where all use as many torch
+    threads. Several workers use one each.
 
     Args:
         problem: K rows on one Gram.
@@ -40,11 +53,14 @@ def solve(
         device: Where to iterate; the Gram's own by default.
         warm_start: Weights (K, N), or the solution of a similar problem. Its interrupted rows
             start anew, so stopping and going on gives the same bits as never stopping.
-        callback: Called after each stage; returning True stops.
-        design: Scaled Gram and factorisation of another problem on the same Gram; saves that work
-            on a path. Rows it does not fit (other free features) get their own.
-        workers: Threads that solve blocks of rows side by side. They share the arrays; the blocks,
-            and with one BLAS thread the bits, do not depend on how many there are.
+        callback: Called after each stage; returning True stops. Of rows that another process
+            solves, it is called after the last stage.
+        design: The Gram of another problem on the same data, in unit scale and factorised; saves
+            that work on a path. Rows that it does not fit (other free features) get their own.
+        workers: Threads that solve tiles of rows side by side; one a processor when omitted. They
+            share the arrays.
+        executor: Who solves the tiles instead of such threads, see `system.workers`.
+        settings: Numbers of the solver's stages.
 
     Returns:
         Weights, gaps, objectives, multipliers, statuses and iterations.
@@ -58,49 +74,123 @@ def solve(
         raise InputError(f"max_iterations={max_iterations}: must be at least 0")
     if time_limit is not None and not time_limit >= 0:
         raise InputError(f"time_limit={time_limit}: must be at least 0, in seconds")
+    many = count(workers)
     start = _start(warm_start, problem)
-    watch = Watch(time_limit, callback, len(start.W))
-    if not len(start.W):
+    K = len(start.W)
+    watch = Watch(time_limit, callback, K)
+    if not K:
         return certify(problem, start.W, start.mu, start.iterations, tol, None)
-    course = Course(tol, max_iterations, watch, device)
-    every = torch.arange(len(start.W), device=start.W.device)
-    few, many, shared = [], [], []
-    for mask, part in problem.parts:
-        tiles = _tiles(every[mask], start)
-        if working_set.pays(part):
-            sets = WorkingSets(part, workers, device)
-            shared.append((sets, part))
-            many += [(sets, part, rows) for rows in tiles]
-        else:
-            known = design if design is not None and design.fits(part) else Design(part, device)
-            few += [(known, part, rows) for rows in tiles]
-    jobs = [delayed(course.tile)(*job, start) for job in few]
-    jobs += [delayed(course.by_sets)(*job, start) for job in many]
-    pool = Parallel(n_jobs=max(1, min(workers, len(jobs))), backend="threading")
-    found = Solution.concatenate(cast(list[Solution], pool(jobs)))
-    order = torch.cat([rows for *_, rows in few + many]).argsort()
-    found = found.rows(order)
-    for sets, part in shared:
-        if not sets.wide or watch.stop is not None:
-            continue
-        sets.design = None  # makes room
-        try:
-            known = Design(part, device)
-        except InputError:  # no room for the whole Gram: these rows keep what they have
-            continue
-        start = Start(found.W, found.multiplier, found.iterations)
-        tiles = _tiles(torch.tensor(sorted(sets.wide), device=every.device), start)
-        more = pool(delayed(course.tile)(known, part, rows, start) for rows in tiles)
-        place = every.clone()
-        place[torch.cat(tiles)] = torch.arange(len(sets.wide), device=every.device) + len(every)
-        found = Solution.concatenate([found, *cast(list[Solution], more)]).rows(place)
+    call = Call(tol, max_iterations, watch, settings or DEFAULTS, device)
+    # rows apart by which features are free, cold and warm ones apart, in tiles
+    every = torch.arange(K, device=start.W.device)
+    cut = [(part, _tiles(every[mask], start, call)) for mask, part in problem.parts]
+    with ExitStack() as stack:
+        tiles = sum(len(rows) for _, rows in cut)
+        executor = executor or stack.enter_context(pool(many, tiles))
+        if executor is not None:
+            stack.enter_context(threads.single_threaded())
+        # those of many features by working sets, the others on the whole Gram
+        groups = [_Group.of(part, rows, call, design, min(many, tiles)) for part, rows in cut]
+        found, wide = _solve(groups, start, call, executor)
+        # rows that would have needed too large a set, on the whole Gram as well
+        for group in groups:
+            found = _finish(group, wide, found, call, executor)
     return found
 
 
-def _tiles(rows: Int[Tensor, " k"], start: Start) -> list[Int[Tensor, " t"]]:
+@dataclass
+class _Group:
+    """Rows that share more than the Gram.
+
+    Attributes:
+        problem: All rows of the call, whose free features are those of this group's rows.
+        tiles: Row numbers, (t,) in each tile.
+        shared: What the solvers need of the Gram.
+    """
+
+    problem: RowProblem
+    tiles: list[Tensor]
+    shared: ScaledGram | WorkingSets
+
+    @classmethod
+    def of(
+        cls,
+        problem: RowProblem,
+        tiles: list[Tensor],
+        call: Call,
+        known: ScaledGram | None,
+        workers: int,
+    ) -> "_Group":
+        if working_set.pays(problem, call.settings):
+            sets = WorkingSets(problem, workers, call.device, call.settings)
+            return cls(problem, tiles, sets)
+        if known is None or not known.fits(problem):
+            known = ScaledGram(problem, call.device)
+        return cls(problem, tiles, known)
+
+    def pieces(self, start: Start) -> Iterator[Piece]:
+        """Make a piece of each tile when it is asked for.
+
+        Args:
+            start: Where all rows of the call start.
+
+        Yields:
+            The tiles' rows, with what they share.
+        """
+        for rows in self.tiles:
+            yield Piece(self.shared, rows, self.problem.select(rows), start.rows(rows))
+
+
+def _solve(
+    groups: list[_Group], start: Start, call: Call, executor: Executor | None
+) -> tuple[Solution, Int[Tensor, " w"]]:
+    # the rows of some groups in the order of their numbers, and those that are too wide for sets
+    pieces = (piece for group in groups for piece in group.pieces(start))
+    answers: list[Answer] = []
+    tiles = [(group, rows) for group in groups for rows in group.tiles]
+    for (group, rows), answer in zip(
+        tiles, run(partial(solve_piece, call), pieces, executor), strict=True
+    ):
+        if answer.away:
+            _report(call.watch, group.problem.unit[rows], rows, answer)
+        answers.append(answer)
+    order = torch.cat([rows for _, rows in tiles]).argsort()
+    found = Solution.concatenate([answer.solution for answer in answers]).rows(order)
+    return found, torch.cat([answer.wide for answer in answers]).sort().values
+
+
+def _report(watch: Watch, unit: Tensor, rows: Tensor, answer: Answer) -> None:
+    # what another process has found, to the callback of this one
+    gap = torch.where(unit > 0, answer.solution.gap / unit, 0.0)
+    watch.finish(len(rows) - len(answer.wide))
+    watch.look(rows, gap, int(answer.solution.iterations.max()), 0)
+
+
+def _finish(
+    group: _Group, wide: Tensor, found: Solution, call: Call, executor: Executor | None
+) -> Solution:
+    mine = wide[torch.isin(wide, torch.cat(group.tiles))]
+    if not len(mine) or call.watch.stop is not None:
+        return found
+    if isinstance(group.shared, WorkingSets):
+        group.shared.shared = None  # makes room
+    try:
+        shared = ScaledGram(group.problem, call.device)
+    except InputError:  # no room for the whole Gram: these rows keep what they have
+        return found
+    start = Start(found.W, found.multiplier, found.iterations)
+    again = _Group(group.problem, _tiles(mine, start, call), shared)
+    more, _ = _solve([again], start, call, executor)
+    place = torch.arange(len(found.W), device=mine.device)
+    place[mine] = torch.arange(len(mine), device=mine.device) + len(place)
+    return Solution.concatenate([found, more]).rows(place)
+
+
+def _tiles(rows: Int[Tensor, " k"], start: Start, call: Call) -> list[Int[Tensor, " t"]]:
     # cold and warm rows apart: no row's schedule depends on another's
     warm = (start.W[rows] != 0).any(1)
-    return [some for part in (rows[~warm], rows[warm]) for some in part.split(TILE) if len(some)]
+    parts, tile = (rows[~warm], rows[warm]), call.settings.tile
+    return [some for part in parts for some in part.split(tile) if len(some)]
 
 
 def _start(warm_start: Solution | Tensor | None, problem: RowProblem) -> Start:

@@ -1,53 +1,54 @@
-"""The course of some rows: homotopy, first-order steps, Newton; σ of rooted rows by bisection."""
+"""The stages that rows go through, from where they start to a closed gap: `run` is the list.
+
+Every stage works on the rows that are not done, in whole blocks (`convex.products.fill`), and on
+each row by itself: what a row goes through does not depend on the others.
+"""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.products import fill
-from simplicit.convex.scaled import SMALLEST, Scaled
+from simplicit.convex.scaled import SMALLEST, ScaledRows
 from simplicit.solvers.methods import homotopy, newton
-from simplicit.solvers.methods.admm import Admm
+from simplicit.solvers.methods.first_order import Method
+from simplicit.solvers.settings import Settings
 
-TILE = 64
-"""Rows solved together: two blocks."""
-
-FIRST_STEPS, MOST_STEPS = 32, 256
-"""ADMM steps before the first hand-over to Newton, and before a later one; they double between."""
-
-NEWTON_ROUNDS = 12
-"""Rounds before a row that does not close its gap goes back to ADMM."""
-
-ROOT_STEPS, MOST_SIGMAS = 64, 60
-"""ADMM steps before σ of a rooted row is found by bisection instead, and its squared solves."""
-
-CAREFUL_ROUNDS = 60
-"""Rounds that end at the first change of a sign, for rows that plain rounds did not bring there;
-as the steps, they double from one hand-over to the next. A row may need three per feature."""
-
-NEAR = 1e-2
-"""Relative gap below which a warm start goes to Newton at once."""
-
-Method = Any  # Admm or Fista, each with its own state
-State = Any
-
-METHODS: tuple[Method, ...] = (Admm(), Admm(dtype=torch.float64))
-"""The second takes over rows that float32 could not bring near their support."""
+Look = Callable[[], bool]
+"""Called after each stage; says whether to stop."""
 
 
 class Tile:
-    """Rows solved together: the best certified iterate of each, and which are not done.
+    """Rows that are solved together: the best certified iterate of each, and which are not done.
 
-    Only rows that are not done are worked on, in whole blocks (see `blocks`); no row's course
-    depends on what the others do.
+    Args:
+        scaled: The rows, K over n features, in scaled coordinates and float64.
+        V: Scaled weights to start from, inside the ball, (K, n).
+        tol: Relative gap at which each row is done, (K,).
+        most: Cap on the iterations of a row.
+        settings: Numbers of the stages.
+
+    Attributes:
+        V: Best weights so far, (K, n).
+        gap: Their relative gap, infinite before the first certificate, (K,).
+        mu: The ball's multiplier that belongs to them, (K, 1).
+        sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
+        iterations: Iterations of each row so far, (K,).
     """
 
-    def __init__(self, scaled: Scaled, V: Tensor, tol: Tensor, most: int) -> None:
-        self.scaled, self.tol, self.most = scaled, tol, most
+    def __init__(
+        self,
+        scaled: ScaledRows,
+        V: Float[Tensor, "K n"],
+        tol: Float[Tensor, " K"],
+        most: int,
+        settings: Settings,
+    ) -> None:
+        self.scaled, self.tol, self.most, self.settings = scaled, tol, most, settings
         self.V, self.gap = V.clone(), torch.full_like(scaled.t2, torch.inf)
         self.mu = torch.zeros_like(scaled.t2)[:, None]
         self.sigma = torch.ones_like(self.mu)
@@ -66,12 +67,18 @@ class Tile:
     @property
     def bisects(self) -> bool:
         """Whether σ may have to be bisected: rests on exact squared solves, hence on Newton."""
-        return self.scaled.loss == "root" and NEWTON_ROUNDS > 0
+        return self.scaled.loss == "root" and self.settings.newton_rounds > 0
 
-    def consider(
+    def keep_better(
         self, state: newton.NewtonState, rows: Int[Tensor, " k"], chosen: Bool[Tensor, " k"]
     ) -> None:
-        """Keep the chosen iterates, of the given rows, that are better than the best so far."""
+        """Certify the chosen iterates, and keep those that are better than the best so far.
+
+        Args:
+            state: Iterates of the rows, and of what fills their block, (k or more, n).
+            rows: Rows of the tile that they belong to, (k,).
+            chosen: Which of them to certify, (k,).
+        """
         chosen = (chosen & (state.flips[: len(rows)] == 0)).nonzero()[:, 0]
         if not len(chosen):
             return
@@ -83,188 +90,285 @@ class Tile:
         self.V[rows], self.gap[rows] = state.V[better], gap[better]
         self.mu[rows], self.sigma[rows] = state.mu[better], state.sigma[better]
 
-    def advance(self, method: Method, low: Scaled, state: State, rows: Tensor, steps: int) -> State:
-        """Do first-order steps; a row whose iterations run out stands still.
 
-        Returns:
-            The state after them.
-        """
-        left = (self.most - self.iterations[rows]).clamp(0, steps)
-        short = set(left.tolist()) - {steps}
-        whole = fill(torch.arange(len(rows), device=rows.device))
-        for i in range(int(left.max())):
-            old = _rows(state, whole) if short else state  # a copy: a step uses its state up
-            state = method.step(low, state)
-            if short:
-                state = _where((left > i)[whole], state, old)
-        self.iterations[rows] += left
-        return state
+def run(tile: Tile, warm: bool, look: Look, inverses: bool = True) -> None:
+    """Take the rows of a tile through all stages, until each is done or has no iterations left.
 
-    def run(self, warm: bool, look: Callable[[], bool], inverses: bool = True) -> None:
-        """Iterate until every row is done, gives up, or `look` says to stop.
-
-        Args:
-            warm: Whether the rows start from weights of a similar problem.
-            look: Called after each stage.
-            inverses: Whether rows may take steps that need one.
-        """
-        rows = self.open.nonzero()[:, 0]
-        if not len(rows):
-            look()
-            return
-        scaled, V = self.scaled.rows(fill(rows)), self.V[fill(rows)]
-        sigma = scaled.root_mean_square(V)
-        first = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
-        self.consider(first, rows, self.open[rows])
-        if warm:
-            self.newton(first, rows, self.todo & (self.gap <= NEAR))
-        elif NEWTON_ROUNDS > 0:
-            self.descend(first, rows)
-        stop = look()
-        methods, most = (METHODS[:1], ROOT_STEPS) if self.bisects else (METHODS, MOST_STEPS)
-        for method in methods:
-            if stop or not inverses or not bool(self.todo.any()):
-                break
-            rows = self.todo.nonzero()[:, 0]
-            low = self.scaled.rows(fill(rows)).to(method.dtype)
-            state = method.init(low, self.V[fill(rows)].to(method.dtype))
-            steps = first = FIRST_STEPS // 2 if warm else FIRST_STEPS
-            while steps <= most and len(rows) and not stop:
-                state = self.advance(method, low, state, rows, steps)
-                W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
-                found = newton.init(self.scaled.rows(fill(rows)), W, mu, sigma)
-                self.newton(found, rows, self.todo)
-                if steps > first and scaled.loss == "squared":
-                    rounds = CAREFUL_ROUNDS * steps // (2 * FIRST_STEPS)
-                    self.newton(found, rows, self.todo, rounds, careful=True)
-                # only where Newton did not close the gap may what it started from be better
-                self.consider(found, rows, self.open[rows])
-                stop = look()
-                keep = self.todo[rows].nonzero()[:, 0]
-                rows = rows[keep]
-                if len(rows):
-                    state, low = _rows(state, fill(keep)), low.rows(fill(keep))
-                last = method is METHODS[-1] and not self.bisects
-                steps = min(2 * steps, most) if last else 2 * steps
-
-    def bisect_sigma(self, look: Callable[[], bool]) -> None:
-        """Solve rooted rows as squared ones with the penalty times σ, and find σ.
-
-        √q is the least of q/(2σ) + σ/2 (Sun & Zhang 2012), whose derivative in σ has the sign of
-        σ − √q(σ): bisection finds σ also where a target can be matched exactly and σ vanishes.
-        """
-        rows = self.todo.nonzero()[:, 0]
-        if not len(rows):
-            return
-        V = self.V[fill(rows)]
-        sigma = self.scaled.rows(fill(rows)).root_mean_square(V).clamp(SMALLEST, 1.0)
-        low, high = torch.full_like(sigma, SMALLEST), torch.ones_like(sigma)
-        for i in range(MOST_SIGMAS):
-            if look():
-                break
-            scaled = self.scaled.rows(fill(rows))
-            squared = replace(scaled, loss="squared", terms=scaled.terms.times(sigma))
-            # a gap of the squared problem weighs 1/σ in the rooted one
-            tol = (0.5 * self.tol[fill(rows)] * sigma[:, 0]).clamp_min(1e-14)
-            K = len(rows)
-            inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], self.most)
-            inner.iterations = self.iterations[rows]
-            inner.run(True, look)
-            self.iterations[rows] = inner.iterations
-            filled = fill(torch.arange(K, device=rows.device))
-            V = inner.V[filled]
-            none = torch.zeros(len(V), dtype=torch.long, device=V.device)
-            found = newton.NewtonState(V, scaled.moments(V), inner.mu[filled], sigma, none)
-            self.consider(found, rows, self.open[rows])
-            # with σ near and the support right, the rooted systems end it
-            self.newton(found, rows, self.todo)
-            residual = scaled.root_mean_square(V)
-            low = torch.where(residual > sigma, sigma, low)
-            high = torch.where(residual > sigma, high, sigma)
-            # the residual itself is a good guess; every other time make sure to halve
-            sigma = torch.sqrt(low * high) if i % 2 else residual.clamp(low, high)
-            keep = self.todo[rows].nonzero()[:, 0]
-            if not len(keep):
-                break
-            rows, keep = rows[keep], fill(keep)
-            V, sigma, low, high = V[keep], sigma[keep], low[keep], high[keep]
+    Args:
+        tile: The rows; the best iterate of each is left there.
+        warm: Whether the rows start from weights of a similar problem; else all weights are 0.
+        look: Called after each stage.
+        inverses: Whether rows may take steps that need an inverse of the whole Gram; without them
+            some rows may be left.
+    """
+    rows = tile.open.nonzero()[:, 0]
+    if not len(rows):
         look()
+        return
+    # the start itself may be good enough
+    start = certify_start(tile, rows)
+    # from near the solution Newton is all it takes; from zero the homotopy goes down to the penalty
+    if warm:
+        newton_rounds(tile, start, rows, tile.todo & (tile.gap <= tile.settings.near))
+    elif tile.settings.newton_rounds > 0:
+        follow_homotopy(tile, start, rows)
+    stop = look()
+    # first-order steps find the support nearly, Newton finishes; the last method has the last word
+    methods = tile.settings.methods[: 1 if tile.bisects else None]
+    for method in methods if inverses else ():
+        if not stop and bool(tile.todo.any()):
+            stop = first_order_steps(tile, method, warm, look)
+    # what is left of the rooted loss is solved as squared problems, whose σ is bisected
+    if inverses and tile.bisects and not stop:
+        bisect_sigma(tile, look)
 
-    def settle(
-        self, state: newton.NewtonState, rows: Int[Tensor, " k"], keep: Int[Tensor, " m"]
-    ) -> tuple[newton.NewtonState, Int[Tensor, " m"], Bool[Tensor, " m"]]:
-        """Do the rounds that need no exact moments, and certify where they end.
 
-        Returns:
-            The state of the rows to keep, their numbers, and which of them are worth exact rounds.
-        """
+def certify_start(tile: Tile, rows: Int[Tensor, " k"]) -> newton.NewtonState:
+    """Certify the weights that rows start from.
+
+    Args:
+        tile: The rows.
+        rows: Which of them, (k,).
+
+    Returns:
+        Their state, and that of what fills their block.
+    """
+    scaled, V = tile.scaled.rows(fill(rows)), tile.V[fill(rows)]
+    sigma = scaled.root_mean_square(V)
+    start = newton.init(scaled, V, scaled.multiplier(V, sigma), sigma)
+    tile.keep_better(start, rows, tile.open[rows])
+    return start
+
+
+def follow_homotopy(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"]) -> None:
+    """Follow the homotopy from zero weights, and finish the rows that come near their solution.
+
+    Args:
+        tile: The rows.
+        start: Zero weights of some rows, and of what fills their block.
+        rows: Which rows of the tile, (k,).
+    """
+    keep = tile.todo[rows].nonzero()[:, 0]
+    state, rows = start.rows(keep), rows[keep]
+    scaled = tile.scaled.rows(rows)
+    most = (tile.most - tile.iterations[rows]) * newton.tells(scaled, state)
+    found, there, done = homotopy.descend(scaled, state, most, tile.settings)
+    tile.iterations[rows] += done
+    moving = torch.zeros_like(tile.todo)
+    moving[rows] = there
+    newton_rounds(tile, found, rows, moving & tile.todo)
+
+
+def first_order_steps(tile: Tile, method: Method, warm: bool, look: Look) -> bool:
+    """Do first-order steps, twice as many each time, and try Newton from where they lead.
+
+    Args:
+        tile: The rows.
+        method: Does the steps.
+        warm: Whether the rows started from weights of a similar problem.
+        look: Called after each hand-over.
+
+    Returns:
+        Whether `look` said to stop.
+    """
+    settings, stop = tile.settings, False
+    rows = tile.todo.nonzero()[:, 0]
+    low = tile.scaled.rows(fill(rows)).to(method.dtype)
+    state = method.init(low, tile.V[fill(rows)].to(method.dtype))
+    steps = first = settings.first_steps // 2 if warm else settings.first_steps
+    most = settings.root_steps if tile.bisects else settings.most_steps
+    # the last method goes on with `most` steps at a time, the others end after them
+    last = method is settings.methods[-1] and not tile.bisects
+    while steps <= most and len(rows) and not stop:
+        state = advance(tile, method, low, state, rows, steps)
+        W, mu, sigma = state.W.double(), state.mu.double(), state.sigma.double()
+        found = newton.init(tile.scaled.rows(fill(rows)), W, mu, sigma)
+        newton_rounds(tile, found, rows, tile.todo)
+        if steps > first and tile.scaled.loss == "squared":
+            careful = settings.careful_rounds * steps // (2 * settings.first_steps)
+            newton_rounds(tile, found, rows, tile.todo, careful)
+        # only where Newton did not close the gap may what it started from be better
+        tile.keep_better(found, rows, tile.open[rows])
+        stop = look()
+        keep = tile.todo[rows].nonzero()[:, 0]
         rows = rows[keep]
-        scaled = self.scaled.rows(fill(rows))
-        part, state = self.scaled.rows(rows), state.rows(keep)
-        tells = newton.tells(part, state)
-        most = (self.most - self.iterations[rows]).clamp_max(NEWTON_ROUNDS) * tells
-        found, done = newton.settle(part, state, most)
-        self.iterations[rows] += done
-        some = fill(torch.arange(len(rows), device=rows.device))
-        found = newton.init(scaled, found.V[some], found.mu[some], found.sigma[some])
-        self.consider(found, rows, tells)
-        return found, rows, (done < most) | ~tells
-
-    def descend(self, state: newton.NewtonState, rows: Int[Tensor, " k"]) -> None:
-        """Start from zero by homotopy, and finish the rows that come near their solution."""
-        keep = self.todo[rows].nonzero()[:, 0]
-        state, rows = state.rows(keep), rows[keep]
-        scaled = self.scaled.rows(rows)
-        most = (self.most - self.iterations[rows]) * newton.tells(scaled, state)
-        found, there, done = homotopy.descend(scaled, state, most)
-        self.iterations[rows] += done
-        moving = torch.zeros_like(self.todo)
-        moving[rows] = there
-        self.newton(found, rows, moving & self.todo)
-
-    def newton(
-        self,
-        state: newton.NewtonState,
-        rows: Int[Tensor, " k"],
-        moving: Bool[Tensor, " K"],
-        rounds: int | None = None,
-        careful: bool = False,
-    ) -> None:
-        """Do Newton rounds until each moving row closes its gap or stands still.
-
-        Args:
-            state: Where to start, of the given rows and what fills their blocks.
-            rows: Rows of the tile.
-            moving: Which rows of the tile to move.
-            rounds: Most rounds; `NEWTON_ROUNDS` when omitted.
-            careful: Whether a round ends at the first change of a sign.
-        """
-        keep, scaled = moving[rows].nonzero()[:, 0], None
-        if not careful and len(keep):
-            state, rows, stand = self.settle(state, rows, keep)
-            keep = (stand & self.todo[rows]).nonzero()[:, 0]
-        for _ in range(NEWTON_ROUNDS if rounds is None else rounds):
-            if not len(keep):
-                break
-            if scaled is None or len(keep) < len(rows):
-                state, rows = state.rows(fill(keep)), rows[keep]
-                scaled = self.scaled.rows(fill(rows))
-            K = len(rows)
-            old, state = state, newton.step(scaled, state, K, careful)
-            self.iterations[rows] += 1
-            moved = ((state.V - old.V).abs().sum(1) > 0) | (state.sigma != old.sigma)[:, 0]
-            moved |= (state.flips != old.flips) & careful
-            self.consider(state, rows, torch.ones_like(moved[:K]))
-            keep = (moved[:K] & self.todo[rows]).nonzero()[:, 0]
+        if len(rows):
+            state, low = _rows(state, fill(keep)), low.rows(fill(keep))
+        steps = min(2 * steps, most) if last else 2 * steps
+    return stop
 
 
-def _rows(state: State, rows: Tensor) -> State:
+def advance(
+    tile: Tile, method: Method, low: ScaledRows, state: Any, rows: Int[Tensor, " k"], steps: int
+) -> Any:
+    """Do some first-order steps; a row whose iterations run out stands still.
+
+    Args:
+        tile: The rows.
+        method: Does the steps.
+        low: Some rows, and what fills their block, in the method's precision.
+        state: The method's state of these.
+        rows: Which rows of the tile they are, (k,).
+        steps: How many steps.
+
+    Returns:
+        The state after them.
+    """
+    left = (tile.most - tile.iterations[rows]).clamp(0, steps)
+    short = set(left.tolist()) - {steps}
+    whole = fill(torch.arange(len(rows), device=rows.device))
+    for i in range(int(left.max())):
+        old = _rows(state, whole) if short else state  # a copy: a step uses its state up
+        state = method.step(low, state)
+        if short:
+            state = _where((left > i)[whole], state, old)
+    tile.iterations[rows] += left
+    return state
+
+
+def newton_rounds(
+    tile: Tile,
+    state: newton.NewtonState,
+    rows: Int[Tensor, " k"],
+    moving: Bool[Tensor, " K"],
+    careful: int | None = None,
+) -> None:
+    """Do Newton rounds until each moving row closes its gap or stands still.
+
+    Args:
+        tile: The rows.
+        state: Where to start, of some rows and what fills their block.
+        rows: Which rows of the tile, (k,).
+        moving: Which rows of the tile to move, (K,).
+        careful: Most rounds that end at the first change of a sign; when omitted, plain rounds,
+            as many as `settings` says.
+    """
+    keep, scaled = moving[rows].nonzero()[:, 0], None
+    rounds = tile.settings.newton_rounds if careful is None else careful
+    if careful is None and len(keep):
+        state, rows, stand = settle_supports(tile, state, rows, keep)
+        keep = (stand & tile.todo[rows]).nonzero()[:, 0]
+    for _ in range(rounds):
+        if not len(keep):
+            break
+        if scaled is None or len(keep) < len(rows):
+            state, rows = state.rows(fill(keep)), rows[keep]
+            scaled = tile.scaled.rows(fill(rows))
+        K = len(rows)
+        old, state = state, newton.step(scaled, state, K, careful is not None)
+        tile.iterations[rows] += 1
+        moved = ((state.V - old.V).abs().sum(1) > 0) | (state.sigma != old.sigma)[:, 0]
+        if careful is not None:
+            moved |= state.flips != old.flips
+        tile.keep_better(state, rows, torch.ones_like(moved[:K]))
+        keep = (moved[:K] & tile.todo[rows]).nonzero()[:, 0]
+
+
+def settle_supports(
+    tile: Tile, state: newton.NewtonState, rows: Int[Tensor, " k"], keep: Int[Tensor, " m"]
+) -> tuple[newton.NewtonState, Int[Tensor, " m"], Bool[Tensor, " m"]]:
+    """Do the Newton rounds that need no exact moments, and certify where they end.
+
+    Args:
+        tile: The rows.
+        state: Where to start, of some rows and what fills their block.
+        rows: Which rows of the tile, (k,).
+        keep: Which of these to move, (m,).
+
+    Returns:
+        The state of the rows to move, their numbers in the tile, and which of them are worth exact
+        rounds.
+    """
+    rows = rows[keep]
+    scaled = tile.scaled.rows(fill(rows))
+    part, state = tile.scaled.rows(rows), state.rows(keep)
+    tells = newton.tells(part, state)
+    most = (tile.most - tile.iterations[rows]).clamp_max(tile.settings.newton_rounds) * tells
+    found, done = newton.settle(part, state, most)
+    tile.iterations[rows] += done
+    some = fill(torch.arange(len(rows), device=rows.device))
+    found = newton.init(scaled, found.V[some], found.mu[some], found.sigma[some])
+    tile.keep_better(found, rows, tells)
+    return found, rows, (done < most) | ~tells
+
+
+def bisect_sigma(tile: Tile, look: Look) -> None:
+    """Solve rooted rows as squared ones with the penalty times σ, and find σ.
+
+    √q is the least of q/(2σ) + σ/2 (Sun & Zhang 2012), whose derivative in σ has the sign of
+    σ − √q(σ): bisection finds σ also where a target can be matched exactly and σ vanishes.
+
+    Args:
+        tile: The rows, of the rooted loss.
+        look: Called after each stage.
+    """
+    rows = tile.todo.nonzero()[:, 0]
+    if not len(rows):
+        return
+    V = tile.V[fill(rows)]
+    sigma = tile.scaled.rows(fill(rows)).root_mean_square(V).clamp(SMALLEST, 1.0)
+    low, high = torch.full_like(sigma, SMALLEST), torch.ones_like(sigma)
+    for i in range(tile.settings.most_sigmas):
+        if look():
+            break
+        V = solve_at_sigma(tile, rows, V, sigma, look)
+        residual = tile.scaled.rows(fill(rows)).root_mean_square(V)
+        low = torch.where(residual > sigma, sigma, low)
+        high = torch.where(residual > sigma, high, sigma)
+        # the residual itself is a good guess; every other time make sure to halve
+        sigma = torch.sqrt(low * high) if i % 2 else residual.clamp(low, high)
+        keep = tile.todo[rows].nonzero()[:, 0]
+        if not len(keep):
+            break
+        rows, keep = rows[keep], fill(keep)
+        V, sigma, low, high = V[keep], sigma[keep], low[keep], high[keep]
+    look()
+
+
+def solve_at_sigma(
+    tile: Tile,
+    rows: Int[Tensor, " k"],
+    V: Float[Tensor, "b n"],
+    sigma: Float[Tensor, "b 1"],
+    look: Look,
+) -> Float[Tensor, "b n"]:
+    """Solve rooted rows as squared ones at one σ each, and try rooted Newton rounds from there.
+
+    Args:
+        tile: The rows, of the rooted loss.
+        rows: Which of them, (k,).
+        V: Where they, and what fills their block, start, (b, n).
+        sigma: Their σ, (b, 1).
+        look: Called after each stage.
+
+    Returns:
+        The solutions of the squared problems, (b, n).
+    """
+    scaled, K = tile.scaled.rows(fill(rows)), len(rows)
+    squared = replace(scaled, loss="squared", terms=scaled.terms.times(sigma))
+    # a gap of the squared problem weighs 1/σ in the rooted one
+    tol = (0.5 * tile.tol[fill(rows)] * sigma[:, 0]).clamp_min(1e-14)
+    inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], tile.most, tile.settings)
+    inner.iterations = tile.iterations[rows]
+    run(inner, True, look)
+    tile.iterations[rows] = inner.iterations
+    filled = fill(torch.arange(K, device=rows.device))
+    V = inner.V[filled]
+    none = torch.zeros(len(V), dtype=torch.long, device=V.device)
+    found = newton.NewtonState(V, scaled.moments(V), inner.mu[filled], sigma, none)
+    tile.keep_better(found, rows, tile.open[rows])
+    # with σ near and the support right, the rooted systems end it
+    newton_rounds(tile, found, rows, tile.todo)
+    return V
+
+
+def _rows(state: Any, rows: Tensor) -> Any:
     pairs = ((f.name, getattr(state, f.name)) for f in fields(state))
     return replace(state, **{name: x[rows] if x.ndim else x for name, x in pairs})
 
 
 # Row by row the one state or the other.
-def _where(rows: Tensor, one: State, other: State) -> State:
+def _where(rows: Tensor, one: Any, other: Any) -> Any:
     pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     return replace(
         one, **{name: torch.where(rows[:, None], a, b) if a.ndim else a for name, a, b in pairs}

@@ -1,47 +1,30 @@
-"""The course of a tile, or of rows by working sets: watched, and certified in float64 as given."""
+"""A tile of rows, from where they start to their certificate on the problem as given.
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from threading import Lock
+A tile is data: what is asked for (`Call`), the Gram in unit scale, the problem of its own rows and
+their start. So any worker can solve it, in this process or in another one.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.convex.duality import mean_square
 from simplicit.convex.gram import fit_free
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.products import fill
-from simplicit.convex.scaled import SMALLEST, Scaled
-from simplicit.convex.shared import Design
-from simplicit.convex.solution import Solution, Status
-from simplicit.solvers.stages import Tile
+from simplicit.convex.scaled import ScaledRows
+from simplicit.convex.shared import ScaledGram
+from simplicit.convex.solution import Solution
+from simplicit.solvers import stages
+from simplicit.solvers.settings import Settings
+from simplicit.solvers.status import certify
+from simplicit.solvers.watch import Watch
 from simplicit.solvers.working_set import WorkingSets
 
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback sees after each stage.
-
-    Attributes:
-        rows: Which rows the numbers belong to.
-        iteration: Iterations of those rows so far.
-        seconds: Since `solve` was called.
-        gap: Their relative duality gaps, (k,).
-        solved: Rows finished so far, of `total`.
-        total: All rows.
-    """
-
-    rows: Int[Tensor, " k"]
-    iteration: int
-    seconds: float
-    gap: Float[Tensor, " k"]
-    solved: int
-    total: int
-
-
-Callback = Callable[[Progress], bool | None]
+CLOSER = 0.9
+"""Tolerance inside the solver, in that of the call: the certificate on the problem as given differs
+from the solver's own by rounding."""
 
 
 @dataclass(frozen=True)
@@ -51,219 +34,193 @@ class Start:
     Attributes:
         W: Weights, (K, N).
         mu: Multipliers that belong to them, NaN where unknown, (K,).
-        iterations: What has been spent on them, (K,).
+        iterations: Iterations that have been spent on them, (K,).
     """
 
     W: Float[Tensor, "K N"]
     mu: Float[Tensor, "K"]
     iterations: Int[Tensor, "K"]
 
+    def rows(self, index: Int[Tensor, " k"]) -> "Start":
+        """Keep some rows.
 
-@dataclass
-class Watch:
-    """Clock and callback of one call."""
-
-    limit: float | None
-    callback: Callback | None
-    total: int
-    begin: float = field(default_factory=time.monotonic)
-    done: int = 0
-    stop: Status | None = None
-    lock: Lock = field(default_factory=Lock)
-
-    def look(
-        self, rows: Int[Tensor, " k"], gap: Float[Tensor, " k"], iteration: int, done: int
-    ) -> bool:
-        """Report the relative gaps of rows, of which some are done.
+        Args:
+            index: Which, in this order, (k,).
 
         Returns:
-            Whether to stop.
+            Where these start.
         """
-        with self.lock:
-            seconds = time.monotonic() - self.begin
-            if self.limit is not None and seconds > self.limit:
-                self.stop = self.stop or Status.TIME_LIMIT
-            if self.callback is not None and self.stop is None:
-                seen = Progress(rows, iteration, seconds, gap, self.done + done, self.total)
-                if self.callback(seen):
-                    self.stop = Status.INTERRUPTED
-            return self.stop is not None
-
-    def finish(self, rows: int) -> None:
-        """Count rows as done."""
-        with self.lock:
-            self.done += rows
-
-    @property
-    def quiet(self) -> "Watch":
-        """The same clock, without the callback."""
-        return Watch(self.limit, None, self.total, self.begin)
+        return Start(self.W[index], self.mu[index], self.iterations[index])
 
 
 @dataclass(frozen=True)
-class Course:
-    """How rows are solved.
+class Call:
+    """What one call of `solve` asks for.
 
     Attributes:
         tol: Accepted gap, relative to the row's unit.
-        most: Cap on iterations per row.
+        max_iterations: Cap on the iterations of a row.
         watch: Clock and callback.
-        device: Where to iterate.
+        settings: Numbers of the stages.
+        device: Where to iterate; the Gram's own if None.
     """
 
     tol: float
-    most: int
+    max_iterations: int
     watch: Watch
+    settings: Settings
     device: torch.device | str | None = None
 
-    def tile(
-        self,
-        design: Design,
-        problem: RowProblem,
-        rows: Int[Tensor, " k"],
-        start: Start,
-        inverses: bool = True,
-    ) -> Solution:
-        """Solve some rows of a problem together.
 
-        Args:
-            design: Factorised Gram.
-            problem: All rows.
-            rows: Which of them, all cold or all warm.
-            start: Where all rows start.
-            inverses: Whether rows may take steps that need one; without them some may be left.
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a problem, all cold or all warm, and what it takes to solve them.
 
-        Returns:
-            The solution of these rows.
-        """
-        # the last row repeated fills whole blocks, and is not looked at
-        K, whole = len(rows), fill(rows)
-        problem, W = problem.select(whole), start.W[whole]
-        warm = bool((W != 0).any())
-        filled = Scaled.of(problem, design)
-        scaled, V = filled.rows(slice(0, K)), filled.scale(W)[:K]
-        # the certificate on the problem as given differs by rounding: stay a little below
-        tile = Tile(scaled, V, torch.full_like(scaled.t2, 0.9 * self.tol), self.most)
-        tile.iterations = start.iterations[rows].to(V.device)
-        # what is certified already stays as it is, bit for bit
-        given = torch.zeros_like(problem.valid)
-        if warm:
-            gap, unit = problem.gap(W), problem.unit
-            given = gap <= self.tol * unit
-            known = given[:K].to(tile.gap.device)
-            tile.gap[known] = torch.where(unit > 0, gap / unit, 0.0)[:K][given[:K]].to(tile.gap)
-            tile.tol[known] = torch.inf
+    Attributes:
+        shared: The whole Gram in unit scale, or what rows share that are solved by working sets.
+        rows: Their numbers among all rows of the call, (k,).
+        problem: These rows, on the whole Gram.
+        start: Where these rows start.
+    """
 
-        def look() -> bool:
-            done = K - int(tile.todo.sum())
-            return self.watch.look(rows, tile.gap.clone(), int(tile.iterations.max()), done)
-
-        tile.run(warm, look, inverses)
-        if inverses and tile.bisects and self.watch.stop is None:
-            tile.bisect_sigma(look)
-        self.watch.finish(K if inverses else K - int(tile.open.sum()))
-        found = torch.zeros_like(W)
-        found[:K, design.keep] = scaled.unscale(tile.V).to(W)
-        fit_free(problem.gram, design.free, design.inverse_free, found)
-        found[given] = W[given]
-        before = start.mu[whole]
-        mu = scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0][fill(torch.arange(K))].to(W)
-        mu = torch.where(given & ~before.isnan(), before, mu)
-        iterations = tile.iterations[fill(torch.arange(K))].to(W.device)
-        solution = certify(problem, found, mu, iterations, self.tol, self.watch.stop)
-        return solution.rows(torch.arange(K))
-
-    def by_sets(
-        self, sets: WorkingSets, problem: RowProblem, rows: Int[Tensor, " k"], start: Start
-    ) -> Solution:
-        """Solve some rows of a problem one by one, after what needs no inverse of the whole Gram.
-
-        Args:
-            sets: What the rows share; learns which of them are too wide.
-            problem: All rows.
-            rows: Which of them, all cold or all warm.
-            start: Where all rows start.
-
-        Returns:
-            The solution of these rows.
-        """
-        if sets.design is None:
-            return Solution.concatenate(
-                [self._row(sets, problem.select(k[None]), k, start) for k in rows]
-            )
-        first = self.tile(sets.design, problem, rows, start, inverses=False)
-        used = start.iterations.clone()
-        used[rows] = first.iterations
-        start, found = replace(start, iterations=used), [first]
-        left = (~first.solved & problem.valid[rows]).nonzero()[:, 0]
-        found += [self._row(sets, problem.select(k[None]), k, start) for k in rows[left]]
-        place = torch.arange(len(rows), device=rows.device)
-        place[left] = torch.arange(len(left), device=rows.device) + len(rows)
-        return Solution.concatenate(found).rows(place)
-
-    def _row(
-        self, sets: WorkingSets, problem: RowProblem, k: Int[Tensor, ""], start: Start
-    ) -> Solution:
-        W, known, watch = start.W[k][None], start.mu[k][None], self.watch
-        mu, used = known.nan_to_num(), start.iterations[k][None]
-
-        def inner(part: RowProblem, W: Tensor, tol: float, left: int) -> Solution:
-            one = torch.zeros(1, dtype=torch.long, device=W.device)
-            course = Course(tol, left, watch.quiet, self.device)
-            return course.tile(Design(part, self.device), part, one, Start(W, 0 * mu, one))
-
-        def look(gap: float, iterations: int, done: bool) -> bool:
-            return watch.look(k[None], W.new_tensor([gap]), iterations, int(done))
-
-        if bool(problem.valid) and watch.stop is None:
-            found = sets.solve(problem, W, self.tol, self.most - int(used), inner, look)
-            kept = found.W is W and not bool(known.isnan())
-            W, mu, used = found.W, known if kept else found.mu, used + found.iterations
-            if found.wide:
-                sets.wide.append(int(k))
-                return certify(problem, W, mu, used, self.tol, watch.stop)
-        watch.finish(1)
-        return certify(problem, W, mu, used, self.tol, watch.stop)
+    shared: ScaledGram | WorkingSets
+    rows: Int[Tensor, " k"]
+    problem: RowProblem
+    start: Start
 
 
-def certify(
-    problem: RowProblem, W: Tensor, mu: Tensor, iterations: Tensor, tol: float, stop: Status | None
-) -> Solution:
-    """Certify W on the problem as given and name every row's status.
+@dataclass(frozen=True)
+class Answer:
+    """What comes of a piece.
+
+    Attributes:
+        solution: That of its rows.
+        wide: Which of all rows would have needed too large a working set, (w,).
+        away: Whether another process found it, so that the callback has not seen it.
+    """
+
+    solution: Solution
+    wide: Int[Tensor, " w"]
+    away: bool
+
+
+def solve_piece(call: Call, piece: Piece) -> Answer:
+    """Solve the rows of a piece.
 
     Args:
-        problem: The rows.
-        W: Their weights, (K, N); rows that are not finite become zero.
-        mu: Multipliers of the ball, (K,).
-        iterations: What was spent, (K,).
-        tol: Accepted relative gap.
-        stop: Why the course was stopped, if it was.
+        call: What is asked for.
+        piece: The rows.
 
     Returns:
-        The solution.
+        Their solution.
     """
-    finite = torch.isfinite(W).all(1)
-    W = W if bool(finite.all()) else torch.where(finite[:, None], W, 0.0)
-    moments = problem.gradient_moments(W)
-    gap, objective = problem.gap(W, moments), problem.objective(W, moments)
-    if bool(problem.shut.any()):
-        # no solver saw that ball; what widening it would be worth follows from the moments
-        q = mean_square(problem.gram, W, moments).clamp_min(SMALLEST**2 * problem.gram.t2)
-        c = moments / torch.where(q > 0, q, 1.0).sqrt()[:, None]
-        c = c if problem.loss == "root" else moments
-        mu = problem.terms.dual_multiplier(c)[:, 0]
-    out_of_budget = stop or Status.MAX_ITERATIONS
-    status = []
-    numbers = (gap, tol * problem.unit, problem.valid, finite)
-    for value, limit, valid, whole in zip(*(x.tolist() for x in numbers), strict=True):
-        if not valid:
-            status.append(Status.INVALID_INPUT)
-        elif not (value == value and whole):
-            status.append(Status.NUMERICAL_ERROR)
-        elif value <= limit:
-            status.append(Status.SOLVED)
-        elif value <= 100 * limit and stop is None:
-            status.append(Status.SOLVED_INACCURATE)
-        else:
-            status.append(out_of_budget)
-    return Solution(W, gap, objective, mu, tuple(status), iterations)
+    if isinstance(piece.shared, WorkingSets):
+        solution, wide = solve_by_sets(call, piece.shared, piece)
+    else:
+        solution, wide = solve_tile(call, piece.shared, piece), piece.rows[:0]
+    return Answer(solution, wide, call.watch.away)
+
+
+def solve_tile(call: Call, shared: ScaledGram, piece: Piece, inverses: bool = True) -> Solution:
+    """Solve rows together.
+
+    Args:
+        call: What is asked for.
+        shared: The whole Gram in unit scale.
+        piece: The rows.
+        inverses: Whether rows may take steps that need an inverse of the whole Gram; without them
+            some may be left.
+
+    Returns:
+        Their solution.
+    """
+    K = len(piece.rows)
+    # the last row repeated fills whole blocks, and is not looked at
+    whole = fill(torch.arange(K, device=piece.rows.device))
+    problem, W = piece.problem.select(whole), piece.start.W[whole]
+    warm = bool((W != 0).any())
+    filled = ScaledRows.of(problem, shared)
+    scaled, V = filled.rows(slice(0, K)), filled.scale(W)[:K]
+    tol = torch.full_like(scaled.t2, CLOSER * call.tol)
+    tile = stages.Tile(scaled, V, tol, call.max_iterations, call.settings)
+    tile.iterations = piece.start.iterations.to(V.device)
+    # what is certified already stays as it is, bit for bit
+    given = torch.zeros_like(problem.valid)
+    if warm:
+        gap, unit = problem.gap(W), problem.unit
+        given = gap <= call.tol * unit
+        known = given[:K].to(tile.gap.device)
+        tile.gap[known] = torch.where(unit > 0, gap / unit, 0.0)[:K][given[:K]].to(tile.gap)
+        tile.tol[known] = torch.inf
+
+    def look() -> bool:
+        done = K - int(tile.todo.sum())
+        return call.watch.look(piece.rows, tile.gap.clone(), int(tile.iterations.max()), done)
+
+    stages.run(tile, warm, look, inverses)
+    call.watch.finish(K if inverses else K - int(tile.open.sum()))
+    found = torch.zeros_like(W)
+    found[:K, shared.keep] = scaled.unscale(tile.V).to(W)
+    fit_free(problem.gram, shared.free, shared.inverse_free, found)
+    found[given] = W[given]
+    before, mu = piece.start.mu[whole], scaled.unscale_multiplier(tile.mu, tile.sigma)[:, 0]
+    mu = torch.where(given & ~before.isnan(), before, mu[whole.to(mu.device)].to(W))
+    iterations = tile.iterations[whole.to(V.device)].to(W.device)
+    solution = certify(problem, found, mu, iterations, call.tol, call.watch.stop)
+    return solution.rows(whole[:K])
+
+
+def solve_by_sets(
+    call: Call, sets: WorkingSets, piece: Piece
+) -> tuple[Solution, Int[Tensor, " w"]]:
+    """Solve rows one by one on working sets, after the stages that need no inverse.
+
+    Args:
+        call: What is asked for.
+        sets: What these rows share.
+        piece: The rows.
+
+    Returns:
+        Their solution, and which of all rows would need too large a set.
+    """
+    every = torch.arange(len(piece.rows), device=piece.rows.device)
+    start, left, found = piece.start, every, []
+    if sets.shared is not None:
+        first = solve_tile(call, sets.shared, piece, inverses=False)
+        start = replace(start, iterations=first.iterations)
+        left = (~first.solved.to(every.device) & piece.problem.valid).nonzero()[:, 0]
+        found = [first]
+    wide = torch.zeros_like(left, dtype=torch.bool)
+    for i, k in enumerate(left):
+        part = piece.problem.select(k[None])
+        row = Piece(sets, piece.rows[k][None], part, start.rows(k[None]))
+        solution, wide[i] = _solve_row(call, sets, row)
+        found.append(solution)
+    place = every.clone()
+    if sets.shared is not None:
+        place[left] = torch.arange(len(left), device=every.device) + len(every)
+    return Solution.concatenate(found).rows(place), piece.rows[left[wide]]
+
+
+def _solve_row(call: Call, sets: WorkingSets, row: Piece) -> tuple[Solution, bool]:
+    problem, W, known, watch = row.problem, row.start.W, row.start.mu, call.watch
+    mu, used, wide = known.nan_to_num(), row.start.iterations, False
+
+    def on_set(part: RowProblem, W: Tensor, tol: float, left: int) -> Solution:
+        one = torch.zeros(1, dtype=torch.long, device=W.device)
+        inner = replace(call, tol=tol, max_iterations=left, watch=watch.quiet)
+        shared = ScaledGram(part, call.device)
+        return solve_tile(inner, shared, Piece(shared, one, part, Start(W, 0 * mu, one)))
+
+    def look(gap: float, iterations: int, done: bool) -> bool:
+        return watch.look(row.rows, W.new_tensor([gap]), iterations, int(done))
+
+    if bool(problem.valid) and watch.stop is None:
+        most = call.max_iterations - int(used)
+        found = sets.solve(problem, W, call.tol, most, on_set, look)
+        kept = found.W is W and not bool(known.isnan())
+        W, mu, used = found.W, known if kept else found.mu, used + found.iterations
+        wide = found.wide
+    if not wide:
+        watch.finish(1)
+    return certify(problem, W, mu, used, call.tol, watch.stop), wide

@@ -1,6 +1,6 @@
 """Working sets: among many features, each row is solved on the few that may matter to it.
 
-Round by round a row is solved on a set of features by the same course as any other problem, and
+Round by round a row is solved on a set of features by the same stages as any other problem, and
 certified on all of them. The gradient, one sum of the rows of G that its weights select, says which
 features have to come in: those whose moment exceeds their price σ (slope + μ ω). The set is the
 support and the features that are nearest to their price or beyond it, and doubles where those
@@ -21,25 +21,11 @@ from simplicit.convex.duality import mean_square
 from simplicit.convex.gram import fit_free, pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.scaled import SMALLEST
-from simplicit.convex.shared import BYTES, INVERSES, Design
+from simplicit.convex.shared import BYTES, INVERSES, ScaledGram
 from simplicit.convex.solution import Solution
 from simplicit.errors import InputError
+from simplicit.solvers.settings import DEFAULTS, Settings
 from simplicit.system import memory
-
-LARGE = 8000
-"""Features from which rows are worth treating one by one."""
-
-FIRST = 256
-"""Features of the first set."""
-
-SHARE = 4
-"""A row whose set would exceed this part of all features is left to the whole Gram."""
-
-STAYS = 3
-"""Rounds with sets of one size before it doubles in any case."""
-
-INNER = 0.3
-"""Tolerance on a set, in that of the row."""
 
 Inner = Callable[[RowProblem, Float[Tensor, "1 n"], float, int], Solution]
 """Solves the row on a set, given where to start, the tolerance and the iterations left."""
@@ -48,13 +34,17 @@ Look = Callable[[float, int, bool], bool]
 """Told the relative gap, the iterations and whether the row is done, says whether to stop."""
 
 
-def pays(problem: RowProblem) -> bool:
-    """Tell whether the features are so many that sets of them are faster; says nothing of rows.
+def pays(problem: RowProblem, settings: Settings = DEFAULTS) -> bool:
+    """Tell whether there are so many features that working sets are faster.
+
+    Args:
+        problem: The rows.
+        settings: Say how many features are many.
 
     Returns:
         Whether to use them.
     """
-    return len(problem.gram.G) >= LARGE
+    return len(problem.gram.G) >= settings.large
 
 
 @dataclass
@@ -79,36 +69,41 @@ class Found:
 
 
 class WorkingSets:
-    """What the rows share.
+    """What rows share that are solved on working sets.
 
     Args:
         problem: The rows.
-        workers: How many are solved side by side.
+        workers: How many tiles of rows are solved side by side.
         device: Where the solvers iterate.
+        settings: Sizes of the sets.
 
     Raises:
         InputError: If the largest sets would not fit into memory.
 
     Attributes:
-        design: The whole Gram scaled, for rows that need no more of it; None where it has no room.
-        wide: Rows that turned out to need more features than a set may have.
+        shared: The whole Gram in unit scale, for rows that need no more of it; None where it has
+            no room.
     """
 
     def __init__(
-        self, problem: RowProblem, workers: int, device: torch.device | str | None = None
+        self,
+        problem: RowProblem,
+        workers: int = 1,
+        device: torch.device | str | None = None,
+        settings: Settings = DEFAULTS,
     ) -> None:
+        self.settings = settings
         K, N = problem.gram.R.shape
         # a set's matrices, and the rows' weights, once more when they are joined
-        size = workers * (BYTES + INVERSES) * (N / SHARE) ** 2 + 24.0 * K * N
+        size = workers * (BYTES + INVERSES) * (N / settings.share) ** 2 + 24.0 * K * N
         what, here = f"{K} rows of {N} features", problem.gram.G.device
         memory.require(size, what, here)
         self.free = problem.free.nonzero()[:, 0]
-        self.wide: list[int] = []
         self.inverse_free = pseudo_inverse(problem.gram.G[self.free][:, self.free])
-        self.design: Design | None = None
+        self.shared: ScaledGram | None = None
         with suppress(InputError):
             memory.require(size + BYTES * N * N + 32.0 * K * N, what, device or here)
-            self.design = Design(problem, device, inverses=False)
+            self.shared = ScaledGram(problem, device, inverses=False)
 
     def solve(
         self, problem: RowProblem, W: Tensor, tol: float, most: int, inner: Inner, look: Look
@@ -131,7 +126,8 @@ class WorkingSets:
             W = W.clone()
             fit_free(problem.gram, self.free, self.inverse_free, W)
         best = now = _certified(problem, W, None)
-        n, stays, limit, unit = FIRST, 0, W.shape[1] // SHARE, float(problem.unit)
+        settings, unit = self.settings, float(problem.unit)
+        n, stays, limit = settings.first_set, 0, W.shape[1] // settings.share
         while True:
             done = not bool(best.gap > 0.9 * tol * unit)
             relative = float(best.gap) / unit if unit > 0 else 0.0
@@ -140,7 +136,7 @@ class WorkingSets:
             kept, score = _scores(problem, now)
             if now.iterations:
                 beyond = int(kept.sum()) + int(((score > 1 + 1e-9) & ~kept).sum())
-                stays = stays + 1 if beyond <= n and stays < STAYS else 0
+                stays = stays + 1 if beyond <= n and stays < settings.stays else 0
                 n = n if stays else 2 * n
             while n < int(kept.sum()):
                 n *= 2
@@ -149,7 +145,7 @@ class WorkingSets:
                 break
             chosen = score.masked_fill(kept, torch.inf).topk(n).indices.sort().values
             part = problem.restrict(chosen)
-            found = inner(part, now.W[:, chosen], INNER * tol, most - now.iterations)
+            found = inner(part, now.W[:, chosen], settings.inner * tol, most - now.iterations)
             W = torch.zeros_like(now.W)
             W[:, chosen] = found.W
             used = now.iterations + int(found.iterations)

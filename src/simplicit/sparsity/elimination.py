@@ -5,12 +5,13 @@ on many rows at once: with H the inverse of the Gram on a row's support, removin
 w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
 """
 
-from typing import cast
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
-from joblib import Parallel, delayed
 from torch import Tensor
+
+from simplicit.system.workers import pool, run
 
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
@@ -24,7 +25,7 @@ def eliminate(
     W: Float[Tensor, "K s"],
     protected: Bool[Tensor, " s"],
     keep: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> tuple[Int[Tensor, "K T"], Float[Tensor, "K T"]]:
     """Remove one weight after another from each row, exactly.
 
@@ -33,19 +34,18 @@ def eliminate(
         W: Weights that minimise each row's loss.
         protected: Features never removed.
         keep: Weights left in each row, protected ones not counted.
-        workers: Threads that take tiles of rows side by side.
+        workers: Threads that take tiles of rows side by side; one a processor when omitted.
 
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
     tiles = W.split(TILE)
-    pool = Parallel(n_jobs=max(1, min(workers, len(tiles))), backend="threading")
-    found = pool(delayed(_tile)(H, rows, protected, keep) for rows in tiles)
-    parts = cast(list[tuple[Tensor, Tensor]], found)
+    with pool(workers, len(tiles)) as executor:
+        parts = list(run(partial(_tile, H, protected, keep), tiles, executor))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 
-def _tile(H: Tensor, w: Tensor, protected: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def _tile(H: Tensor, protected: Tensor, keep: int, w: Tensor) -> tuple[Tensor, Tensor]:
     K, s = w.shape
     rows = torch.arange(K, device=w.device)
     removals = max(s - int(protected.sum()) - keep, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simplicit.convex.gram import fit_free, pseudo_inverse
 from simplicit.convex.problem import RowProblem
-from simplicit.convex.shared import Design
+from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution
 from simplicit.errors import InputError
 from simplicit.solvers import Callback, solve
@@ -97,7 +97,7 @@ def solve_to_budget(
     """
     if any(bool((p.terms.slope().amax(1) == 0).any()) for p in problems):
         raise InputError("a budget needs l1 > 0, or l0 > 0 and l2 > 0, in every row")
-    designs = [None if pays(problem) else Design(problem) for problem in problems]
+    designs = [None if pays(problem) else ScaledGram(problem) for problem in problems]
     top = zero_level(problems)
 
     def at(level: float, near: list[Solution] | None) -> tuple[int, list[Solution]]:

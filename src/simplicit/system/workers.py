@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -43,17 +45,18 @@ def count(workers: int | None) -> int:
 
 
 @contextmanager
-def pool(workers: int | None = None) -> Iterator[Executor | None]:
+def pool(workers: int | None = None, pieces: int | None = None) -> Iterator[Executor | None]:
     """Make a pool of threads that ends with the `with` block.
 
     Args:
         workers: How many threads, see `count`.
+        pieces: How many pieces there are going to be, if known: one needs no thread of its own.
 
     Yields:
         What `run` takes as its executor: None for a single worker.
     """
     many = count(workers)
-    if many == 1:
+    if many == 1 or pieces is not None and pieces <= 1:
         yield None
         return
     with ThreadPoolExecutor(many) as executor:
@@ -85,23 +88,21 @@ def run(
         return
     # an executor need not say how many workers it has
     many = IN_FLIGHT * getattr(executor, "_max_workers", threads.available())
-    torch_threads, left = torch.get_num_threads(), iter(pieces)
+    call = partial(_call, function, torch.get_num_threads())
+    submitted = (executor.submit(call, piece) for piece in pieces)
     waiting: deque[Future[Answer]] = deque()
     try:
-        while True:
-            for piece in left:
-                waiting.append(executor.submit(_call, function, piece, torch_threads))
-                if len(waiting) >= many:
-                    break
-            if not waiting:
-                return
-            yield waiting.popleft().result()
+        waiting.extend(islice(submitted, many))
+        while waiting:
+            answer = waiting.popleft().result()
+            waiting.extend(islice(submitted, 1))
+            yield answer
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _call(function: Callable[[Piece], Answer], piece: Piece, torch_threads: int) -> Answer:
+def _call(function: Callable[[Piece], Answer], torch_threads: int, piece: Piece) -> Answer:
     if torch.get_num_threads() != torch_threads:
         torch.set_num_threads(torch_threads)
     return function(piece)

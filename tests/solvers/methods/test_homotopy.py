@@ -9,19 +9,16 @@ from degenerate_suite import DegenerateSuite
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.convex.scaled import Scaled
-from simplicit.convex.shared import Design
-from simplicit.convex.solution import Solution
-from simplicit.solvers import solve
+from simplicit.convex.scaled import ScaledRows
+from simplicit.convex.shared import ScaledGram
+from simplicit.solvers import Settings, solve
 from simplicit.solvers.methods import homotopy, newton
 
 
 class TestForced(DegenerateSuite):
     """No row is left to ADMM before it reaches its level."""
 
-    def solve(self, problem: RowProblem, **options) -> Solution:
-        with patch.multiple(homotopy, CROWD=0, UNSTEADY=0):
-            return super().solve(problem, **options)
+    settings = Settings(crowd=0, unsteady=0)
 
 
 def sparse(alike: float = 0.0, n: int = 400, few: int = 8) -> Gram:
@@ -36,8 +33,8 @@ def sparse(alike: float = 0.0, n: int = 400, few: int = 8) -> Gram:
     return Gram.from_data(V, T + 0.1 * T.std(0) * noise)
 
 
-def start(problem: RowProblem) -> tuple[Scaled, newton.NewtonState, torch.Tensor]:
-    scaled = Scaled.of(problem, Design(problem))
+def start(problem: RowProblem) -> tuple[ScaledRows, newton.NewtonState, torch.Tensor]:
+    scaled = ScaledRows.of(problem, ScaledGram(problem))
     zero, one = torch.zeros_like(scaled.R), torch.ones_like(scaled.t2)
     state = newton.init(scaled, zero, 0 * one[:, None], one[:, None])
     return scaled, state, torch.full((len(one),), 100)
@@ -55,7 +52,7 @@ PENALTIES = {
 def test_few_features_need_neither_an_inverse_nor_a_first_order_step(name):
     penalty, ball, loss = PENALTIES[name]
     problem = RowProblem(sparse(), penalty, ball=ball, loss=loss)
-    design = Design(problem)
+    design = ScaledGram(problem)
     solution = solve(problem, tol=1e-9, design=design)
     assert solution.solved.all()
     assert not design._inverses
@@ -65,7 +62,7 @@ def test_few_features_need_neither_an_inverse_nor_a_first_order_step(name):
 def test_the_last_level_is_the_penalty_itself():
     """Each level below the first is solved nearly: rounds from its end change little."""
     scaled, state, most = start(RowProblem(sparse(), Penalty(l1=0.2)))
-    found, there, rounds = homotopy.descend(scaled, state, most)
+    found, there, rounds = homotopy.descend(scaled, state, most, Settings())
     assert there.all()
     top = (scaled.R.abs() / scaled.terms.slope()).amax(1)
     assert torch.equal(rounds, torch.log2(top).ceil().long())
@@ -84,7 +81,7 @@ def test_rows_it_does_not_suit_are_left_and_solved_all_the_same(what):
     scaled, state, most = start(problem)
     if what == "out of rounds":
         most = most.clamp_max(1)
-    found, there, rounds = homotopy.descend(scaled, state, most)
+    found, there, rounds = homotopy.descend(scaled, state, most, Settings())
     assert not there.any()
     assert bool((rounds <= most).all())
     assert bool((found.V[~there].isfinite()).all())

@@ -1,1 +1,1 @@
-"""One algorithm a file."""
+"""One algorithm a file, and what a first-order method has to offer."""

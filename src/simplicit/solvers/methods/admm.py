@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.convex.products import product
-from simplicit.convex.scaled import Scaled
+from simplicit.convex.scaled import ScaledRows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AdmmState:
         mu: The ball's multiplier, (K, 1).
         sigma: Root mean square residual for the rooted loss, 1 for the squared one, (K, 1).
         rho: Penalty ρ on the split, (K, 1).
-        A: Where weights near 0 are drawn to: R (G + ρ I)⁻¹, (K, n).
+        A: R (G + ρ I)⁻¹, the part of X that stays the same, (K, n).
     """
 
     W: Float[Tensor, "K n"]
@@ -55,12 +55,12 @@ class Admm:
     relaxation: float = 1.8
     dtype: torch.dtype = torch.float32
 
-    def init(self, problem: Scaled, V: Float[Tensor, "K n"]) -> AdmmState:
+    def init(self, problem: ScaledRows, V: Float[Tensor, "K n"]) -> AdmmState:
         """Start from weights V.
 
         Args:
             problem: The rows.
-            V: Scaled weights inside the ball, (K, n).
+            V: ScaledRows weights inside the ball, (K, n).
 
         Returns:
             The first state.
@@ -72,12 +72,15 @@ class Admm:
         A = self._product(problem, problem.R.to(W), rho)
         return AdmmState(W, W + U.to(W), torch.zeros_like(sigma), sigma, rho, A)
 
-    def rho(self, problem: Scaled) -> Float[Tensor, "K 1"]:
+    def rho(self, problem: ScaledRows) -> Float[Tensor, "K 1"]:
         """Choose each row's ρ, the larger the sparser it will be.
 
         Measured on Fashion-MNIST: 20 √level is best, where the level is the slope of the penalty
         at zero by that at which all weights are zero. The ball's multiplier, which adds to the
         slope, is guessed as if G were the identity.
+
+        Args:
+            problem: The rows, (K, n).
 
         Returns:
             One of `rhos` for each row, the nearest on a logarithmic scale.
@@ -92,7 +95,7 @@ class Admm:
         nearest = torch.searchsorted(torch.sqrt(choices[1:] * choices[:-1]), best)
         return choices[nearest][:, None]
 
-    def step(self, problem: Scaled, state: AdmmState) -> AdmmState:
+    def step(self, problem: ScaledRows, state: AdmmState) -> AdmmState:
         """Iterate once; uses the current state up.
 
         Args:
@@ -117,10 +120,12 @@ class Admm:
         W, mu = terms.prox(Z, (1 / rho).expand(Z.shape), state.mu)
         return AdmmState(W, Z, mu, sigma, rho, state.A)
 
-    def _product(self, problem: Scaled, B: Tensor, rho: Tensor, A: Tensor | None = None) -> Tensor:
+    def _product(
+        self, problem: ScaledRows, B: Tensor, rho: Tensor, A: Tensor | None = None
+    ) -> Tensor:
         # B (G + ρ I)⁻¹, or A + ρ B (G + ρ I)⁻¹; rows of one ρ together
         def some(value: float, rows: slice | Tensor) -> Tensor:
-            inverse = problem.design.inverse(value, self.dtype)
+            inverse = problem.shared.inverse(value, self.dtype)
             if A is None:
                 return product(B[rows], inverse)
             return product(B[rows], inverse, A[rows], value)

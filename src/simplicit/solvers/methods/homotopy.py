@@ -12,38 +12,26 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from simplicit.convex.scaled import Scaled
+from simplicit.convex.scaled import ScaledRows
 from simplicit.solvers.methods import newton
-
-STEP = 2.0
-"""From one level to the next."""
-
-EARLY = 0.2
-"""Which price a feature has to exceed to enter: 0 the last level's, 1 this one's; in between on a
-logarithmic scale. At 0 those that this level needs come a round late, at 1 most that come are not
-needed once the others are there."""
-
-CROWD = 6
-"""A row with more than this part of the features is left, and one that heads for twice as many."""
-
-UNSTEADY, SLACK = 4, 4
-"""So is one of whose weights more than this part, and a few, change their sign in one round."""
+from simplicit.solvers.settings import Settings
 
 
 def descend(
-    problem: Scaled, state: newton.NewtonState, most: Int[Tensor, " K"]
+    problem: ScaledRows, state: newton.NewtonState, most: Int[Tensor, " K"], settings: Settings
 ) -> tuple[newton.NewtonState, Bool[Tensor, " K"], Int[Tensor, " K"]]:
     """Go down from the level at which all weights are zero to the penalty itself.
 
     Args:
         problem: The rows, float64.
         state: All weights zero.
-        most: Most rounds of each row.
+        most: Most rounds of each row, (K,).
+        settings: How far apart levels are, and which rows are left.
 
     Returns:
         Weights near the solution, with rough moments; which rows got there; and the rounds done.
     """
-    state, n = state.copy(), problem.R.shape[1]
+    state, n, early = state.copy(), problem.R.shape[1], settings.early
     slope = problem.terms.slope()
     factor = (problem.R.abs() / slope).nan_to_num(0.0, 0.0).amax(1) if n else slope.sum(1)
     there, done, before = factor > 1, torch.zeros_like(most), torch.ones_like(most)
@@ -52,13 +40,13 @@ def descend(
         if not len(rows):
             return state, there, done
         part, now, last = problem.rows(rows), state.rows(rows), factor[rows]
-        factor[rows] = level = (last / STEP).clamp_min(1.0)
-        price = part.times(last ** (1 - EARLY) * level**EARLY)
+        factor[rows] = level = (last / settings.homotopy_step).clamp_min(1.0)
+        price = part.times(last ** (1 - early) * level**early)
         active = (now.V != 0) | (newton.beyond(price, now) > 0)
         count = active.sum(1)
         growth = (count / before[rows]).clamp(1.0, 2.0)
         in_the_end = count * growth ** torch.log2(level)
-        few = torch.maximum(count, in_the_end / 2) * CROWD <= n
+        few = torch.maximum(count, in_the_end / 2) * settings.crowd <= n
         there[rows], before[rows] = few & (done < most)[rows], count
         keep = there[rows].nonzero()[:, 0]
         if not len(keep):
@@ -67,4 +55,4 @@ def descend(
         now = newton.on_support(part, now.rows(keep), active, part.rough_moments)
         state.put(rows, now)
         done[rows] += 1
-        there[rows] = (now.flips - SLACK) * UNSTEADY <= count[keep]
+        there[rows] = (now.flips - settings.slack) * settings.unsteady <= count[keep]

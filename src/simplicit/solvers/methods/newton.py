@@ -19,15 +19,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.scaled import SMALLEST, Scaled
+from simplicit.convex.scaled import SMALLEST, ScaledRows
 from simplicit.solvers.methods.supports import Supports
 
 PROXIMAL = 1e-6
-"""Proximal term of careful rounds: along the null space of a support they have an end, too."""
+"""Proximal term of careful rounds: it bounds their steps along the null space of a support."""
 
 ROUGH = 1e-6
-"""Moments in float32 tell no smaller difference. A weight that has just left lies at its price but
-for rounding, and would come and go for ever."""
+"""Least difference of moment and price that float32 can tell. The moment of a weight that has just
+left is its price up to rounding: with a smaller threshold it would come and go for ever."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,21 @@ class NewtonState:
     def rows(self, index: Int[Tensor, " k"]) -> "NewtonState":
         """Keep some rows.
 
+        Args:
+            index: Which rows, in this order, (k,).
+
         Returns:
             Their state.
         """
         return NewtonState(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def put(self, index: Int[Tensor, " k"], rows: "NewtonState") -> None:
-        """Replace some rows."""
+        """Replace some rows.
+
+        Args:
+            index: Which rows to replace, (k,).
+            rows: The state of the new ones, in this order.
+        """
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(rows, f.name)
 
@@ -72,8 +80,14 @@ class NewtonState:
         return NewtonState(*(getattr(self, f.name).clone() for f in fields(self)))
 
 
-def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
+def init(problem: ScaledRows, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     """Start from weights and multipliers of another method.
+
+    Args:
+        problem: The rows, float64.
+        V: Scaled weights, (K, n).
+        mu: The ball's multiplier, (K, 1).
+        sigma: Root mean square residual for the rooted loss, else 1; (K, 1).
 
     Returns:
         The first state.
@@ -84,16 +98,16 @@ def init(problem: Scaled, V: Tensor, mu: Tensor, sigma: Tensor) -> NewtonState:
     )
 
 
-def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> NewtonState:
+def step(problem: ScaledRows, state: NewtonState, K: int, careful: bool = False) -> NewtonState:
     """Do one round.
 
     Args:
         problem: The rows, float64.
         state: The current state.
         K: How many of the rows matter; the others fill a block, and are set to zero.
-        careful: Stop where the first weight changes its sign or passes the knee, and let the
-            feature with the largest moment enter, and no other, once nothing stops the way to
-            the solution. The objective of the squared loss then falls with every round.
+        careful: Stop where the first weight changes its sign or passes the knee. A feature
+            enters only after a round that nothing stopped: the one with the largest moment. The
+            objective of the squared loss then falls with every round.
 
     Returns:
         The next state.
@@ -109,8 +123,12 @@ def step(problem: Scaled, state: NewtonState, K: int, careful: bool = False) -> 
     return on_support(problem, state, active, problem.moments, careful)
 
 
-def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
-    """Compare every feature's moment with what a weight would cost it.
+def beyond(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
+    """Compute by how much each feature's moment exceeds its price.
+
+    Args:
+        problem: The rows, float64.
+        state: Their weights, moments and multipliers.
 
     Returns:
         |c| − s slope − μ ω, positive where a weight has to leave zero; (K, n).
@@ -118,8 +136,12 @@ def beyond(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
     return state.moments.abs().sub_(price(problem, state), alpha=1 + 1e-9)
 
 
-def price(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
-    """Compute what a weight beside zero costs.
+def price(problem: ScaledRows, state: NewtonState) -> Float[Tensor, "K n"]:
+    """Compute the price of each feature: the moment above which its weight leaves zero.
+
+    Args:
+        problem: The rows, float64.
+        state: Their multipliers.
 
     Returns:
         s slope + μ ω, (K, n).
@@ -129,8 +151,12 @@ def price(problem: Scaled, state: NewtonState) -> Float[Tensor, "K n"]:
     return slope + state.mu * terms.omega if terms.has_ball else slope
 
 
-def tells(problem: Scaled, state: NewtonState) -> Bool[Tensor, " K"]:
-    """Tell whose prices rough moments can be compared with: not those of hardly penalised rows.
+def tells(problem: ScaledRows, state: NewtonState) -> Bool[Tensor, " K"]:
+    """Tell which rows may use rough moments: those whose prices are far above their error.
+
+    Args:
+        problem: The rows, float64.
+        state: Their multipliers.
 
     Returns:
         One truth value a row.
@@ -139,7 +165,7 @@ def tells(problem: Scaled, state: NewtonState) -> Bool[Tensor, " K"]:
 
 
 def on_support(
-    problem: Scaled,
+    problem: ScaledRows,
     state: NewtonState,
     active: Bool[Tensor, "K n"],
     moments: Callable[[Tensor], Tensor],
@@ -171,7 +197,7 @@ def on_support(
     sides = [R, pull] if root else [R - pull]
     if careful:
         curvature, sides[0] = curvature + PROXIMAL, sides[0] + PROXIMAL * v
-    found = on.solve(problem.design, curvature, v, sides + [ball] * terms.has_ball)
+    found = on.solve(problem.shared, curvature, v, sides + [ball] * terms.has_ball)
     a, b = found[0], found[1] if root else torch.zeros_like(v)
     sigma, mu, radius = state.sigma[:, 0], torch.zeros_like(state.sigma[:, 0]), terms.radius[:, 0]
     at = bt = mu
@@ -209,7 +235,7 @@ def on_support(
 
 
 def settle(
-    problem: Scaled, state: NewtonState, most: Int[Tensor, " K"]
+    problem: ScaledRows, state: NewtonState, most: Int[Tensor, " K"]
 ) -> tuple[NewtonState, Int[Tensor, " K"]]:
     """Do rounds with rough moments until each row's support stands still.
 

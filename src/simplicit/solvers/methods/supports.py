@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.shared import Design
+from simplicit.convex.shared import ScaledGram
 
 PAD = 16
 """Systems are padded to 8 less than a multiple of this, and those of one size factorised together.
@@ -44,6 +44,9 @@ class Supports:
     def of(cls, active: Bool[Tensor, "K n"]) -> "Supports":
         """Number the entries.
 
+        Args:
+            active: Which features are in the support of each row, (K, n).
+
         Returns:
             The supports.
         """
@@ -51,6 +54,9 @@ class Supports:
 
     def gather(self, x: Float[Tensor, "K n"]) -> Flat:
         """Take the entries of a matrix.
+
+        Args:
+            x: One number for every row and feature, (K, n).
 
         Returns:
             x on the supports.
@@ -60,6 +66,9 @@ class Supports:
     def spread(self, x: Flat) -> Float[Tensor, "K n"]:
         """Put entries into a matrix.
 
+        Args:
+            x: One number an entry, (e,).
+
         Returns:
             x, and zero off the supports.
         """
@@ -68,16 +77,21 @@ class Supports:
     def sum(self, x: Flat) -> Float[Tensor, " K"]:
         """Add up each row's entries, in their order.
 
+        Args:
+            x: One number an entry, (e,).
+
         Returns:
             One sum per row.
         """
         return x.new_zeros(len(self.active)).index_add_(0, self.row, x)
 
-    def solve(self, design: Design, curvature: Flat, near: Flat, sides: list[Flat]) -> list[Flat]:
+    def solve(
+        self, shared: ScaledGram, curvature: Flat, near: Flat, sides: list[Flat]
+    ) -> list[Flat]:
         """Solve (G_AA + diag(curvature)) x = side on every row's support A.
 
         Args:
-            design: The Gram matrix.
+            shared: The Gram matrix.
             curvature: Added to the diagonal.
             near: Where a singular system is drawn to.
             sides: Right-hand sides; the first is the one that a proximal term adds to.
@@ -90,8 +104,8 @@ class Supports:
         place = torch.arange(len(self.row), device=count.device)
         place = place - (count.cumsum(0) - count)[self.row]
         n, widest = self.active.shape[1], int(size.max())
-        index = count.new_full((len(count), widest), n, dtype=design.small)
-        index[self.row, place] = self.column.to(design.small)
+        index = count.new_full((len(count), widest), n, dtype=shared.small)
+        index[self.row, place] = self.column.to(shared.small)
         packed = curvature.new_zeros(len(count), widest, len(sides) + 2)
         packed[:, :, 0] = 1.0
         packed[self.row, place] = torch.stack([curvature, near, *sides], 1)
@@ -99,21 +113,27 @@ class Supports:
         groups = size.argsort(stable=True).split(many.tolist())
         for width, rows in zip(widths.tolist(), groups, strict=True):
             for some in rows.split(max(1, MOST_ENTRIES // width**2)):
-                diagonal, near_, right = packed[some, :width].split([1, 1, len(sides)], 2)
-                H = design.submatrices(index[some, :width])
-                H.diagonal(dim1=1, dim2=2).add_(diagonal[:, :, 0])
-                factor, failed = _cholesky(H)
-                if bool(failed.any()):
-                    bad = failed.nonzero()[:, 0]
-                    H = design.submatrices(index[some[bad], :width])
-                    H.diagonal(dim1=1, dim2=2).add_(diagonal[bad, :, 0] + RIDGE)
-                    factor[bad] = _cholesky(H)[0]
-                    right[bad, :, 0] += RIDGE * near_[bad, :, 0]
-                half = torch.linalg.solve_triangular(factor, right, upper=False)
-                packed[some, :width, 2:] = torch.linalg.solve_triangular(
-                    factor.mT, half, upper=True
-                )
+                packed[some, :width, 2:] = _solve(shared, index[some, :width], packed[some, :width])
         return list(packed[self.row, place, 2:].unbind(1))
+
+
+# Systems of one size. Packed: the number added to the diagonal, the point that singular systems are
+# drawn to, and the right-hand sides.
+def _solve(
+    shared: ScaledGram, index: Int[Tensor, "K s"], packed: Float[Tensor, "K s p"]
+) -> Float[Tensor, "K s q"]:
+    diagonal, near, right = packed.split([1, 1, packed.shape[2] - 2], 2)
+    H = shared.submatrices(index)
+    H.diagonal(dim1=1, dim2=2).add_(diagonal[:, :, 0])
+    factor, failed = _cholesky(H)
+    if bool(failed.any()):
+        bad = failed.nonzero()[:, 0]
+        H = shared.submatrices(index[bad])
+        H.diagonal(dim1=1, dim2=2).add_(diagonal[bad, :, 0] + RIDGE)
+        factor[bad] = _cholesky(H)[0]
+        right[bad, :, 0] += RIDGE * near[bad, :, 0]
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 # In place: a copy, and clearing the other triangle of one that lies column by column, take longer

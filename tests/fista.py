@@ -1,4 +1,4 @@
-"""Accelerated proximal gradient with a restart per row: the simple twin of `admm`.
+"""Accelerated proximal gradient with a restart per row: the simple twin of `methods.admm`.
 
 FISTA (Beck & Teboulle 2009) with the gradient test of O'Donoghue & Candès (2015), row by row:
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simplicit.convex.duality import mean_square
 from simplicit.convex.products import product
-from simplicit.convex.scaled import SMALLEST, Scaled
+from simplicit.convex.scaled import SMALLEST, ScaledRows
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Fista:
 
     dtype: torch.dtype = torch.float64
 
-    def init(self, problem: Scaled, V: Float[Tensor, "K n"]) -> FistaState:
+    def init(self, problem: ScaledRows, V: Float[Tensor, "K n"]) -> FistaState:
         """Start from weights V.
 
         Args:
             problem: The rows.
-            V: Scaled weights inside the ball, (K, n).
+            V: ScaledRows weights inside the ball, (K, n).
 
         Returns:
             The first state.
         """
         W = V.to(self.dtype)
-        G = problem.design.G
+        G = problem.shared.G
         L = torch.linalg.eigvalsh(G)[-1] if len(G) else G.new_ones(())
         one = W.new_ones(len(W), 1)
         return FistaState(W, W, one, 0 * one, one, L.to(W))
 
-    def step(self, problem: Scaled, state: FistaState) -> FistaState:
+    def step(self, problem: ScaledRows, state: FistaState) -> FistaState:
         """Iterate once.
 
         Args:
@@ -77,7 +77,7 @@ class Fista:
             The next state.
         """
         Y, L = state.Y, state.L
-        moments = problem.R - product(Y, problem.design.G.to(Y))
+        moments = problem.R - product(Y, problem.shared.G.to(Y))
         terms, sigma = problem.terms, state.sigma
         if problem.loss == "root":
             q = mean_square(problem.gram, Y, moments)
