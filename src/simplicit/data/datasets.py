@@ -11,10 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from simplicit.data import cifar
-from simplicit.data import fetch
-from simplicit.data import idx
-from simplicit.data import npz
+from simplicit.data import cifar, fetch, idx, npz
 from simplicit.errors import InputError
 from simplicit.system.suggest import did_you_mean
 

@@ -103,7 +103,7 @@ class SeedRun:
         """Prune the explicit network with another method, to the same sparsity, and measure it.
 
         Args:
-            name: One of `baselines.ONE_SHOT`, `baselines.TRAINED` or `baselines.ROBUST`.
+            name: One of `methods.BASELINES`.
 
         Returns:
             Its row of the metrics.
@@ -125,8 +125,7 @@ class SeedRun:
             eps=settings.implicit.finetune_eps or baselines.Task.eps,
         )
         begin = time.monotonic()
-        methods = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
-        pruned = methods[name](task, settings.implicit.sparsity or 0.0)
+        pruned = getattr(baselines, name)(task, settings.implicit.sparsity or 0.0)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
