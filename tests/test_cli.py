@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import simplicit
 from simplicit import cli
+from simplicit.data import datasets
 from simplicit.explicit import training as explicit
 from simplicit.model.archive import format as archive
 from small_run import DIGITS, SMALL, contents, hurry
@@ -162,8 +164,7 @@ def test_a_comparison_is_printed_reported_and_verified(call, tmp_path):
 
 
 def test_missing_data_leaves_nothing(call, tmp_path, monkeypatch):
-    for way in ("_download", "_unpack_debian"):
-        monkeypatch.setattr(f"simplicit.fetch.{way}", lambda *_: False)
+    monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, mirrors=()))
     where = ("evaluation.dataset=MNIST", f"data_dir={tmp_path / 'data'}", "--out", tmp_path / "out")
     one_error(call("run", DIGITS, *where), "MNIST")
     one_error(call("data", "MNIST", "--dir", tmp_path / "data"), "MNIST")
