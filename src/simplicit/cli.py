@@ -178,9 +178,8 @@ def inspect(
     Example: simplicit inspect torchvision.models:resnet18 --shape 3,224,224
     """
     from simplicit.lab.run import network_table as inspection
-    from simplicit.lab.run.network_target import equations_of
 
-    equations = equations_of(target, overrides or [], shape)
+    equations = inspection.equations_of(target, overrides or [], shape)
     rate = inspection.speed()
     if as_json:
         print(json.dumps(inspection.summary(equations, samples, rate), indent=2))

@@ -19,8 +19,8 @@ from simplicit.explicit import training as explicit
 from simplicit.fit import fit
 from simplicit.lab import baselines
 from simplicit.lab.config.config import Config
-from simplicit.lab.evaluate import robustness
 from simplicit.lab.results import read
+from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
 from simplicit.model.archive import format as archive
 from simplicit.model.implicit import ImplicitModel
@@ -293,7 +293,7 @@ class SeedRun:
                 name, net, dataset, wanted, source=self._explicit()[0], seed=self.seed
             )
             self._tables["robustness"] = rows
-            kept = self.folder / robustness.SHOWN
+            kept = self.folder / FILE
             before = safetensors.torch.load_file(kept) if kept.exists() else {}
             files.write_bytes(kept, safetensors.torch.save(before | shown))
         return {
