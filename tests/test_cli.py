@@ -51,6 +51,28 @@ def one_error(result: tuple[int, str, str], says: str) -> None:
     assert err.count("error: ") == 1 and "Traceback" not in err
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_what_needs_no_network_does_not_wait_for_torch(option):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['simplicit', {option!r}]\n"
+        "try: runpy.run_module('simplicit', run_name='__main__')\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "pydantic",
+        "jaxtyping",
+    }
+    assert "simplicit" in done.stdout
+
+
 def test_version(call):
     assert call("--version") == (0, f"simplicit {simplicit.__version__}\n", "")
 

@@ -15,7 +15,7 @@ import simplicit
 ROOT = Path(simplicit.__file__).parent
 
 FLOORS = (
-    ("errors", "_types"),
+    ("errors", "_types", "_moved"),
     ("system", "equations"),
     ("convex", "data", "capture", "model"),
     ("model.archive",),

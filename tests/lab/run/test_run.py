@@ -154,9 +154,9 @@ def test_a_finished_run_is_not_done_again(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "left"),
     [
-        ("matching.Matching.model", {"explicit.safetensors", "checkpoint/plan.safetensors"}
+        ("matching.dense.Matching.model", {"explicit.safetensors", "checkpoint/plan.safetensors"}
          | {f"checkpoint/block-{i}.safetensors" for i in range(3)}),
-        ("measure.curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
+        ("lab.run.measure.curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
     ],
     ids=["at the end of the solve", "in the evaluation"],
 )  # fmt: skip
