@@ -36,7 +36,7 @@ def capture_once(net: nn.Module, example: Tensor) -> StateEquations:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a network once, and draw no figures, which take longest."""
-    for module in ("fit", "seed_run"):
+    for module in ("fit", "lab.run.seed"):
         monkeypatch.setattr(f"simplicit.{module}.capture", capture_once)
     monkeypatch.setattr("simplicit.lab.run.run.plots.draw_all", lambda *_: [])
 

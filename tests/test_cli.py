@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import simplicit
 from simplicit import cli
+from simplicit.data import datasets
 from simplicit.explicit import training as explicit
 from simplicit.model.archive import format as archive
 from small_run import DIGITS, SMALL, contents, hurry
@@ -47,6 +49,28 @@ def one_error(result: tuple[int, str, str], says: str) -> None:
     assert re.search(says, err), err
     assert [line.startswith("error: ") for line in err.splitlines()][-1]
     assert err.count("error: ") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_what_needs_no_network_does_not_wait_for_torch(option):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['simplicit', {option!r}]\n"
+        "try: runpy.run_module('simplicit', run_name='__main__')\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "pydantic",
+        "jaxtyping",
+    }
+    assert "simplicit" in done.stdout
 
 
 def test_version(call):
@@ -162,8 +186,7 @@ def test_a_comparison_is_printed_reported_and_verified(call, tmp_path):
 
 
 def test_missing_data_leaves_nothing(call, tmp_path, monkeypatch):
-    for way in ("_download", "_unpack_debian"):
-        monkeypatch.setattr(f"simplicit.fetch.{way}", lambda *_: False)
+    monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, mirrors=()))
     where = ("evaluation.dataset=MNIST", f"data_dir={tmp_path / 'data'}", "--out", tmp_path / "out")
     one_error(call("run", DIGITS, *where), "MNIST")
     one_error(call("data", "MNIST", "--dir", tmp_path / "data"), "MNIST")

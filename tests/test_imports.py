@@ -5,7 +5,10 @@ the command line before it works) is how a file offers a convenience without dep
 """
 
 import ast
-from itertools import chain
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ import pytest
 import simplicit
 
 ROOT = Path(simplicit.__file__).parent
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
 
 FLOORS = (
-    ("errors", "_types"),
+    ("errors", "_types", "_moved"),
     ("system", "equations.maps"),
     ("equations",),
     ("convex", "data", "capture", "model"),
@@ -44,7 +49,7 @@ LARGEST = 12
 
 MATHEMATICS = ("equations", "convex", "solvers", "bounds")
 OUTSIDE = {"json", "pathlib", "os", "shutil", "safetensors", "omegaconf", "yaml", "pydantic"}
-OUTSIDE |= {"matplotlib", "rich", "typer", "pooch", "requests", "sklearn", "logging"}
+OUTSIDE |= {"matplotlib", "rich", "typer", "requests", "sklearn", "logging"}
 """What mathematics has no business with: files, settings, printing, networks of computers."""
 
 
@@ -178,7 +183,53 @@ def test_plots_need_no_torch(module):
     assert "import torch" not in source and "from torch" not in source
 
 
-def test_every_library_has_a_reason():
-    """What the package imports is what `pyproject.toml` declares."""
-    tree = chain.from_iterable(top(ast.parse(p.read_text("utf-8"))) for p in FILES.values())
-    assert any(isinstance(node, ast.Import) for node in tree)
+def outside(folder: Path) -> set[str]:
+    """Top names of what the files of a folder import, inside functions, too."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").split(".")[0])
+    return found - sys.stdlib_module_names - {"simplicit"}
+
+
+def declared() -> tuple[set[str], dict[str, set[str]]]:
+    """Distributions that `pyproject.toml` declares: the package's own, and those of each extra."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    return distributions(project["dependencies"]), {k: distributions(v) for k, v in extras.items()}
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~\[; ]", r)[0].lower().replace("_", "-") for r in requirements}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_has_the_name_of_a_standard_module(module):
+    """A script that is started in its folder would import it in place of the other."""
+    allowed = {"__init__", "__main__"}
+    assert FILES[module].stem not in sys.stdlib_module_names - allowed
+    folder = FILES[module].parent
+    assert folder == ROOT.parent or folder.name not in sys.stdlib_module_names
+
+
+def test_the_package_declares_the_libraries_that_it_imports_and_no_other():
+    names = packages_distributions()
+    imported = {names[module][0].lower().replace("_", "-") for module in outside(ROOT)}
+    assert imported == declared()[0]
+
+
+def test_the_tests_import_nothing_undeclared():
+    names, (own, extras) = packages_distributions(), declared()
+    helpers = {path.stem for path in TESTS.glob("*.py")}
+    modules = outside(TESTS) - helpers
+    # what a test skips without is of no extra
+    imported = {names[module][0].lower().replace("_", "-") for module in modules if module in names}
+    assert imported <= own | extras["dev"]
+
+
+def test_the_extra_of_attacks_is_what_the_attacks_ask_for():
+    source = FILES["lab.evaluate.external"].read_text("utf-8")
+    assert set(re.findall(r'_package\("(\w+)"\)', source)) == declared()[1]["attacks"]

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from simplicit import __version__
 from simplicit.errors import InputError
@@ -96,6 +94,9 @@ def _print_results(dataset: str, folder: Path, rows: list[dict[str, Any]], as_js
     if as_json:
         print(json.dumps({"folder": str(folder), "metrics": rows}, indent=2))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=f"{dataset}, {folder}")
     for heading in ("model", "seed", "test accuracy", "sparsity", "non-zeros", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
@@ -139,6 +140,9 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 
     Example: simplicit verify runs/s90
     """
+    from rich.console import Console
+    from rich.table import Table
+
     from simplicit.lab.run.compare import runs
     from simplicit.lab.run.verify import verify as check
 
@@ -177,10 +181,11 @@ def inspect(
 
     Example: simplicit inspect torchvision.models:resnet18 --shape 3,224,224
     """
-    from simplicit.lab.run import network_table as inspection
-    from simplicit.lab.run.network_target import equations_of
+    from rich.console import Console
 
-    equations = equations_of(target, overrides or [], shape)
+    from simplicit.lab.run import network_table as inspection
+
+    equations = inspection.equations_of(target, overrides or [], shape)
     rate = inspection.speed()
     if as_json:
         print(json.dumps(inspection.summary(equations, samples, rate), indent=2))

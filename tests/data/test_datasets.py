@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dataset_files import idx_bytes, pack, tiny
 from simplicit.data import datasets as data
 from simplicit.data.cifar import CIFAR10, CIFAR100, Layout
 from simplicit.errors import InputError
-from dataset_files import idx_bytes, pack, tiny
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from simplicit.data import cifar, fetch, idx, npz
+from simplicit.data.checked import Archive, DebianPackage, Source, contents
 from simplicit.errors import InputError
 from simplicit.system.suggest import did_you_mean
 
-FASHION_MNIST = fetch.Source(
+FASHION_MNIST = Source(
     name="FashionMNIST",
     sha256={
         "train-images-idx3-ubyte": (
@@ -35,10 +36,10 @@ FASHION_MNIST = fetch.Source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
-    debian=fetch.DebianPackage("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")),
+    debian=DebianPackage("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")),
 )
 
-MNIST = fetch.Source(
+MNIST = Source(
     name="MNIST",
     sha256={
         "train-images-idx3-ubyte": (
@@ -60,14 +61,14 @@ MNIST = fetch.Source(
     ),
 )
 
-CIFAR10 = fetch.Archive(
+CIFAR10 = Archive(
     name="CIFAR10",
     file="cifar-10-binary.tar.gz",
     sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     mirrors=("https://www.cs.toronto.edu/~kriz/",),
 )
 
-CIFAR100 = fetch.Archive(
+CIFAR100 = Archive(
     name="CIFAR100",
     file="cifar-100-binary.tar.gz",
     sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
@@ -201,11 +202,11 @@ def sample(total: int, fraction: float, seed: int) -> Int[Tensor, "m"]:
     return torch.randperm(total, generator=generator)[:count].sort().values
 
 
-def _load_mnist_like(source: fetch.Source, classes: tuple[str, ...], data_dir: Path) -> Dataset:
+def _load_mnist_like(source: Source, classes: tuple[str, ...], data_dir: Path) -> Dataset:
     folder = fetch.locate(source, data_dir)
 
     def array(file: str) -> Tensor:
-        return torch.tensor(idx.parse(fetch.contents(source, folder, file), file))
+        return torch.tensor(idx.parse(contents(source, folder, file), file))
 
     return Dataset(
         name=source.name,
@@ -218,7 +219,7 @@ def _load_mnist_like(source: fetch.Source, classes: tuple[str, ...], data_dir: P
     )
 
 
-def _load_cifar(source: fetch.Archive, layout: cifar.Layout, data_dir: Path) -> Dataset:
+def _load_cifar(source: Archive, layout: cifar.Layout, data_dir: Path) -> Dataset:
     path = fetch.archive(source, data_dir)
     return _of_arrays(source.name, *cifar.read(path, layout), origin=str(path))
 

@@ -1,11 +1,24 @@
 """Memory is asked for before it is taken: a refusal with the figure instead of a killed process."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import psutil
 import torch
 
 from simplicit.errors import InputError
 
 GB = 1e9
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows control groups, by which containers and batch systems limit memory."""
+
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""The control groups that this process is in."""
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+"""Files of the limit and of the use; the entry of `memory.stat` that the kernel can give back."""
 
 
 def require(size: float, what: str, device: torch.device | str | None = None) -> None:
@@ -23,7 +36,7 @@ def require(size: float, what: str, device: torch.device | str | None = None) ->
     if place.type == "cuda":
         free = torch.cuda.mem_get_info(place)[0]
     elif place.type == "cpu":
-        free = psutil.virtual_memory().available
+        free = available()
     else:
         return
     if size > free:
@@ -31,3 +44,44 @@ def require(size: float, what: str, device: torch.device | str | None = None) ->
             f"{what}: {size / GB:.1f} GB needed, {free / GB:.1f} GB free on {place}; "
             "use fewer features, or a machine with more memory"
         )
+
+
+def available(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Bytes that this process can still take: of the machine, and within its control groups.
+
+    Args:
+        cgroups: The folder of the control groups.
+        membership: The file that names those of this process.
+
+    Returns:
+        The least of the machine's free memory and of what each limit, of either version of control
+        groups, leaves. Files that the kernel keeps in memory only to save reading count as free.
+    """
+    return min([psutil.virtual_memory().available, *_left(cgroups, membership)])
+
+
+def _left(cgroups: Path, membership: Path) -> Iterator[int]:
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = cgroups, V2
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", V1
+        else:
+            continue
+        # a limit holds for all groups inside; in a container the top folder is the container's own
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                entries = (folder / "memory.stat").read_text().splitlines()
+            except (OSError, ValueError):  # no such group here, or its limit is `max`
+                continue
+            stat = dict(entry.split() for entry in entries)
+            yield max(0, limit - used + int(stat.get(names[2], 0)))

@@ -2,7 +2,6 @@ import math
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from typing import get_args
 
 import pytest
 import torch
@@ -13,17 +12,20 @@ from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
 from simplicit.explicit.convnets import ResNet20, StagewiseResNet20
 from simplicit.lab import baselines
-from simplicit.lab.baselines import ONE_SHOT, TRAINED, Task
+from simplicit.lab.baselines import Task
 from simplicit.lab.baselines.gmp import cubic
 from simplicit.lab.baselines.obs import prune
 from simplicit.lab.baselines.spr import perspective
 from simplicit.lab.baselines.sss import MOMENTUM, apg_step
 from simplicit.lab.baselines.tools import inputs, search, structures, weights
-from simplicit.lab.config import sections
+from simplicit.lab.methods import BASELINES, Kind
 from simplicit.sparsity.elimination import eliminate
 
-METHODS = {**ONE_SHOT, **TRAINED}
-UNSTRUCTURED = [name for name in METHODS if name not in ("sss", "spr")]
+METHODS = {
+    name: getattr(baselines, name) for name, kind in BASELINES.items() if kind is not Kind.ROBUST
+}
+UNSTRUCTURED = [name for name in METHODS if BASELINES[name] is not Kind.STRUCTURED]
+TRAINED = [name for name in METHODS if BASELINES[name] is not Kind.ONE_SHOT]
 
 
 def blobs(m: int = 240) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ def weight_of(net: nn.Module) -> Tensor:
 def two_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short search of the regulariser's strength."""
     for name in ("sss", "spr"):
-        monkeypatch.setattr(import_module(f"simplicit.baselines.{name}"), "TRAININGS", 2)
+        monkeypatch.setattr(import_module(f"simplicit.lab.baselines.{name}"), "TRAININGS", 2)
 
 
 # every method
@@ -134,7 +136,7 @@ def test_another_seed_gives_another_mask() -> None:
 def test_training_keeps_the_classes_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("simplicit.lab.baselines.spr"), "ALPHAS", (0.5,))
     task = replace(dense(), epochs=10, batch_size=4) if name == "spr" else dense()
-    pruned = TRAINED[name](task, 0.5)
+    pruned = METHODS[name](task, 0.5)
     assert weights.nonzeros(pruned) <= round(0.5 * weights.nonzeros(task.net))
     assert explicit.accuracy(pruned, task.train_inputs, task.train_labels) > 0.9
 
@@ -477,9 +479,3 @@ def test_the_search_takes_the_nearest_at_or_above() -> None:
     found = search.nearest(run, 0.52, start=1.0, trainings=9)
     assert found.sparsity == pytest.approx(0.55) and len(tried) <= 9
     assert search.nearest(run, 0.9, start=1.0, trainings=2).sparsity == pytest.approx(0.15)
-
-
-def test_the_configuration_knows_every_method() -> None:
-    names = get_args(sections.Model)
-    every = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
-    assert names == ("explicit", "implicit", *every)

@@ -8,15 +8,18 @@ from torch import nn
 
 from random_models import implicit_model, inputs
 from simplicit.errors import InputError
-from simplicit.lab import plots
-from simplicit.lab.baselines import ROBUST, Task, decay
-from simplicit.lab.baselines.ibp import worst_logits
+from simplicit.lab import baselines, plots
+from simplicit.lab.baselines import Task, decay, ibp
+from simplicit.lab.baselines.robust import worst_logits
 from simplicit.lab.evaluate import robustness
 from simplicit.lab.evaluate.robustness import ATTACKS, Attack, evaluate, share, shown
+from simplicit.lab.methods import BASELINES, Kind
 from simplicit.lab.plots.figures.robustness import INSIDE, worst_and_certified
 from simplicit.lab.report.robust_findings import robust_cells, robust_checks
 from simplicit.lab.results.shown import FILE
 from small_run import small_run
+
+ROBUST = {n: getattr(baselines, n) for n, kind in BASELINES.items() if kind is Kind.ROBUST}
 
 OURS: tuple[Attack, ...] = ATTACKS[:-2]
 """All but those of other packages."""
@@ -155,5 +158,5 @@ def test_worst_logits_bound_every_corner():
 def test_interval_training_refuses_what_is_no_chain():
     given = task()
     with pytest.raises(InputError, match="fnn"):
-        ROBUST["ibp"](Task(nn.Linear(2, 2), images(2), images(2), torch.zeros(2).long()), 0.0)
+        ibp(Task(nn.Linear(2, 2), images(2), images(2), torch.zeros(2).long()), 0.0)
     assert given and inputs

@@ -130,7 +130,7 @@ def test_cells_are_means_and_spreads_and_the_best_of_a_kind():
     assert cells["implicit", 0.9]["spread"] == pytest.approx(2**0.5)
     assert [cells[m, 0.9]["best"] for m in ("implicit", "obs", "gmp")] == [True, False, True]
     assert findings.kinds(rows) == {
-        "one-shot, no labels, no training": ["implicit", "obs"], "trained": ["gmp"]
+        "one-shot, no labels, no training": ["implicit", "obs"], "trained on labels": ["gmp"]
     }  # fmt: skip
     assert "\N{MINUS SIGN}2.00 points at 90.00 %" in findings.compared(rows)
     dense = {"model": "sss", "target": 0.9, "sparsity": 0.2, "seed": 0, "points": 5}

@@ -10,7 +10,7 @@ from conv_networks import KEPT, structured
 from example_networks import captured
 from simplicit import cli
 from simplicit.lab.run import network_table as inspect
-from simplicit.lab.run.network_target import equations_of
+from simplicit.lab.run.network_table import equations_of
 
 CLASS = "conv_networks:ResNet20"
 

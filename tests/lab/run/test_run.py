@@ -4,12 +4,14 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from simplicit.data import datasets
 from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
 from simplicit.lab.config import config
@@ -152,9 +154,9 @@ def test_a_finished_run_is_not_done_again(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "left"),
     [
-        ("matching.Matching.model", {"explicit.safetensors", "checkpoint/plan.safetensors"}
+        ("matching.dense.Matching.model", {"explicit.safetensors", "checkpoint/plan.safetensors"}
          | {f"checkpoint/block-{i}.safetensors" for i in range(3)}),
-        ("measure.curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
+        ("lab.run.measure.curve", {"model.safetensors", "checkpoint/block-2.safetensors"}),
     ],
     ids=["at the end of the solve", "in the evaluation"],
 )  # fmt: skip
@@ -286,8 +288,7 @@ def test_other_recipes_converge_and_are_certified(tmp_path, overrides):
 def test_what_cannot_be_used_is_told_before_anything_is_written(
     tmp_path, monkeypatch, overrides, says
 ):
-    for way in ("_download", "_unpack_debian"):
-        monkeypatch.setattr(f"simplicit.fetch.{way}", lambda *_: False)
+    monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, mirrors=()))
     with pytest.raises(InputError, match=says) as error:
         small_run(tmp_path / "out", f"data_dir={tmp_path / 'data'}", *overrides)
     assert "\n" not in str(error.value)

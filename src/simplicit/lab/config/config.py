@@ -13,7 +13,6 @@ from yaml import MarkedYAMLError, YAMLError
 from simplicit.errors import InputError
 from simplicit.lab.config.errors import explain, key
 from simplicit.lab.config.sections import (
-    UNPRUNED,
     EachOnce,
     Evaluation,
     Explicit,
@@ -21,6 +20,7 @@ from simplicit.lab.config.sections import (
     Implicit,
     Section,
 )
+from simplicit.lab.methods import prunes
 
 
 class Config(Section):
@@ -43,7 +43,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sparsity_of_the_baselines(self) -> "Config":
-        pruned = [m for m in self.evaluation.baselines if m not in UNPRUNED]
+        pruned = [m for m in self.evaluation.baselines if prunes(m)]
         if pruned and self.implicit.sparsity is None:
             raise ValueError(
                 f"implicit.sparsity: {pruned[0]} of evaluation.baselines needs one to prune to"

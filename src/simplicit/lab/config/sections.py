@@ -10,7 +10,8 @@ from simplicit.data.datasets import DATASETS, is_file
 from simplicit.explicit.by_name import ACTIVATIONS, CONVOLUTIONAL
 from simplicit.explicit.training import OPTIMIZERS
 from simplicit.lab.config.errors import key
-from simplicit.lab.evaluate.robustness import Attack
+from simplicit.lab.evaluate.robustness import ATTACKS, Attack
+from simplicit.lab.methods import MODELS
 from simplicit.recipe import PRESETS
 
 COUNT = "a whole number, at least 1"
@@ -36,24 +37,8 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 EachOnce = AfterValidator(_each_once)
 """Of a list whose entries differ."""
 
-Model = Literal[
-    "explicit",
-    "implicit",
-    "random",
-    "magnitude",
-    "wanda",
-    "obs",
-    "gmp",
-    "sss",
-    "spr",
-    "adversarial",
-    "ibp",
-    "decay",
-]
-"""What a run can evaluate: the two networks, and the methods of `baselines`."""
-
-UNPRUNED = ("explicit", "implicit", "adversarial", "ibp", "decay")
-"""Those that need no sparsity to prune to."""
+Model = Annotated[str, AfterValidator(lambda name: _one_of(MODELS, name))]
+"""A model that a run can evaluate."""
 
 
 class Section(BaseModel):
@@ -235,8 +220,7 @@ class Evaluation(Section):
     baselines: Annotated[tuple[Model, ...], EachOnce] = key(
         ("explicit", "implicit"),
         "which models are evaluated, at the sparsity of the implicit one",
-        "a list of explicit, implicit, random, magnitude, wanda, obs, gmp, sss, spr, adversarial, "
-        "ibp, decay, each at most once",
+        f"a list of {', '.join(MODELS)}, each at most once",
         min_length=1,
         strict=False,
     )
@@ -253,8 +237,7 @@ class Evaluation(Section):
     attacks: Annotated[tuple[Attack, ...], EachOnce] = key(
         ("fgsm", "pgd", "pgd-100", "transfer", "corners"),
         "attacks, with metric robustness; autoattack and foolbox need the extra attacks",
-        "a list of fgsm, pgd, pgd-100, pgd-l2, transfer, corners, brightness, gaussian, blur, "
-        "autoattack, foolbox, each at most once",
+        f"a list of {', '.join(ATTACKS)}, each at most once",
         strict=False,
     )
     samples: Count = key(1000, "test samples that are attacked, drawn by the seed", COUNT)

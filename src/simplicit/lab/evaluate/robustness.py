@@ -44,9 +44,6 @@ BOUNDS = (0.0, 1.0)
 CONFIDENCE = 0.95
 """Of the binomial intervals (Wilson)."""
 
-SHOWN = "robustness.safetensors"
-"""File of what the figures show beside the table."""
-
 EXAMPLES = 6
 """Attacked images that are shown."""
 

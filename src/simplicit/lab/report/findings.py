@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simplicit.lab.plots.figures.curves import TRAINED
+from simplicit.lab.methods import KINDS, Kind
 from simplicit.lab.results import read
 
 Row = dict[str, Any]
@@ -99,10 +99,7 @@ def kinds(rows: Sequence[Row]) -> dict[str, list[str]]:
         Kinds, each with its models in the order of the rows; none is empty.
     """
     models = dict.fromkeys(row["model"] for row in rows if "target" in row)
-    sorted_out = {
-        "one-shot, no labels, no training": [m for m in models if m not in TRAINED],
-        "trained": [m for m in models if m in TRAINED],
-    }
+    sorted_out = {kind.value: [m for m in models if KINDS[m] is kind] for kind in Kind}
     return {kind: names for kind, names in sorted_out.items() if names}
 
 
@@ -157,7 +154,7 @@ def compared(rows: Sequence[Row]) -> str:
     if not said:
         return "This comparison has no implicit model beside its explicit network."
     ahead = [cell["best"] for (model, target), cell in losses.items() if model == "implicit"]
-    others = len(kinds(rows).get("one-shot, no labels, no training", [])) - 1
+    others = len(kinds(rows).get(Kind.ONE_SHOT, [])) - 1
     sentence = (
         f"Test accuracy of the implicit model minus the explicit network's: {', '.join(said)}."
     )

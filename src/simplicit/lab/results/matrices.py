@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from jaxtyping import Float
-from safetensors.numpy import load_file
 
 from simplicit.errors import InputError
 from simplicit.lab.results import read
@@ -108,7 +106,7 @@ def matrices(run_dir: Path) -> Matrices:
     header = read.from_json(run_dir / "model.json")
     if isinstance(header, dict) and not set("ABCD") <= header.get("matrices", {}).keys():
         raise InputError("the model has convolutions, so no matrices A, B, C, D to draw")
-    tensors = arrays(run_dir / "model.safetensors")
+    tensors = read.arrays(run_dir / "model.safetensors")
     try:
         shapes = {name: header["matrices"][name]["shape"] for name in "ABCD"}
         if (entries := sum(math.prod(shape) for shape in shapes.values())) > DRAWN:
@@ -121,26 +119,6 @@ def matrices(run_dir: Path) -> Matrices:
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"model.safetensors and model.json do not fit: {error!r}") from None
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its arrays by name.
-
-    Raises:
-        InputError: If it is missing or damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"{path.name} is missing from the run folder")
-    try:
-        return load_file(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path.name} is damaged: {error}") from None
 
 
 def _dense(tensors: dict[str, np.ndarray], name: str, shape: Any) -> np.ndarray:

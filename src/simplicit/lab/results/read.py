@@ -1,4 +1,4 @@
-"""What the figures read from a run folder; whatever is missing or unreadable is one sentence."""
+"""The files of a run folder, read without torch; one that is missing or damaged is one line."""
 
 import csv
 import json
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 from jaxtyping import Float
 from omegaconf import OmegaConf
+from safetensors.numpy import load_file
 from yaml import YAMLError
 
 from simplicit.errors import InputError
@@ -90,6 +92,26 @@ def table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     if missing := [column for column in columns if column not in rows[0]]:
         raise InputError(f"{path.name} lacks the column {', '.join(missing)}")
     return rows
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its arrays by name.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing from the run folder")
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path.name} is damaged: {error}") from None
 
 
 def number(cell: Any) -> float:

@@ -1,15 +1,14 @@
-"""What a run keeps for the figures of its robustness."""
+"""The file that a run keeps for the figures of its robustness."""
 
 from pathlib import Path
 
 import numpy as np
-import safetensors
-from safetensors.numpy import load_file
 
 from simplicit.errors import InputError
+from simplicit.lab.results import read
 
 FILE = "robustness.safetensors"
-"""As `evaluate.robustness.SHOWN`."""
+"""Its name."""
 
 
 def shown(run_dir: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -24,15 +23,8 @@ def shown(run_dir: Path) -> dict[str, dict[str, np.ndarray]]:
     Raises:
         InputError: If the file is missing, damaged or empty.
     """
-    path = run_dir / FILE
-    if not path.exists():
-        raise InputError(f"{FILE} is missing from the run folder")
-    try:
-        arrays = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{FILE} cannot be read: {error}") from None
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in sorted(arrays.items()):
+    for name, array in sorted(read.arrays(run_dir / FILE).items()):
         model, _, part = name.partition("/")
         found.setdefault(model, {})[part] = array
     if not found:

@@ -19,8 +19,8 @@ from simplicit.explicit import training as explicit
 from simplicit.fit import fit
 from simplicit.lab import baselines
 from simplicit.lab.config.config import Config
-from simplicit.lab.evaluate import robustness
 from simplicit.lab.results import read
+from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
 from simplicit.model.archive import format as archive
 from simplicit.model.implicit import ImplicitModel
@@ -103,7 +103,7 @@ class SeedRun:
         """Prune the explicit network with another method, to the same sparsity, and measure it.
 
         Args:
-            name: One of `baselines.ONE_SHOT`, `baselines.TRAINED` or `baselines.ROBUST`.
+            name: One of `methods.BASELINES`.
 
         Returns:
             Its row of the metrics.
@@ -125,8 +125,7 @@ class SeedRun:
             eps=settings.implicit.finetune_eps or baselines.Task.eps,
         )
         begin = time.monotonic()
-        methods = baselines.ONE_SHOT | baselines.TRAINED | baselines.ROBUST
-        pruned = methods[name](task, settings.implicit.sparsity or 0.0)
+        pruned = getattr(baselines, name)(task, settings.implicit.sparsity or 0.0)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
@@ -294,7 +293,7 @@ class SeedRun:
                 name, net, dataset, wanted, source=self._explicit()[0], seed=self.seed
             )
             self._tables["robustness"] = rows
-            kept = self.folder / robustness.SHOWN
+            kept = self.folder / FILE
             before = safetensors.torch.load_file(kept) if kept.exists() else {}
             files.write_bytes(kept, safetensors.torch.save(before | shown))
         return {

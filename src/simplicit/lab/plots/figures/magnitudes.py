@@ -8,7 +8,8 @@ import numpy as np
 from simplicit.errors import InputError
 from simplicit.lab.plots import style
 from simplicit.lab.plots.save import Drawing
-from simplicit.lab.results.matrices import Matrices, arrays, matrices
+from simplicit.lab.results import read
+from simplicit.lab.results.matrices import Matrices, matrices
 
 TITLE = "How large the weights are"
 CAPTION = (
@@ -117,4 +118,4 @@ def from_run(run_dir: Path) -> Drawing:
         As `draw`.
     """
     explicit = run_dir / "explicit.safetensors"
-    return draw(by_layer(matrices(run_dir), arrays(explicit) if explicit.is_file() else {}))
+    return draw(by_layer(matrices(run_dir), read.arrays(explicit) if explicit.is_file() else {}))
