@@ -1,6 +1,7 @@
 """Runs the small configuration that the documentation shows, and writes the gallery's page.
 
-`sphinx-build` calls `build` when the figures are older than the code; by hand: `python docs/gallery.py`.
+`sphinx-build` calls `build` when the figures are older than the code. By hand:
+`python docs/gallery.py`.
 Everything is made offline, from scikit-learn's digits, in about a minute.
 """
 
@@ -55,10 +56,17 @@ def part(
         Markdown.
     """
     words = ["simplicit", command, "configs/digits.yaml", *(f"'{key}'" for key in keys)]
-    lines = [f"## {heading}\n", "```sh\n" + " \\\n    ".join([" ".join(words[:3]), *words[3:]]), "```\n"]
+    lines = [
+        f"## {heading}\n",
+        "```sh\n" + " \\\n    ".join([" ".join(words[:3]), *words[3:]]),
+        "```\n",
+    ]
     for name, figure in figures.items():
         look, shown = split(figure.CAPTION)
-        lines += [f"### {figure.TITLE}\n", f"![{figure.TITLE}](_gallery/{folder}/plots/{name}.png)\n"]
+        lines += [
+            f"### {figure.TITLE}\n",
+            f"![{figure.TITLE}](_gallery/{folder}/plots/{name}.png)\n",
+        ]
         lines += [f"{shown}\n", f"**{look}**\n"]
     return "\n".join(lines)
 

@@ -1,4 +1,7 @@
-"""Draws the README's picture from the comparison that the gallery runs: `python docs/picture.py`."""
+"""Draws the README's picture from the comparison that the gallery runs.
+
+By hand: `python docs/picture.py`.
+"""
 
 import json
 from pathlib import Path
@@ -48,7 +51,9 @@ def model(folder: Path) -> tuple[Bool[np.ndarray, "r c"], list[int], list[int]]:
     """
     found = matrices(folder)
     A, B, C, D = (M != 0 for M in (found.A, found.B, found.C, found.D))
-    order = np.concatenate(np.split(np.arange(len(A)), np.cumsum([s for _, s in found.blocks]))[::-1])
+    order = np.concatenate(
+        np.split(np.arange(len(A)), np.cumsum([s for _, s in found.blocks]))[::-1]
+    )
     hidden = [size for _, size in found.blocks][::-1]
     mask = np.block([[B[order], A[np.ix_(order, order)]], [D, C[:, order]]])
     return mask, [*hidden, len(D)], [D.shape[1], *hidden]
