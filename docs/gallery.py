@@ -6,6 +6,7 @@ Everything is made offline, from scikit-learn's digits, in about a minute.
 """
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,7 @@ def part(
     Returns:
         Markdown.
     """
-    words = ["simplicit", command, "configs/digits.yaml", *(f"'{key}'" for key in keys)]
+    words = ["simplicit", command, "configs/digits.yaml", *map(shlex.quote, keys)]
     lines = [
         f"## {heading}\n",
         "```sh\n" + " \\\n    ".join([" ".join(words[:3]), *words[3:]]),
