@@ -1,9 +1,11 @@
-"""Sphinx settings. Pages are Markdown; formulas become MathML: no page needs a network.
+"""Sphinx settings. Pages are Markdown, formulas become MathML, figures are drawn: offline.
 
 .venv/bin/sphinx-build -W docs docs/_build
 """
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -12,13 +14,16 @@ from sphinx.application import Sphinx
 
 import simplicit
 
+sys.path.insert(0, str(Path(__file__).parent))
+import gallery
+
 project = "simplicit"
 author = "the simplicit authors"
 copyright = author
 release = version = simplicit.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_gallery"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # links to files of the repository outside the documentation stay what they are
@@ -75,8 +80,15 @@ def plain_marks(
     lines[:] = [re.sub(r"\||(?<=[ (])\*(?=\w+[,)])", r"\\\g<0>", line) for line in lines]
 
 
+def figures(app: Sphinx) -> None:
+    """Draw the gallery's figures where they are missing or older than the code."""
+    if gallery.stale():
+        gallery.build()
+
+
 def setup(app: Sphinx) -> None:
     """Register what is above."""
+    app.connect("builder-inited", figures)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.add_css_file("formulas.css")
     app.connect("autodoc-process-docstring", plain_marks)

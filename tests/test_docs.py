@@ -1,8 +1,10 @@
-"""The reference pages against the code: every key, every file and column of a run, every path."""
+"""Pages against the code: keys, files and columns of a run, paths, links, commands, examples."""
 
 import csv
+import importlib
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,16 @@ import yaml
 
 from simplicit.convex.solution import Status
 from simplicit.explicit.training import OPTIMIZERS
-from simplicit.lab.config.config import Config, load
+from simplicit.lab.config.config import Config, load, load_each
 from simplicit.lab.config.errors import dotted_keys
+from simplicit.lab.plots import COMPARED, FIGURES, ROBUSTNESS, SKIPPED
 from simplicit.lab.run.run import run
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+ROOMS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+ALL = [*PAGES, *ROOMS, ROOT / "CHANGELOG.md"]
 
 
 def page(name: str) -> str:
@@ -73,12 +78,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_of_a_run_is_documented(folder: Path) -> None:
-    text = page("run-folder").split("\n## ")[0]
-    named = set(first_column(text))
-    figures = {name for name in named if name.endswith(".png")}
-    named |= {name.replace(".png", ".csv") for name in figures}
+    named = set(first_column(page("run-folder").split("\n## ")[0]))
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert written == named
+    figures = {f"plots/{name}.{kind}" for name in FIGURES for kind in ("png", "csv")}
+    assert written - figures == named
+
+
+def test_every_figure_says_what_to_look_at(folder: Path) -> None:
+    for name, figure in {**FIGURES, **ROBUSTNESS, **COMPARED}.items():
+        assert re.search(r"(^|\. )Look (at|for) [^.]+\.", figure.CAPTION), name
+    # so that the gallery, which is drawn from such a run, has no gap
+    assert json.loads((folder / "plots" / SKIPPED).read_text("utf-8")) == {}
 
 
 def test_every_metric_is_documented(folder: Path) -> None:
@@ -98,21 +108,69 @@ def test_every_column_is_documented(folder: Path, table: str) -> None:
 
 
 def test_every_status_of_a_row_but_the_internal_one_is_documented() -> None:
-    named = re.findall(r"`([A-Z_]+)`", section(page("solver"), "The loop: `loop.py`, `course.py`"))
+    rows = cells(page("solver"))
+    named = [name for row in rows for name in re.findall(r"`([A-Z_]+)`", row[0])]
     assert set(named) == {status.name for status in Status} - {"UNSOLVED"}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_pages_name_files_that_exist(path: Path) -> None:
-    known = {p.relative_to(ROOT / "src" / "simplicit").as_posix() for p in ROOT.glob("src/**/*.py")}
-    names = set(re.findall(r"`((?:\w+/)*\w+\.py)`", path.read_text("utf-8")))
-    missing = [n for n in names if not any(k == n or k.endswith(f"/{n}") for k in known)]
+@pytest.mark.parametrize("path", [*PAGES, *ROOMS], ids=lambda path: path.stem)
+def test_pages_name_files_and_modules_that_exist(path: Path) -> None:
+    text = path.read_text("utf-8")
+    package, roots = ROOT / "src" / "simplicit", (ROOT, ROOT / "src" / "simplicit", ROOT / "tests")
+    missing = [
+        name
+        for name in set(re.findall(r"(?<![\w./-])((?:\w+/)*\w+\.py)(?!\w)", text))
+        if not any((root / name).exists() for root in roots)
+    ]
+    folders = set(re.findall(r"`((?:\w+/)+)`", text)) - {"checkpoint/", "plots/"}
+    missing += [n for n in folders if not (ROOT / n).is_dir() and not (package / n).is_dir()]
     assert not missing
-    links = re.findall(r"\]\(([\w-]+\.md)\)", path.read_text("utf-8"))
-    assert not [link for link in links if not (DOCS / link).exists()]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ROOMS], ids=lambda path: path.stem)
+def test_pages_name_python_that_can_be_imported(path: Path) -> None:
+    text = path.read_text("utf-8").split("## Places that have moved")[0]
+    for name in set(re.findall(r"\bsimplicit(?:\.[A-Za-z_]\w*)+", text)):
+        parts = name.split(".")
+        found = importlib.import_module(parts[0])
+        for depth, part in enumerate(parts[1:], 2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(parts[:depth]))
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for file, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", path.read_text("utf-8")):
+        target = path.parent / file if file else path
+        assert target.exists() or "_gallery" in file, file
+        if anchor:
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_commands_name_configurations_and_keys_that_exist(path: Path) -> None:
+    text = path.read_text("utf-8").replace("\\\n", " ")
+    for command in re.findall(r"simplicit (?:run|compare|inspect) configs/[^`#\n]*", text):
+        _, kind, config, *words = shlex.split(command)
+        keys = [word for word in words if "=" in word]
+        if kind == "compare":
+            load_each(ROOT / config, keys)
+        else:
+            load(ROOT / config, keys)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_python_on_the_pages_runs(path: Path) -> None:
+def test_python_on_the_pages_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     for source in re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.M):
-        exec(compile(source, path.name, "exec"), {})
+        exec(compile(source, path.name, "exec"), names)
