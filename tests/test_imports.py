@@ -17,8 +17,8 @@ ROOT = Path(simplicit.__file__).parent
 FLOORS = (
     ("errors", "_types"),
     ("system", "equations"),
-    ("convex", "data", "capture", "model"),
-    ("model.archive",),
+    ("convex", "data", "capture", "model.archive"),
+    ("model",),
     ("solvers", "calibration", "explicit", "bounds"),
     ("sparsity",),
     ("outputs", "recipe"),

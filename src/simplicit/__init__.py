@@ -13,8 +13,8 @@ from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
 from simplicit.fit import implicitize
-from simplicit.model.archive.format import load
 from simplicit.model.implicit import ImplicitModel
+from simplicit.model.saved import load
 from simplicit.solvers import solve
 from simplicit.solvers.estimator import CertifiedLasso
 

@@ -17,6 +17,7 @@ from simplicit._types import Outputs
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block, Stacked
 from simplicit.equations.weighted_maps import Dense
 
 __all__ = ["BiasParameter", "Equation", "StateEquations", "Summand", "Term"]
@@ -76,6 +77,17 @@ class StateEquations:
         return (*self.hidden, self.output)
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Hidden layers in the order of x; in a `full` model one equation has them side by side."""
+        return tuple(
+            block
+            for e in reversed(self.hidden)
+            for block in (
+                e.phi.blocks if isinstance(e.phi, Stacked) else [Block(e.name, e.states, e.phi)]
+            )
+        )
+
+    @property
     def feedback(self) -> bool:
         """Whether an equation reads its own state: then the states are an equilibrium."""
         return any(max(e.sources) >= k for k, e in enumerate(self.hidden))
@@ -118,7 +130,7 @@ class StateEquations:
         every = (*self.hidden, self.output)
         maps = [term.map for equation in every for term in equation.terms]
         dense = all(isinstance(linear, Dense) and linear.positions == 1 for linear in maps)
-        return not (dense and all(isinstance(equation.phi, Phi) for equation in every))
+        return not (dense and all(isinstance(equation.phi, Phi | Stacked) for equation in every))
 
     def replay(self, u: Float[Tensor, "m *shape"]) -> tuple[list[Float[Tensor, "m _"]], Outputs]:
         """Run the network, keeping every pre-activation.

@@ -312,6 +312,6 @@ class Matching:
             structure=self.structure,
             input_shape=e.input_shape,
             reference_nonzeros=e.nonzeros,
-            weights=constraint.omega if constraint and self.structure == "full" else None,
+            omega=constraint.omega if constraint and self.structure == "full" else None,
         )
         return model.cast(dtype or e.like.dtype)
