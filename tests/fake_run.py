@@ -9,7 +9,6 @@ import torch
 from safetensors.numpy import save_file
 
 from simplicit.equations.phi import Phi
-from simplicit.model.archive import format as archive
 from simplicit.model.equilibrium import Block
 from simplicit.model.implicit import ImplicitModel
 
@@ -72,7 +71,7 @@ def write_model(run: Path, teacher: dict, matrices: dict) -> None:
     model = ImplicitModel(
         *tensors, blocks=blocks, structure="triangular", input_shape=(P,), reference_nonzeros=N0
     )
-    archive.save(model, run)
+    model.save(run)
     kernels = {k: np.ascontiguousarray(v, np.float32) for k, v in teacher.items()}
     save_file(kernels, run / "explicit.safetensors")
 

@@ -87,4 +87,4 @@ def implicit_model(
 
 def inputs(model: ImplicitModel, m: int = 7, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(m, *model.input_shape, dtype=model.A.dtype, generator=generator)
+    return torch.randn(m, *model.input_shape, dtype=model.learned[0].dtype, generator=generator)

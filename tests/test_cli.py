@@ -17,7 +17,7 @@ import simplicit
 from simplicit import cli
 from simplicit.data import datasets
 from simplicit.explicit import training as explicit
-from simplicit.model.archive import format as archive
+from simplicit.model.saved import load
 from small_run import DIGITS, SMALL, contents, hurry
 
 RUN = ("run", str(DIGITS), *SMALL, "implicit.sparsity=null")
@@ -301,10 +301,10 @@ def test_verify_finds_what_was_changed_in_the_metrics(call, copied, quantity, va
 
 
 def test_verify_finds_another_model(call, copied):
-    model = archive.load(copied / "seed-1")
+    model = load(copied / "seed-1")
     with torch.no_grad():
-        row, column = model.B.nonzero()[0].tolist()
-        model.B[row, column] = 0
+        row, column = model.learned[0].nonzero()[0].tolist()
+        model.learned[0][row, column] = 0
     model.save(copied / "seed-1")
     code, out, _ = call("verify", copied)
     assert code == 1 and out.count("DIFFERS") >= 2

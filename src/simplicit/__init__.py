@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from simplicit.convex.solution import Solution, Status
     from simplicit.errors import InputError
     from simplicit.fit import implicitize
-    from simplicit.model.archive.format import load
     from simplicit.model.implicit import ImplicitModel
+    from simplicit.model.saved import load
     from simplicit.solvers import solve
     from simplicit.solvers.estimator import CertifiedLasso
 
@@ -53,7 +53,7 @@ _HOME = {
     "Status": "convex.solution",
     "certify": "bounds.certify",
     "implicitize": "fit",
-    "load": "model.archive.format",
+    "load": "model.saved",
     "solve": "solvers",
 }
 _MODULES = ("capture", "data", "equations", "explicit", "fit", "model", "recipe", "solvers")

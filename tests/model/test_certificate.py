@@ -8,6 +8,7 @@ from torch import Tensor
 
 from random_models import MIXED, contraction, lipschitz, same, strictly_upper
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Stacked
 from simplicit.model.certificate import (
     nilpotent_weights,
     perron_weights,
@@ -15,7 +16,6 @@ from simplicit.model.certificate import (
     weighted_norm,
     well_posedness,
 )
-from simplicit.model.equilibrium import apply_phi
 
 N = sum(block.size for block in MIXED)
 ONE = torch.ones(N, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_the_map_contracts_in_the_certified_norm():
     A = random(0) / 8
     certificate = well_posedness(A, lipschitz(MIXED), positive(4, spread=0.2))
     x, y, c = (torch.randn(500, N, dtype=torch.float64) for _ in range(3))
-    moved = (apply_phi(x @ A.T + c, MIXED) - apply_phi(y @ A.T + c, MIXED)) / certificate.weights
+    moved = (Stacked(MIXED)(x @ A.T + c) - Stacked(MIXED)(y @ A.T + c)) / certificate.weights
     apart = (x - y) / certificate.weights
     assert (moved.abs().amax(1) <= certificate.norm * apart.abs().amax(1) * (1 + 1e-12)).all()
 

@@ -15,6 +15,7 @@ from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Block, Stacked
 from simplicit.equations.weighted_maps import Dense
+from simplicit.errors import InputError
 
 OUTPUT = "output"
 """Name of the equation of the outputs."""
@@ -50,6 +51,9 @@ def from_matrices(
 
     Returns:
         The equations.
+
+    Raises:
+        InputError: If A is not strictly block upper triangular and `structure` is not `full`.
     """
     if structure == "full":
         phi = blocks[0].elementwise if len(blocks) == 1 else Stacked(tuple(blocks))
@@ -60,6 +64,12 @@ def from_matrices(
     forward = blocks[::-1]
     stops = torch.tensor([block.size for block in blocks]).cumsum(0).tolist()[::-1]
     places = [slice(stop - e.size, stop) for e, stop in zip(forward, stops, strict=True)]
+    for block, rows in zip(blocks, reversed(places), strict=True):
+        if A[rows, : rows.stop].any():
+            raise InputError(
+                f"A: block {block.name!r} uses itself or a later layer; accepted is a strictly "
+                "block upper triangular A (last hidden layer first), or structure 'full'"
+            )
 
     def terms_of(states: Tensor, inputs: Tensor, earlier: int) -> tuple[Term, ...]:
         parts = [(k, states[:, places[k]]) for k in range(earlier)] + [(-1, inputs)]

@@ -17,6 +17,7 @@ from simplicit._types import Outputs
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block, Stacked
 
 __all__ = ["BiasParameter", "Equation", "StateEquations", "Summand", "Term"]
 
@@ -73,6 +74,17 @@ class StateEquations:
     def layers(self) -> tuple[Equation, ...]:
         """All equations in forward order, that of the outputs last."""
         return (*self.hidden, self.output)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Hidden layers in the order of x; in a `full` model one equation has them side by side."""
+        return tuple(
+            block
+            for e in reversed(self.hidden)
+            for block in (
+                e.phi.blocks if isinstance(e.phi, Stacked) else [Block(e.name, e.states, e.phi)]
+            )
+        )
 
     @property
     def feedback(self) -> bool:
@@ -135,7 +147,7 @@ class StateEquations:
         """Whether there is anything but matrices on flattened samples and elementwise φ."""
         every = (*self.hidden, self.output)
         dense = all(term.is_matrix for equation in every for term in equation.terms)
-        return not (dense and all(isinstance(equation.phi, Phi) for equation in every))
+        return not (dense and all(isinstance(equation.phi, Phi | Stacked) for equation in every))
 
     def replay(self, u: Float[Tensor, "m *shape"]) -> tuple[list[Float[Tensor, "m _"]], Outputs]:
         """Run the network, keeping every pre-activation.

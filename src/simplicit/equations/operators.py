@@ -1,7 +1,7 @@
-"""A, B, C, D of a network with convolutions: grids of linear maps.
+"""A, B, C, D of a network: grids of linear maps.
 
-The states x are the layers' φ(z), last hidden layer first, as in the dense case; a row block of
-[A B] is one equation, a column block one source. Nothing is written out unless it is asked for.
+The states x are the layers' φ(z), last hidden layer first; a row block of [A B] is one equation, a
+column block one source. Nothing is written out unless it is asked for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,19 +74,24 @@ class BlockOperator:
         return y
 
     def to_dense(self) -> Float[Tensor, "rows columns"]:
-        """Write it out: rows × columns numbers.
+        """Write it out: rows × columns numbers, differentiable in the weights.
 
         Returns:
-            The matrix.
+            The matrix, a new tensor.
         """
         matrix = self.equations.like.new_zeros(self.shape)
-        with torch.no_grad():
-            for rows, columns, part in self.blocks():
-                block = part.map.to_dense().to(matrix)
-                if isinstance(part, Term) and part.fixed is not None:
-                    block = block @ part.fixed.to_dense().to(matrix)
-                matrix[rows, columns] += block
+        for rows, columns, part in self.blocks():
+            block = part.map.to_dense().to(matrix)
+            if isinstance(part, Term) and part.fixed is not None:
+                block = block @ part.fixed.to_dense().to(matrix)
+            matrix[rows, columns] += block
         return matrix
+
+    @property
+    def nnz(self) -> int:
+        """Non-zero weights of the maps in the grid; a shared weight counts once."""
+        terms = [part for _, _, part in self.blocks() if isinstance(part, Term)]
+        return _count(terms)
 
 
 def nonzeros(equations: StateEquations) -> int:
@@ -99,19 +104,29 @@ def nonzeros(equations: StateEquations) -> int:
         Their number, with those inside operations that are kept as they are.
     """
     kept = sum(equations.kept_weights.values())
-    distinct = {id(term.weight): term.weight for e in equations.layers for term in e.terms}
-    return kept + sum(int(weight.count_nonzero()) for weight in distinct.values())
+    return kept + _count([term for e in equations.layers for term in e.terms])
 
 
-def constants(equations: StateEquations) -> tuple[Float[Tensor, "rows"], Float[Tensor, "q"]]:
+def _count(terms: Sequence[Term]) -> int:
+    distinct = {id(term.weight): term.weight for term in terms}
+    return sum(int(weight.count_nonzero()) for weight in distinct.values())
+
+
+def constants(
+    equations: StateEquations,
+) -> tuple[Float[Tensor, "rows"] | None, Float[Tensor, "q"] | None]:
     """Write b and d out: the biases, and what weights make of the constants they read.
 
     Args:
         equations: The network.
 
     Returns:
-        b, a number per entry of z, last hidden layer first, and d.
+        b, a number per entry of z, last hidden layer first, and d; None if no equation has
+        constants.
     """
+
+    def has_one(equation: Equation) -> bool:
+        return equation.bias is not None or any(t.offset is not None for t in equation.terms)
 
     def constant(equation: Equation) -> Tensor:
         total = equations.like.new_zeros(equation.size)
@@ -120,6 +135,8 @@ def constants(equations: StateEquations) -> tuple[Float[Tensor, "rows"], Float[T
                 total = total + term.map(term.offset[None])[0]
         return total if equation.full_bias is None else total + equation.full_bias
 
+    if not any(map(has_one, equations.layers)):
+        return None, None
     b = [constant(equation) for equation in equations.hidden[::-1]]
     return torch.cat(b), constant(equations.output)
 

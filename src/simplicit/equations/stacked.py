@@ -60,6 +60,8 @@ class Stacked:
         Returns:
             x, a row per sample.
         """
+        if len({block.phi for block in self.blocks}) == 1:
+            return self.blocks[0].phi(z)
         return self._each(z, [block.elementwise for block in self.blocks])
 
     def derivative(self, z: Float[Tensor, "m states"]) -> Float[Tensor, "m states"]:

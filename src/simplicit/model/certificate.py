@@ -22,6 +22,7 @@ from torch import Tensor
 
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations
+from simplicit.equations.operators import BlockOperator
 
 KAPPA = 0.99
 """Norm that the weights of a nilpotent A are chosen for; any number in (0, 1) can be had."""
@@ -181,12 +182,33 @@ def round_toward_zero(A: Float[Tensor, "n n"], dtype: torch.dtype) -> Float[Tens
     return torch.where(above, cast.nextafter(torch.zeros_like(cast)), cast)
 
 
+def certificate_of(
+    equations: StateEquations, omega: Float[Tensor, "n"] | None = None
+) -> Certificate:
+    """Certify a network's equation, with feedback by `well_posedness`, without by `nilpotence`.
+
+    Args:
+        equations: The network.
+        omega: ω of the ball that A was solved under, or None.
+
+    Returns:
+        The certificate.
+    """
+    if not equations.feedback:
+        return nilpotence(equations)
+    with torch.no_grad():
+        A = BlockOperator(equations, "A").to_dense()
+    lipschitz = [block.phi.lipschitz for block in equations.blocks for _ in range(block.size)]
+    return well_posedness(A, torch.tensor(lipschitz, dtype=torch.float64), omega)
+
+
 def nilpotence(equations: StateEquations, kappa: float = KAPPA) -> Certificate:
     """Certify a network's equation: every layer reads earlier ones, so A is nilpotent.
 
     ω = 1 + φ₊(|A| ω) / κ, layer by layer, with φ₊ the factor L of an elementwise φ and the largest
     entry of a window for max-pooling; so ‖A‖∞,ω < κ. An operation that is kept has no known L:
-    the equation is well-posed all the same, but the norm is NaN.
+    the equation is well-posed all the same, but the norm is NaN. NaN or infinity in a weight is
+    never well-posed.
 
     Args:
         equations: The network.
@@ -196,12 +218,14 @@ def nilpotence(equations: StateEquations, kappa: float = KAPPA) -> Certificate:
         The certificate.
     """
     bound = absolute(equations.changed(_in_double))
+    whole = torch.ones(equations.n, dtype=torch.float64)
+    if not all(term.weight.isfinite().all() for e in bound.hidden for term in e.terms):
+        return Certificate(False, float("nan"), "none", whole)
     omega: list[Tensor] = []
     worst = torch.zeros((), dtype=torch.float64)
     u = torch.zeros(1, equations.p, dtype=torch.float64)  # inputs are no states
     for equation in bound.hidden:
         if isinstance(equation.phi, Kept):
-            whole = torch.ones(equations.n, dtype=torch.float64)
             return Certificate(True, float("nan"), "nilpotent", whole)
         sums = equation.preactivation([*omega, u])
         steep = equation.phi.lipschitz * (

@@ -4,13 +4,13 @@ Iterations stop as `fixed_point` documents, per sample. Derivatives come from th
 theorem at the solution, so neither memory nor precision depends on the number of steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -18,8 +18,7 @@ from simplicit._types import Inputs, States
 from simplicit.equations.forward import all_states
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants
-from simplicit.equations.stacked import Block
-from simplicit.errors import InputError
+from simplicit.equations.stacked import Block, Stacked
 from simplicit.model.fixed_point import (
     MAX_STEPS,
     STATUSES,
@@ -38,10 +37,10 @@ __all__ = [
     "Status",
     "anderson",
     "apply_phi",
-    "exact_pass",
+    "exact",
     "implicit_solve",
+    "iterated",
     "picard",
-    "require_block_triangular",
 ]
 
 WARM_UP = 20
@@ -55,78 +54,13 @@ def apply_phi(z: States, blocks: Sequence[Block]) -> States:
     Returns:
         x of the same shape.
     """
-    if len({block.phi for block in blocks}) == 1:
-        return blocks[0].phi(z)
-    pieces = z.split([block.size for block in blocks], dim=1)
-    return torch.cat([b.phi(piece) for b, piece in zip(blocks, pieces, strict=True)], dim=1)
-
-
-def exact_pass(A: Float[Tensor, "n n"], c: States, blocks: Sequence[Block]) -> Equilibrium:
-    """Solve x = φ(Ax + c) for strictly block upper triangular A: one pass, first layer first.
-
-    A block needs only the blocks behind it in x, that is, the earlier layers. The result is exact
-    up to rounding and differentiable by plain autograd. An A with a non-zero on or below its
-    diagonal blocks is refused with an `InputError`.
-
-    Args:
-        A: State matrix.
-        c: Bu + b.
-        blocks: Layers in the order of x, last hidden layer first.
-
-    Returns:
-        The equilibria; steps is the number of blocks.
-    """
-    require_block_triangular(A, blocks)
-    x, stop = c[:, :0], len(A)
-    for block in reversed(blocks):
-        start = stop - block.size
-        z = c[:, start:stop] + x @ A[start:stop, stop:].T
-        x, stop = torch.cat([block.phi(z), x], dim=1), start
-    with torch.no_grad():
-        again = apply_phi(x @ A.T + c, blocks)
-    return judged(x, again, c.isfinite().all(1), len(blocks))
-
-
-def judged(x: States, again: States, valid: Bool[Tensor, " m"], steps: int) -> Equilibrium:
-    """Say of states computed in one pass what an iteration would say of its own.
-
-    Args:
-        x: The states.
-        again: φ(Ax + Bu + b) of them.
-        valid: Samples whose inputs are finite.
-        steps: Blocks that were computed.
-
-    Returns:
-        The equilibria.
-    """
-    residual = relative_residual(again, x).detach()
-    codes = torch.full_like(residual, STATUSES.index(Status.DIVERGED), dtype=torch.int64)
-    codes[x.isfinite().all(1)] = STATUSES.index(Status.CONVERGED)
-    codes[~valid] = STATUSES.index(Status.INVALID_INPUT)
-    counts = torch.full_like(codes, steps)
-    return Equilibrium(x, residual, counts, tuple(STATUSES[i] for i in codes.tolist()))
-
-
-def require_block_triangular(A: Float[Tensor, "n n"], blocks: Sequence[Block]) -> None:
-    """Do nothing if A is strictly block upper triangular.
-
-    Raises:
-        InputError: Otherwise, naming the first block in the way.
-    """
-    stop = 0
-    for block in blocks:
-        start, stop = stop, stop + block.size
-        if A[start:stop, :stop].any():
-            raise InputError(
-                f"A: block {block.name!r} uses itself or a later layer; accepted is a strictly "
-                "block upper triangular A (last hidden layer first), or structure 'full'"
-            )
+    return Stacked(tuple(blocks))(z)
 
 
 def implicit_solve(
     A: Float[Tensor, "n n"],
     c: States,
-    blocks: Sequence[Block],
+    phi: Callable[[Tensor], Tensor],
     *,
     method: Literal["picard", "anderson"] = "anderson",
     tol: float | None = None,
@@ -138,7 +72,7 @@ def implicit_solve(
     Args:
         A: State matrix.
         c: Bu + b.
-        blocks: Layers in the order of x, last hidden layer first.
+        phi: Elementwise φ of all states.
         method: Iteration; `anderson` starts with a few Picard steps.
         tol: Largest accepted residual; by default that of the dtype.
         max_steps: Largest number of evaluations of φ(Ax + c), forward and backward each.
@@ -151,10 +85,8 @@ def implicit_solve(
     iterate = picard if method == "picard" else partial(anderson, warm_up=WARM_UP)
     iterate = partial(iterate, tol=tol, max_steps=max_steps)
     with torch.no_grad():
-        found = iterate(
-            lambda x, c: apply_phi(x @ A.T + c, blocks), torch.zeros_like(c), c, history=history
-        )
-    return replace(found, states=_Implicit.apply(A, c, found.states, blocks, iterate))
+        found = iterate(lambda x, c: phi(x @ A.T + c), torch.zeros_like(c), c, history=history)
+    return replace(found, states=_Implicit.apply(A, c, found.states, phi, iterate))
 
 
 class _Implicit(torch.autograd.Function):
@@ -165,11 +97,9 @@ class _Implicit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, A: Tensor, c: Tensor, x: Tensor, blocks: Sequence[Block], iterate: Any
-    ) -> Tensor:
+    def forward(ctx: Any, A: Tensor, c: Tensor, x: Tensor, phi: Any, iterate: Any) -> Tensor:
         ctx.save_for_backward(A, c, x)
-        ctx.blocks, ctx.iterate = blocks, iterate
+        ctx.phi, ctx.iterate = phi, iterate
         return x.clone()
 
     @staticmethod
@@ -179,7 +109,7 @@ class _Implicit(torch.autograd.Function):
         (v,) = grad_outputs
         with torch.enable_grad():
             z = (x @ A.T + c).requires_grad_()
-            (D,) = torch.autograd.grad(apply_phi(z, ctx.blocks).sum(), z)
+            (D,) = torch.autograd.grad(ctx.phi(z).sum(), z)
         # The stop rule has an absolute floor of 1; cotangents of a mean loss are far smaller.
         scale = v.abs().amax(1, keepdim=True)
         scale = torch.where(scale > 0, scale, 1.0)
@@ -191,17 +121,44 @@ class _Implicit(torch.autograd.Function):
 
 
 def exact(equations: StateEquations, u: Inputs) -> Equilibrium:
-    """Solve the equation in one pass, and look at it once more as x = φ(Ax + Bu + b).
+    """Solve x = φ(Ax + Bu + b) of a network without feedback: one pass, first layer first.
+
+    The result is exact up to rounding, and differentiable by plain autograd.
 
     Args:
         equations: The network.
         u: Inputs, flattened.
 
     Returns:
-        The equilibria; steps is the number of layers.
+        The equilibria, with the residual of the equation as a whole; steps is the number of layers.
     """
     x = all_states(equations, u)
     with torch.no_grad():
-        A, B = BlockOperator(equations, "A"), BlockOperator(equations, "B")
-        again = equations.activate(A(x) + B(u) + constants(equations)[0])
-    return judged(x, again, u.isfinite().all(1), len(equations.hidden))
+        z = BlockOperator(equations, "A")(x) + _given(equations, u)
+        residual = relative_residual(equations.activate(z), x)
+    codes = torch.full_like(residual, STATUSES.index(Status.DIVERGED), dtype=torch.int64)
+    codes[x.isfinite().all(1)] = STATUSES.index(Status.CONVERGED)
+    codes[~u.isfinite().all(1)] = STATUSES.index(Status.INVALID_INPUT)
+    counts = torch.full_like(codes, len(equations.hidden))
+    return Equilibrium(x, residual, counts, tuple(STATUSES[i] for i in codes.tolist()))
+
+
+def iterated(equations: StateEquations, u: Inputs, **options: Any) -> Equilibrium:
+    """Solve x = φ(Ax + Bu + b) with A written out, by `implicit_solve`.
+
+    Args:
+        equations: A network of elementwise activations, with or without feedback.
+        u: Inputs, flattened.
+        **options: Of `implicit_solve`.
+
+    Returns:
+        The equilibria, differentiable in the weights.
+    """
+    A = BlockOperator(equations, "A").to_dense()
+    return implicit_solve(A, _given(equations, u), equations.activate, **options)
+
+
+# Bu + b
+def _given(equations: StateEquations, u: Inputs) -> Tensor:
+    Bu, b = BlockOperator(equations, "B")(u), constants(equations)[0]
+    return Bu if b is None else Bu + b

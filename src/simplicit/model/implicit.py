@@ -3,6 +3,7 @@
 El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit Deep Learning", SIAM J. Math. Data Sci. 3, 2021.
 """
 
+import warnings
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -13,27 +14,29 @@ from torch import Tensor, nn
 
 from simplicit._types import Inputs, Outputs
 from simplicit.equations.forward import predict
+from simplicit.equations.matrices import from_matrices
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants, nonzeros, with_weights
+from simplicit.equations.stacked import Block
 from simplicit.errors import InputError
-from simplicit.model.certificate import Certificate, nilpotence, round_toward_zero, well_posedness
-from simplicit.model.equilibrium import (
-    Block,
-    Equilibrium,
-    exact,
-    exact_pass,
-    implicit_solve,
-    require_block_triangular,
-)
-from simplicit.model.feedforward import feedforward
+from simplicit.model.archive import equations_json
+from simplicit.model.archive.format import write
+from simplicit.model.certificate import Certificate, certificate_of, round_toward_zero
+from simplicit.model.equilibrium import Equilibrium, exact, iterated
 from simplicit.model.fixed_point import MAX_STEPS, TOLERANCE
-from simplicit.model.to_torch import as_modules, load_into
+from simplicit.model.into_network import load_into
+from simplicit.model.to_torch import as_modules
 
 Structure = Literal["full", "triangular", "layered"]
+STRUCTURES = ("full", "triangular", "layered")
 
 
 class ImplicitModel(nn.Module):
     """A network whose hidden states are an equilibrium.
+
+    It holds the network's equations, and A, B, C, D and b, d are views of them. Its parameters are
+    `learned`, the weights of the equations' terms, and `biases`, a number per channel where the
+    bias is the same at all positions.
 
     Args:
         A: States to states (n, n).
@@ -47,7 +50,8 @@ class ImplicitModel(nn.Module):
             `layered` (only the connections of the explicit net).
         input_shape: Shape of one sample, with p entries.
         reference_nonzeros: N0, the non-zero weights of the explicit net, for `sparsity`.
-        weights: ω (n,) of the ball that A was solved under; `full` only.
+        omega: ω (n,) of the ball that A was solved under; `full` only.
+        weights: Former name of `omega`.
 
     Raises:
         InputError: On shapes, dtypes or a structure that do not fit, NaN or infinity in a weight.
@@ -69,14 +73,15 @@ class ImplicitModel(nn.Module):
     """
 
     structure: Structure
-    A: Any  # nn.Parameter, or BlockOperator with the same `to_dense()` and products
-    B: Any
-    C: Any
-    D: Any
-    b: Tensor | None
-    d: Tensor | None
-    equations: StateEquations | None = None
-    _places: list[list[int]]
+    n: int
+    p: int
+    q: int
+    blocks: tuple[Block, ...]
+    input_shape: tuple[int, ...]
+    reference_nonzeros: int
+    omega: Tensor | None
+    learned: nn.ParameterList
+    biases: nn.ParameterList
 
     def __init__(
         self,
@@ -91,12 +96,11 @@ class ImplicitModel(nn.Module):
         structure: Structure,
         input_shape: Sequence[int],
         reference_nonzeros: int,
+        omega: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> None:
-        nn.Module.__init__(self)
         n, p, q = sum(block.size for block in blocks), prod(input_shape), len(C)
-        if structure not in ("full", "triangular", "layered"):
-            raise InputError(f"structure {structure!r}: accepted are full, triangular, layered")
+        _require_structure(structure)
         if n < 1 or reference_nonzeros < 1:
             raise InputError("an implicit model needs a hidden state and reference_nonzeros >= 1")
         for name, value, shape in (
@@ -107,42 +111,73 @@ class ImplicitModel(nn.Module):
             ("b", b, (n,)),
             ("d", d, (q,)),
         ):
-            _require(name, value, shape, A.dtype)
-        if structure != "full":
-            require_block_triangular(A, blocks)
+            if value is not None:
+                _require(name, value, shape, A.dtype)
         if weights is not None:
-            weights = weights.detach().cpu().double()
-            _require("weights", weights, (n,), torch.float64)
-            if structure != "full" or not (weights > 0).all():
-                raise InputError("weights: accepted are n positive numbers, for structure 'full'")
-        self.n, self.p, self.q = n, p, q
-        self.blocks, self.structure = tuple(blocks), structure
-        self.input_shape, self.reference_nonzeros = tuple(input_shape), reference_nonzeros
-        # ω keeps float64 whatever dtype the model is cast to, so it is not a buffer.
-        self.weights = weights
-        # Adding 0.0 copies, and turns the −0.0 that masked weights are full of into 0.0.
-        self.A, self.B, self.C, self.D = (nn.Parameter(t.detach() + 0.0) for t in (A, B, C, D))
-        self.b, self.d = (t if t is None else nn.Parameter(t.detach() + 0.0) for t in (b, d))
+            warnings.warn(
+                "ImplicitModel(weights=...) is called omega=... now",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        # the same tensor twice is no shared weight
+        A, B, C, D = (t.detach().clone() for t in (A, B, C, D))
+        equations = from_matrices(
+            A, B, C, D, b, d,
+            blocks=blocks,
+            structure=structure,
+            input_shape=tuple(input_shape),
+            nonzeros=reference_nonzeros,
+        )  # fmt: skip
+        self._take(equations, reference_nonzeros, structure, weights if omega is None else omega)
 
     @classmethod
     def from_equations(
-        cls, equations: StateEquations, reference_nonzeros: int | None = None
+        cls,
+        equations: StateEquations,
+        reference_nonzeros: int | None = None,
+        structure: Structure = "layered",
+        omega: Tensor | None = None,
     ) -> "ImplicitModel":
-        """Make the layered model of state equations; A, B, C, D are grids of their maps.
+        """Make the model of state equations.
 
         Args:
             equations: The layers, with the weights that the model is to have; they are copied.
             reference_nonzeros: N0, by default that of the equations.
+            structure: `triangular` or `layered`; equations with feedback are `full`.
+            omega: ω (n,) of the ball that A was solved under; `full` only.
 
         Returns:
-            The model. Its parameters are `learned`, the weights, and `biases`, a number per channel
-            where the bias is the same at all positions. NaN or infinity in one is an `InputError`.
+            The model. NaN or infinity in a weight is an `InputError`.
         """
         model = cls.__new__(cls)
-        nn.Module.__init__(model)
+        model._take(equations, reference_nonzeros or equations.nonzeros, structure, omega)
+        return model
+
+    def _take(
+        self,
+        equations: StateEquations,
+        reference_nonzeros: int,
+        structure: Structure,
+        omega: Tensor | None,
+    ) -> None:
+        nn.Module.__init__(self)
+        _require_structure(structure)
+        structure = "full" if equations.feedback else structure
+        if structure == "full" and not equations.feedback:
+            raise InputError(
+                "structure 'full': no equation reads its own state; accepted are triangular and "
+                "layered"
+            )
+        self.n, self.p, self.q = equations.n, equations.p, equations.q
+        if omega is not None:
+            omega = omega.detach().cpu().double()
+            _require("omega", omega, (self.n,), torch.float64)
+            if structure != "full" or not (omega > 0).all():
+                raise InputError("omega: accepted are n positive numbers, for structure 'full'")
         dtype = equations.like.dtype
         learned: dict[int, nn.Parameter] = {}
         biases: list[nn.Parameter] = []
+        # Adding 0.0 copies, and turns the −0.0 that masked weights are full of into 0.0.
         for e in equations.layers:
             for term in e.terms:
                 _require(f"the weight of {e.name}", term.weight, tuple(term.weight.shape), dtype)
@@ -151,32 +186,71 @@ class ImplicitModel(nn.Module):
                 _require(f"the bias of {e.name}", e.bias, tuple(e.bias.shape), dtype)
                 channel = e.channel_bias if e.terms else None
                 biases.append(nn.Parameter((e.bias if channel is None else channel).detach() + 0.0))
-        model.learned = nn.ParameterList(learned.values())
-        model.biases = nn.ParameterList(biases)
+        self.learned = nn.ParameterList(learned.values())
+        self.biases = nn.ParameterList(biases)
         places = {key: index for index, key in enumerate(learned)}
-        model._places = [[places[id(t.weight)] for t in e.terms] for e in equations.layers]
-        model.n, model.p, model.q = equations.n, equations.p, equations.q
-        model.blocks = tuple(Block(e.name, e.states, e.phi) for e in equations.hidden[::-1])
-        model.structure, model.input_shape, model.weights = "layered", equations.input_shape, None
-        model.reference_nonzeros = reference_nonzeros or equations.nonzeros
-        model._bind(equations)
-        return model
+        self._places = [[places[id(t.weight)] for t in e.terms] for e in equations.layers]
+        self.blocks, self.structure = equations.blocks, structure
+        self.input_shape, self.reference_nonzeros = equations.input_shape, reference_nonzeros
+        # ω keeps float64 whatever dtype the model is cast to, so it is not a buffer.
+        self.omega = omega
+        self._bind(equations)
 
-    # the equations with this model's parameters in them
     def _bind(self, equations: StateEquations) -> None:
         weights = [[self.learned[place] for place in places] for places in self._places]
         biases = iter(self.biases)
         moved = [None if e.bias is None else next(biases) for e in equations.layers]
-        bound = with_weights(equations, weights, moved)
-        self.equations = bound
-        self.A, self.B = BlockOperator(bound, "A"), BlockOperator(bound, "B")
-        self.C, self.D = BlockOperator(bound, "C"), BlockOperator(bound, "D")
+        self._bound = with_weights(equations, weights, moved)
+        self._parts = [*self.learned, *self.biases]
+
+    @property
+    def equations(self) -> StateEquations:
+        """The network's equations, with the parameters that this model has now in them."""
+        now = [*self.learned, *self.biases]
+        # `functional_call` and `load_state_dict(assign=True)` put other tensors in their places
+        if any(one is not other for one, other in zip(now, self._parts, strict=True)):
+            self._bind(self._bound)
+        return self._bound
+
+    @property
+    def A(self) -> BlockOperator:
+        """States to states; `to_dense()` writes it out, differentiable in the weights."""
+        return BlockOperator(self.equations, "A")
+
+    @property
+    def B(self) -> BlockOperator:
+        """Inputs to states."""
+        return BlockOperator(self.equations, "B")
+
+    @property
+    def C(self) -> BlockOperator:
+        """States to outputs."""
+        return BlockOperator(self.equations, "C")
+
+    @property
+    def D(self) -> BlockOperator:
+        """Inputs to outputs."""
+        return BlockOperator(self.equations, "D")
+
+    @property
+    def b(self) -> Tensor | None:
+        """Constants of the states, (n,) if φ is elementwise; None if no equation has any."""
+        return constants(self.equations)[0]
+
+    @property
+    def d(self) -> Tensor | None:
+        """Constants of the outputs (q,); None if no equation has any."""
+        return constants(self.equations)[1]
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Former name of `omega`."""
+        return self.omega
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ImplicitModel":
         nn.Module._apply(self, fn, recurse)
-        if self.equations is not None:
-            with torch.no_grad():
-                self._bind(self.equations.changed(fn))
+        with torch.no_grad():
+            self._bind(self._bound.changed(fn))
         return self
 
     def forward(self, u: Tensor) -> Outputs:
@@ -188,15 +262,15 @@ class ImplicitModel(nn.Module):
         Returns:
             y (m, q), e.g. logits; differentiable in u and in the weights.
         """
-        if self.equations is not None:
-            y = predict(self.equations, self._flat(u))
-            if not (finite := y.isfinite().all(1)).all():
-                self.equilibrium(u[~finite]).require_converged()
-            return y
-        found = self.equilibrium(u)
-        found.require_converged()
-        y = found.states @ self.C.T + self._flat(u) @ self.D.T
-        return y if self.d is None else y + self.d
+        equations, flat = self.equations, self._flat(u)
+        if equations.feedback:
+            found = self.equilibrium(u)
+            found.require_converged()
+            return equations.output.preactivation([found.states, flat])
+        y = predict(equations, flat)
+        if not (finite := y.isfinite().all(1)).all():
+            self.equilibrium(u[~finite]).require_converged()
+        return y
 
     def equilibrium(
         self,
@@ -211,7 +285,8 @@ class ImplicitModel(nn.Module):
 
         Args:
             u: Inputs (m, *input_shape); moved to the dtype and device of the weights.
-            method: `exact` (default unless `full`), `anderson` (default for `full`) or `picard`.
+            method: `exact` (default unless `full`), `anderson` (default for `full`) or `picard`;
+                the last two write A out, and are for matrices and elementwise activations.
             tol: Largest accepted residual of an iteration; 5e-6 in float32, 1e-10 in float64.
             max_steps: Largest number of evaluations of φ(Ax + Bu + b).
             history: Whether an iteration records the residual of every step.
@@ -222,37 +297,35 @@ class ImplicitModel(nn.Module):
         Raises:
             InputError: On a method the structure does not have.
         """
-        method = method or ("anderson" if self.structure == "full" else "exact")
-        accepted = ("anderson", "picard") if self.structure == "full" else _METHODS
-        accepted = accepted if self.equations is None else ("exact",)
+        full = self.equations.feedback
+        method = method or ("anderson" if full else "exact")
+        accepted = ("anderson", "picard") if full else ("exact", "anderson", "picard")
+        accepted = ("exact",) if self.equations.structured else accepted
         if method not in accepted:
             raise InputError(
                 f"method {method!r}: accepted for structure {self.structure!r} are "
                 + ", ".join(accepted)
             )
-        if self.equations is not None:
-            return exact(self.equations, self._flat(u))
-        c = self._flat(u) @ self.B.T
-        c = c if self.b is None else c + self.b
         if method == "exact":
-            return exact_pass(self.A, c, self.blocks)
-        return implicit_solve(
-            self.A, c, self.blocks, method=method, tol=tol, max_steps=max_steps, history=history
+            return exact(self.equations, self._flat(u))
+        return iterated(
+            self.equations,
+            self._flat(u),
+            method=method,
+            tol=tol,
+            max_steps=max_steps,
+            history=history,
         )
 
     @property
     def nonzeros(self) -> int:
-        """Non-zero entries of A, B, C and D; shared weights count once, biases not at all."""
-        if self.equations is not None:
-            return nonzeros(self.equations)
-        return sum(int(torch.count_nonzero(t)) for t in (self.A, self.B, self.C, self.D))
+        """Non-zero weights; shared weights count once, biases not at all."""
+        return nonzeros(self.equations)
 
     @property
     def parameters_count(self) -> int:
-        """Stored entries of A, B, C and D, zeros included; of grids of maps, their weights."""
-        if self.equations is not None:
-            return sum(weight.numel() for weight in self.learned)
-        return sum(t.numel() for t in (self.A, self.B, self.C, self.D))
+        """Stored weights, zeros included, of the terms that the layers have."""
+        return sum(weight.numel() for weight in self.learned)
 
     @property
     def sparsity(self) -> float:
@@ -262,15 +335,13 @@ class ImplicitModel(nn.Module):
     @property
     def certificate(self) -> Certificate:
         """Well-posedness of the current weights, computed anew in float64 at every access."""
-        if self.equations is not None:
-            return nilpotence(self.equations)
-        lipschitz = [block.phi.lipschitz for block in self.blocks for _ in range(block.size)]
-        return well_posedness(self.A, torch.tensor(lipschitz, dtype=torch.float64), self.weights)
+        return certificate_of(self.equations, self.omega)
 
     def cast(self, dtype: torch.dtype) -> "ImplicitModel":
         """Copy the model to another dtype without loosening its certificate.
 
-        `.float()` rounds to nearest and may raise ‖A‖∞,ω above κ; here A is rounded toward zero.
+        `.float()` rounds to nearest and may raise ‖A‖∞,ω of a `full` model above κ; here its A is
+        rounded toward zero. Of a nilpotent A no bound is given away.
 
         Args:
             dtype: `torch.float32` or `torch.float64`.
@@ -278,22 +349,25 @@ class ImplicitModel(nn.Module):
         Returns:
             A new model.
         """
-        if self.equations is not None:  # of a nilpotent A no bound is given away
-            cast = self.equations.changed(lambda t: t.to(dtype) if t.is_floating_point() else t)
-            return ImplicitModel.from_equations(cast, self.reference_nonzeros)
-        rest = [t if t is None else t.to(dtype) for t in (self.B, self.C, self.D, self.b, self.d)]
-        return ImplicitModel(
-            round_toward_zero(self.A.detach(), dtype),
-            *rest,  # pyright: ignore[reportArgumentType]
-            blocks=self.blocks,
-            structure=self.structure,
-            input_shape=self.input_shape,
-            reference_nonzeros=self.reference_nonzeros,
-            weights=self.weights,
+        equations = self.equations
+        fed_back = {
+            id(term.weight)
+            for k, e in enumerate(equations.hidden)
+            for term in e.terms
+            if term.source >= k
+        }
+
+        def cast(tensor: Tensor) -> Tensor:
+            if id(tensor) in fed_back:
+                return round_toward_zero(tensor.detach(), dtype)
+            return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+
+        return ImplicitModel.from_equations(
+            equations.changed(cast), self.reference_nonzeros, self.structure, self.omega
         )
 
     def to_explicit(self) -> nn.Module:
-        """Write a triangular or layered model as plain torch modules, see `feedforward`.
+        """Write a triangular or layered model as plain torch modules, see `as_modules`.
 
         Returns:
             A module with the same outputs that does not need simplicit.
@@ -301,19 +375,15 @@ class ImplicitModel(nn.Module):
         Raises:
             InputError: For a `full` model, which has no finite number of layers.
         """
-        if self.structure == "full":
+        if self.equations.feedback:
             raise InputError(
                 "to_explicit: a full A feeds states back, so no finite stack of layers computes "
                 "the equilibrium; accepted are structure 'triangular' and 'layered'"
             )
-        if self.equations is not None:
-            return as_modules(self.equations)
-        with torch.no_grad():
-            AB, CD = torch.cat([self.A, self.B], 1), torch.cat([self.C, self.D], 1)
-            return feedforward(AB, CD, self.b, self.d, self.blocks, self.input_shape)
+        return as_modules(self.equations)
 
     def load_into(self, net: nn.Module) -> None:
-        """Write a layered model's weights into the network it came from, or a copy of it.
+        """Write the model's weights into the network it came from, or a copy of it.
 
         Batch norm is taken out of the weights again, and biases go into its shift or the layer's
         own.
@@ -323,20 +393,33 @@ class ImplicitModel(nn.Module):
                 it was if something does not fit.
 
         Raises:
-            InputError: If the model is not made of its layers, or something does not fit.
-        """
-        if self.equations is None:
-            raise InputError(
-                "load_into: the model is made of A, B, C, D alone, without the names of the "
-                "network's parameters; accepted are layered models of equations"
-            )
+            InputError: If the model has connections that the network has not, or something does
+                not fit.
+        """  # noqa: DOC502
         load_into(self.equations, net)
 
     def save(self, directory: str | Path) -> None:
-        """Write `model.safetensors` and `model.json`, see `archive.save`."""
-        from simplicit.model.archive.format import save
+        """Write `model.safetensors` and `model.json`, which `load` reads.
 
-        save(self, directory)
+        A model already there is replaced only once everything is on disk. A full disk or a folder
+        that cannot be written is an `InputError`, and nothing is left behind.
+
+        Args:
+            directory: Where to; made if it does not exist.
+        """
+        header, numbers = equations_json.write(self.equations)
+        blocks = [{"name": b.name, "size": b.size, "phi": b.phi.name} for b in self.blocks]
+        if self.omega is not None:
+            numbers["omega"] = self.omega
+        about = {
+            "format": "simplicit",
+            "version": 2,
+            "structure": self.structure,
+            "input_shape": list(self.input_shape),
+            "reference_nonzeros": self.reference_nonzeros,
+            "blocks": blocks,
+        }
+        write(Path(directory), about | header, numbers)
 
     def extra_repr(self) -> str:
         """Describe the model in `print`.
@@ -351,20 +434,15 @@ class ImplicitModel(nn.Module):
         if tuple(u.shape[1:]) != self.input_shape:
             accepted = ", ".join(["m", *map(str, self.input_shape)])
             raise InputError(f"input of shape {tuple(u.shape)}: accepted is ({accepted})")
-        return u.to(self.A if self.equations is None else self.equations.like).flatten(1)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("b", "d") and self.equations is not None:
-            return constants(self.equations)["bd".index(name)]
-        return nn.Module.__getattr__(self, name)
+        return u.to(self.equations.like).flatten(1)
 
 
-_METHODS = ("exact", "anderson", "picard")
+def _require_structure(structure: str) -> None:
+    if structure not in STRUCTURES:
+        raise InputError(f"structure {structure!r}: accepted are {', '.join(STRUCTURES)}")
 
 
-def _require(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if value is None:
-        return
+def _require(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(value.shape) != shape:
         raise InputError(f"{name} of shape {tuple(value.shape)}: accepted is {shape}")
     if value.dtype != dtype or dtype not in TOLERANCE:

@@ -1,36 +1,45 @@
-"""A layered model as plain torch modules, and its weights as those of the network it came from."""
+"""A model without feedback as plain torch modules.
+
+The result consists of torch's parts alone, so it can be saved, exported and run where simplicit is
+not installed. `torch.save` of an `fx.GraphModule` stores its readable `code`; `to_folder` writes it
+as a Python package.
+"""
 
 import operator
+import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from simplicit.equations.compose import Fixed
-from simplicit.equations.layer_phi import Kept, MaxPool, aten, dtype_of
+from simplicit.equations.layer_phi import Kept, MaxPool, StatePhi, aten, dtype_of
 from simplicit.equations.network import Equation, StateEquations, Term
+from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Gather
 from simplicit.errors import InputError
-from simplicit.model.feedforward import activation
-
-CLOSE = 1e-3
-"""Relative difference of outputs that is more than rounding."""
+from simplicit.model.into_network import CLOSE
 
 
-def as_modules(equations: StateEquations) -> fx.GraphModule:
-    """Write a network as a graph of torch's own modules.
+def as_modules(equations: StateEquations) -> nn.Sequential | fx.GraphModule:
+    """Write a network as torch's own modules, without the terms that are all zero.
 
     Args:
         equations: The network.
 
     Returns:
-        A module with the same outputs that does not need simplicit.
+        A module with the same outputs that does not need simplicit: an `nn.Sequential` if every
+        layer is a matrix that reads the one before it, otherwise a graph. In it a layer that reads
+        several states with matrices is one `nn.Linear`, over their concatenation.
 
     Raises:
         InputError: If an operation that is kept as it is does not work on a batch.
     """
+    equations = _without_zeros(equations)
+    if _is_chain(equations):
+        return _sequential(equations)
     writer = _Writer(equations)
     module = fx.GraphModule(writer.attributes, writer.graph).to(equations.like)
     if equations.kept:
@@ -45,10 +54,62 @@ def as_modules(equations: StateEquations) -> fx.GraphModule:
     return module
 
 
+# a layer of zeros is still a layer, of its first term
+def _without_zeros(equations: StateEquations) -> StateEquations:
+    def used(e: Equation) -> Equation:
+        terms = tuple(term for term in e.terms if term.weight.any())
+        # the bias by channel is that of the first term
+        return replace(e, terms=terms or e.terms[:1], bias=e.full_bias)
+
+    hidden = tuple(used(e) for e in equations.hidden)
+    return replace(equations, hidden=hidden, output=used(equations.output))
+
+
+def _is_chain(equations: StateEquations) -> bool:
+    return all(
+        isinstance(e.phi, Phi)
+        and e.sources == (k - 1,)
+        and len(e.terms) == 1
+        and not e.fixed
+        and _plain(e.terms[0])
+        for k, e in enumerate(equations.layers)
+    )
+
+
+# a matrix on states as they are
+def _plain(term: Term) -> bool:
+    moved = not (term.fixed is None or (isinstance(term.fixed, Gather) and term.fixed.is_identity))
+    dense = isinstance(term.map, Dense) and term.map.positions == 1
+    return dense and not moved and term.offset is None
+
+
+def _sequential(equations: StateEquations) -> nn.Sequential:
+    modules: list[nn.Module] = [] if len(equations.input_shape) == 1 else [nn.Flatten()]
+    weights: dict[int, nn.Parameter] = {}
+    for e in equations.layers:
+        weight = e.terms[0].weight
+        own = weights.setdefault(id(weight), nn.Parameter(weight.detach().clone()))
+        modules.append(_linear(own, e.full_bias))
+        if e is not equations.output:
+            modules.append(activation(e.phi))
+    return nn.Sequential(*modules)
+
+
+def _linear(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
+    rows, columns = weight.shape
+    # On the meta device the weights are not initialised, so no random numbers are consumed.
+    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    linear.weight = weight
+    linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    return linear
+
+
 class _Writer:
     def __init__(self, equations: StateEquations) -> None:
         self.graph, self.attributes = fx.Graph(), {}
         self._weights: dict[int, nn.Parameter] = {}
+        terms = [id(term.weight) for e in equations.layers for term in e.terms]
+        self._shared = {key for key in terms if terms.count(key) > 1}
         u = self.graph.placeholder("input")
         nodes = {-1: self._call(torch.flatten, u, 1)}
         for index, equation in enumerate(equations.hidden):
@@ -60,18 +121,28 @@ class _Writer:
         return self.graph.call_function(function, args)
 
     def _tensor(self, name: str, tensor: Tensor) -> fx.Node:
-        self.attributes[name] = tensor.detach().clone()
-        return self.graph.get_attr(name)
+        return self.graph.get_attr(self._store(name, tensor.detach().clone()))
 
     def _module(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
-        self.attributes[name] = module
-        return self.graph.call_module(name, (x,))
+        return self.graph.call_module(self._store(name, module), (x,))
+
+    # layers may have any names, and the same one
+    def _store(self, name: str, value: Any) -> str:
+        name = re.sub(r"[^\w.]", "_", name)
+        while name in self.attributes:
+            name += "_"
+        self.attributes[name] = value
+        return name
 
     def _equation(self, e: Equation, nodes: dict[int, fx.Node]) -> fx.Node:
-        name = e.name.replace("@", "_")
+        name = e.name
         bias = e.channel_bias if e.terms and e.full_bias is not None else None
         parts = []
-        for k, term in enumerate(e.terms):
+        if len(e.terms) > 1 and all(map(self._can_be_joined, e.terms)):
+            joined = self._call(torch.cat, [nodes[term.source] for term in e.terms], 1)
+            weight = torch.cat([term.weight.detach() for term in e.terms], 1)
+            parts.append(self._module(name, _linear(nn.Parameter(weight), bias), joined))
+        for k, term in enumerate(e.terms if not parts else ()):
             own = f"{name}_{k}" if k else name
             x = self._moved(f"{own}_reads", term.fixed, nodes[term.source])
             if term.offset is not None:
@@ -85,6 +156,9 @@ class _Writer:
         for part in parts[1:]:
             z = self._call(torch.add, z, part)
         return z
+
+    def _can_be_joined(self, term: Term) -> bool:
+        return _plain(term) and id(term.weight) not in self._shared
 
     def _term(self, name: str, term: Term, bias: Tensor | None, x: fx.Node) -> fx.Node:
         module: Any = term.map.to_module(bias)
@@ -112,7 +186,7 @@ class _Writer:
         )
 
     def _phi(self, e: Equation, z: fx.Node) -> fx.Node:
-        name = e.name.replace("@", "_") + "_phi"
+        name = f"{e.name}_phi"
         if isinstance(e.phi, MaxPool):
             kind = nn.MaxPool1d if len(e.phi.kernel) == 1 else nn.MaxPool2d
             pool = kind(
@@ -147,101 +221,32 @@ class _Writer:
         return self.graph.call_method("to", (flat, z))
 
 
-def own_parameters(equations: StateEquations) -> dict[str, Tensor]:
-    """Write weights and biases as the parameters of the network they were read from.
-
-    Batch norm is taken out of the weights again; biases go into the batch norm's or the layer's
-    own.
+def activation(phi: StatePhi) -> nn.Module:
+    """Find the torch module of an elementwise φ.
 
     Args:
-        equations: The network with its new weights and biases.
+        phi: φ.
 
     Returns:
-        Name in the network's state dict -> value.
-
-    Raises:
-        InputError: If a weight was computed from other parameters, if a shared one has two values,
-            or if a bias has changed where the network has none.
+        The module.
     """
-    found: dict[str, Tensor] = {}
-    for e in equations.layers:
-        for term in e.terms:
-            if not term.parameter:
-                raise InputError(
-                    f"load_into: the weight of {e.name} is computed from other parameters; "
-                    "accepted are weights that are parameters"
-                )
-            _put(found, term.parameter, _without_gain(e.name, term))
-        if not e.terms:
-            continue
-        if e.adjust is None or e.channel_bias is None:
-            raise InputError(
-                f"load_into: the bias of {e.name} differs between positions; accepted are biases "
-                "by channel"
-            )
-        change = e.channel_bias.detach() - e.adjust.rest
-        if e.adjust.name and (e.adjust.factor != 0).all():
-            _put(found, e.adjust.name, change / e.adjust.factor)
-        elif not torch.allclose(change, torch.zeros_like(change), atol=1e-6):
-            raise InputError(
-                f"load_into: {e.name} has a bias now and the network's own layer has none; "
-                "accepted are models without biases there"
-            )
-    return found
-
-
-def _without_gain(name: str, term: Term) -> Tensor:
-    weight = term.weight.detach()
-    if term.gain is not None:
-        gain = term.gain.view(-1, *[1] * (weight.ndim - 1))
-        if bool(((gain == 0) & (weight != 0)).any()):
-            raise InputError(
-                f"load_into: {name} has weights in a channel that its batch norm multiplies by 0"
-            )
-        weight = torch.where(gain == 0, 0.0, weight / gain)
-    return term.stored(weight)
-
-
-def _put(found: dict[str, Tensor], name: str, value: Tensor) -> None:
-    if name in found and not torch.allclose(found[name], value, rtol=1e-5, atol=1e-8):
-        raise InputError(f"load_into: the shared parameter {name} has two values; accepted is one")
-    found[name] = value
-
-
-def load_into(equations: StateEquations, net: nn.Module) -> None:
-    """Write weights and biases into the network they were read from, or a copy of it.
-
-    Args:
-        equations: The network with its new weights and biases.
-        net: Changed in place; left as it was unless it then has the same outputs.
-
-    Raises:
-        InputError: If a parameter is missing or has another shape, or if the outputs differ, since
-            what is not written (running statistics, operations that are kept) is another's.
-    """
-    own, found = net.state_dict(), own_parameters(equations)
-    for name, value in found.items():
-        if name not in own or own[name].shape != value.shape:
-            shape = tuple(own[name].shape) if name in own else "none of the name"
-            raise InputError(
-                f"load_into: {name} has shape {tuple(value.shape)} in the model and {shape} in the "
-                "network; accepted is a network of the class it was read from"
-            )
-    before = {name: own[name].clone() for name in found}
-    modes = [(module, module.training) for module in net.modules()]
-    u = torch.randn(2, *equations.input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for name, value in found.items():
-            own[name].copy_(value)
-        y, expected = net.eval()(u.to(next(net.parameters()))), equations.replay(u)[1]
-        y = pytree.tree_leaves(y)[0].to(expected)
-        for module, mode in modes:
-            module.training = mode
-        if float((y - expected).abs().max()) <= CLOSE * max(1.0, float(expected.abs().max())):
-            return
-        for name, value in before.items():
-            own[name].copy_(value)
-    raise InputError(
-        "load_into: with the model's weights the network gives other outputs; accepted is the "
-        "trained network itself or a copy, with its running statistics"
-    )
+    assert isinstance(phi, Phi)
+    match phi.name:
+        case "relu":
+            return nn.ReLU()
+        case "leaky_relu":
+            return nn.LeakyReLU(phi.slope)
+        case "relu6":
+            return nn.ReLU6()
+        case "silu":
+            return nn.SiLU()
+        case "gelu":
+            return nn.GELU()
+        case "gelu_tanh":
+            return nn.GELU("tanh")
+        case "tanh":
+            return nn.Tanh()
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "identity":
+            return nn.Identity()

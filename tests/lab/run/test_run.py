@@ -17,7 +17,7 @@ from simplicit.explicit import training as explicit
 from simplicit.lab.config import config
 from simplicit.lab.plots import FIGURES
 from simplicit.lab.run import run as run_module
-from simplicit.model.archive import format as archive
+from simplicit.model.saved import load
 from small_run import DIGITS, N0, contents, hurry, settings, small_run
 
 COMMON = {"model", "dataset", "seed", "nonzeros", "parameters", "sparsity", "test_accuracy"}
@@ -137,7 +137,7 @@ def test_the_report_speaks_of_both_seeds(finished):
 
 def test_the_saved_models_are_those_of_the_metrics(finished):
     for row, folder in zip(metrics(finished)[1::2], (finished, finished / "seed-1"), strict=True):
-        assert archive.load(folder).nonzeros == row["nonzeros"]
+        assert load(folder).nonzeros == row["nonzeros"]
 
 
 @pytest.mark.usefixtures("quick")

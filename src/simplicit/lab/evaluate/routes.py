@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from simplicit.lab.evaluate.attacks import Predict
-from simplicit.model.equilibrium import apply_phi
 from simplicit.model.implicit import ImplicitModel
 
 UNROLLED = 40
@@ -61,11 +60,10 @@ class Judge:
         """
         assert isinstance(self.model, ImplicitModel)
         model = self.model
-        c = u.flatten(1) @ model.B.T
-        c = c if model.b is None else c + model.b
-        x = torch.zeros_like(c)
+        (states,) = model.equations.hidden
+        x = u.new_zeros(len(u), model.n)
         for _ in range(UNROLLED):
-            x = apply_phi(x @ model.A.T + c, model.blocks)
+            x = states.phi(states.preactivation([x, u.flatten(1)]))
         return self._outputs(x, u)
 
     @property
@@ -77,5 +75,4 @@ class Judge:
 
     def _outputs(self, x: Tensor, u: Tensor) -> Tensor:
         assert isinstance(self.model, ImplicitModel)
-        y = x @ self.model.C.T + u.flatten(1) @ self.model.D.T
-        return y if self.model.d is None else y + self.model.d
+        return self.model.equations.output.preactivation([x, u.flatten(1)])

@@ -95,7 +95,7 @@ def curve(model: ImplicitModel, inputs: Float[Tensor, "m *shape"]) -> list[Row]:
         The rows of `convergence.csv`: residual against step.
     """
     u = _batches(model, inputs)[0]
-    method = "picard" if model.equations is None else "exact"
+    method = "exact" if model.equations.structured else "picard"
     with torch.no_grad():
         found = model.equilibrium(u, method=method, max_steps=CURVE_STEPS, history=True)
     residuals = found.residual[None] if found.history is None else found.history

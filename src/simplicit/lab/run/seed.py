@@ -22,8 +22,9 @@ from simplicit.lab.config.config import Config
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
-from simplicit.model.archive import format as archive
+from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
+from simplicit.model.saved import load
 from simplicit.recipe import Recipe
 from simplicit.refine.finetune import finetune
 from simplicit.system import files
@@ -143,7 +144,7 @@ class SeedRun:
         net, _ = self._explicit()
         begin = time.monotonic()
         model = finetune(
-            archive.load(self.folder).to(self.settings.device),
+            load(self.folder).to(self.settings.device),
             net,
             self._calibration().to(self.settings.device),
             epochs=self.settings.implicit.finetune,
@@ -172,7 +173,7 @@ class SeedRun:
             Its row of the metrics.
         """
         if self.settings.implicit.evaluate:
-            model = archive.load(self.folder)
+            model = load(self.folder)
             made = {"seconds": math.nan} | {k: v for k, v in old.items() if k.startswith(MADE)}
         else:
             model, made = self._fit()
@@ -185,7 +186,7 @@ class SeedRun:
             "nonzeros": model.nonzeros,
             "parameters": model.parameters_count,
             "sparsity": model.sparsity,
-            "bytes": (self.folder / archive.NUMBERS).stat().st_size,
+            "bytes": (self.folder / NUMBERS).stat().st_size,
             "states": model.n,
             "structure": model.structure,
             "objective": self.settings.implicit.objective,

@@ -8,7 +8,7 @@ from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
 from simplicit.lab.config import config
 from simplicit.lab.results import read
-from simplicit.model.archive import format as archive
+from simplicit.model.saved import load
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ def verify(folder: Path) -> list[Row]:
     rows = []
     for row in recorded:
         seed = row.get("seed")
-        model = archive.load(folder if seed == settings.seeds[0] else folder / f"seed-{seed}")
+        model = load(folder if seed == settings.seeds[0] else folder / f"seed-{seed}")
         one_channel = model.input_shape == (1, *dataset.test_inputs.shape[1:])
         taken = dataset.with_channel() if one_channel else dataset
         certificate = model.certificate

@@ -1,11 +1,10 @@
-"""Saved models of layers: the state equations as JSON, their tensors in the safetensors file.
+"""State equations as JSON, their tensors by name.
 
 Weights are CSR or dense, a row per output channel; indices of fixed maps are int32. The JSON names
 nothing but the classes listed here and operations of torch.ops.aten, so a file cannot make anything
 else run.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,36 +15,36 @@ from torch import Tensor
 from simplicit.equations.layer_phi import Kept, MaxPool, aten
 from simplicit.equations.network import BiasParameter, Equation, StateEquations, Summand, Term
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block, Stacked
 from simplicit.equations.weighted_maps import WEIGHTED_MAPS, Gather, Sparse
 from simplicit.errors import InputError
 from simplicit.model.archive.packing import pack, unpack
-from simplicit.model.implicit import ImplicitModel
-
-KIND = "layers"
 
 CLASSES: dict[str, type] = {
     c.__name__: c
     for c in (StateEquations, Equation, Term, Summand, BiasParameter)
-    + (*WEIGHTED_MAPS, Gather, Sparse, Phi, MaxPool, Kept)
+    + (*WEIGHTED_MAPS, Gather, Sparse, Phi, Stacked, Block, MaxPool, Kept)
 }
 
 
-def write(model: ImplicitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take a model apart.
+def write(equations: StateEquations) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Take equations apart.
 
     Args:
-        model: One of layers.
+        equations: The network.
 
     Returns:
-        Its tensors by name, and what the header says of them.
+        What the header says of them, and their tensors by name.
     """
     numbers: dict[str, Tensor] = {}
     names: dict[int, str] = {}
     weights = []
-    for index, weight in enumerate(model.learned):
-        names[id(weight)] = f"learned.{index}"
+    for weight in (term.weight for e in equations.layers for term in e.terms):
+        if id(weight) in names:
+            continue
+        name = names[id(weight)] = f"learned.{len(weights)}"
         parts, storage = pack(weight.detach().cpu().flatten(1))
-        numbers |= {f"learned.{index}{suffix}": part for suffix, part in parts.items()}
+        numbers |= {f"{name}{suffix}": part for suffix, part in parts.items()}
         nonzeros = int(weight.count_nonzero())
         weights.append({"shape": list(weight.shape), "nonzeros": nonzeros, "storage": storage})
 
@@ -64,43 +63,30 @@ def write(model: ImplicitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {"table": {key: written(part) for key, part in value.items()}}
         return [written(part) for part in value] if isinstance(value, (tuple, list)) else value
 
-    blocks = [{"name": b.name, "size": b.size, "phi": b.phi.name} for b in model.blocks]
-    header = {
-        "format": "simplicit",
-        "version": 1,
-        "kind": KIND,
-        "structure": model.structure,
-        "input_shape": list(model.input_shape),
-        "reference_nonzeros": model.reference_nonzeros,
-        "blocks": blocks,
-        "weights": weights,
-        "equations": written(model.equations),
-    }
-    return numbers, header
+    return {"weights": weights, "equations": written(equations)}, numbers
 
 
-def read(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> ImplicitModel:
-    """Put a model together again.
+def read(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> StateEquations:
+    """Put equations together again.
 
     Args:
         header: As `write` gives it.
         numbers: Its tensors.
 
     Returns:
-        The model, on the CPU.
+        The equations, on the CPU.
 
     Raises:
-        InputError: If header and tensors are not those of a model.
+        InputError: If header and tensors are not those of a network.
     """
     try:
-        model = _checked(header, numbers)
+        return _checked(header, numbers)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"not the layers of a model ({line}); save it again") from None
-    return model
 
 
-def _checked(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> ImplicitModel:
+def _checked(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> StateEquations:
     tensors = dict(numbers)
     for index, entry in enumerate(header["weights"]):
         name, shape = f"learned.{index}", tuple(entry["shape"])
@@ -110,15 +96,19 @@ def _checked(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> Implic
         if (found := int(flat.count_nonzero())) != entry["nonzeros"]:
             raise ValueError(f"{name} has {found} non-zeros, not {entry['nonzeros']}")
     equations = _made(header["equations"], tensors, tuple)
+    full = header.get("structure") == "full"  # then the only hidden equation reads itself
     for index, e in enumerate(equations.layers):
-        if not all(-1 <= source < index for source in e.sources):
+        if not all(-1 <= source < index or (full and source == index == 0) for source in e.sources):
             raise ValueError(f"{e.name} reads a later layer")
         if isinstance(e.phi, Kept):
             aten(e.phi.op)
-    model = ImplicitModel.from_equations(equations, header["reference_nonzeros"])
     with torch.no_grad():  # do all sizes fit
-        equations.replay(torch.zeros(1, *model.input_shape))
-    return model
+        x = torch.zeros(1, equations.n).to(equations.like)
+        u = torch.zeros(1, equations.p).to(equations.like)
+        states = [x[:, places] for places in equations.slices]
+        for e in equations.layers:
+            e.phi(e.preactivation([*states, u]))
+    return equations
 
 
 def _made(value: Any, tensors: Mapping[str, Tensor], sequence: type) -> Any:
@@ -140,15 +130,3 @@ def _made(value: Any, tensors: Mapping[str, Tensor], sequence: type) -> Any:
         if key != "is"
     }
     return kind(**content)
-
-
-def text(header: Mapping[str, Any]) -> str:
-    """Write a header.
-
-    Args:
-        header: As `write` gives it, with the checksum.
-
-    Returns:
-        JSON.
-    """
-    return json.dumps(header, indent=1) + "\n"

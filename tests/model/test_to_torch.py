@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,8 +58,8 @@ def test_skip_connections_become_a_graph_of_torch_modules():
 def test_layers_are_as_wide_as_what_they_use():
     model = implicit_model("triangular")
     with torch.no_grad():
-        model.A[:3, 7:] = 0  # the last hidden layer no longer sees the first
-        model.D.zero_()
+        model.equations.hidden[2].terms[0].weight.zero_()  # fc3 no longer sees fc1
+        model.equations.output.terms[-1].weight.zero_()  # D
     explicit = model.to_explicit()
     widths = [m.in_features for m in explicit.children() if isinstance(m, nn.Linear)]
     assert sorted(widths) == [6, 5 + 6, 4 + 6, 3 + 4 + 5][0:1] + sorted([5 + 6, 4 + 6, 3 + 4 + 5])
@@ -92,7 +93,7 @@ def test_a_stored_module_does_not_mention_simplicit(structure):
 def test_an_empty_layer_is_still_a_layer():
     model = implicit_model("layered")
     with torch.no_grad():
-        model.A[:3] = 0
+        model.equations.hidden[2].terms[0].weight.zero_()
     u = inputs(model)
     torch.testing.assert_close(model.to_explicit()(u), model(u), rtol=1e-12, atol=1e-12)
 
@@ -107,3 +108,12 @@ def test_no_random_numbers_are_consumed():
 def test_full_is_refused_with_the_reason():
     with pytest.raises(InputError, match="feeds states back"):
         implicit_model("full").to_explicit()
+
+
+def test_layers_may_have_any_names():
+    blocks = tuple(
+        replace(block, name=name) for block, name in zip(MIXED, ["x y", "x y", "1"], strict=True)
+    )
+    model = implicit_model("triangular", blocks)
+    u = inputs(model)
+    torch.testing.assert_close(model.to_explicit()(u), model(u), rtol=1e-12, atol=1e-12)
