@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import simplicit
-from conv_networks import ResNet20, images, seeded
+from conv_networks import ResNet20, images, lenet, seeded
 from simplicit.bounds.intervals import Box
 from simplicit.bounds.layer_boxes import Layer, prepared, transposed
 from simplicit.capture.read import capture
@@ -13,7 +13,6 @@ from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Conv, Dense, Gather, Sparse
-from simplicit.explicit.convnets import LeNet
 
 
 def inside(box: Box, x: torch.Tensor) -> bool:
@@ -61,20 +60,20 @@ def test_the_transpose_is_that_of_the_matrix(linear):
     torch.testing.assert_close(transposed(linear, y), exact, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [LeNet, lambda: ResNet20(4, 1, 5)], ids=["LeNet", "ResNet"])
+@pytest.mark.parametrize("make", [lenet, lambda: ResNet20(4, 1, 5)], ids=["LeNet", "ResNet"])
 def test_no_input_within_the_radius_changes_the_class(make):
     net = seeded(make).double().eval()
-    shape = (1, 28, 28) if isinstance(net, LeNet) else images(1).shape[1:]
+    shape = (1, 12, 12) if make is lenet else images(1).shape[1:]
     random = torch.Generator().manual_seed(0)
     x = torch.rand(4, *shape, generator=random, dtype=torch.float64)
     y = net(x).argmax(1)
     equations = capture(net, x[:2])
     assert equations.structured
     model = simplicit.ImplicitModel.from_equations(equations)
-    certified, radius = simplicit.certify(net, x, y, eps=1e-6)
-    assert torch.equal(simplicit.certify(model, x, y, eps=1e-6).radius, radius)
-    assert torch.equal(certified, radius >= 1e-6) and (radius > 0).any()
-    wrong = simplicit.certify(net, x, (y + 1) % net(x).shape[1], eps=1e-6)
+    certified, radius = simplicit.certify(net, x, y, eps=1e-3)
+    assert torch.equal(simplicit.certify(model, x, y, eps=1e-3).radius, radius)
+    assert torch.equal(certified, radius >= 1e-3) and (radius > 0).any()
+    wrong = simplicit.certify(net, x, (y + 1) % net(x).shape[1], eps=1e-3)
     assert not wrong.certified.any() and not wrong.radius.any()
     moved = x.clone().requires_grad_()
     for _ in range(5):  # the class's worst direction, by signs of the gradient

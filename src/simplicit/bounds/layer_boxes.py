@@ -18,7 +18,7 @@ from simplicit.bounds.intervals import Box, Boxes, image, rounded_outward, slack
 from simplicit.equations.compose import as_sparse
 from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
-from simplicit.equations.weighted_maps import Conv, Dense, LinearMap
+from simplicit.equations.weighted_maps import Conv, Dense, Gather, LinearMap
 from simplicit.model.certificate import absolute
 
 
@@ -111,6 +111,10 @@ class Layer:
         Returns:
             The tightest box but for rounding, where no entry of a source is read twice.
         """
+        (part, *more) = self.parts
+        if isinstance(part.map, Gather) and not more and self.equation.bias is None:
+            moved = sources[part.source]  # without rounding
+            return Box(part.map(moved.low), part.map(moved.high))
         k, read = slack(self.products), {s % len(sources) for s in self.equation.sources}
         middle = [s.centre if i in read else s.low for i, s in enumerate(sources)]
         reach = [
@@ -188,7 +192,7 @@ def transposed(linear: LinearMap, y: Float[Tensor, "m rows"]) -> Float[Tensor, "
         padding, none = [before for before, _ in linear.padding], [0] * len(linear.padding)
         whole = y.new_empty(1).expand(len(y), *linear.input_shape)  # its numbers are not read
         return torch.ops.aten.convolution_backward(
-            y.view(len(y), *linear.output_shape), whole, linear.weight, None, linear.stride,
+            y.reshape(len(y), *linear.output_shape), whole, linear.weight, None, linear.stride,
             padding, linear.dilation, False, none, linear.groups, (True, False, False),
         )[0].flatten(1)  # fmt: skip
     with torch.enable_grad():  # the gradient of y · W x, which computes W x, too
