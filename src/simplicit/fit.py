@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from simplicit.calibration.batches import batches
 from simplicit.calibration.structure import Structure
 from simplicit.capture.read import capture
-from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
@@ -157,7 +156,7 @@ def fit(
     equations = matching.matched.changed(lambda tensor: tensor.to(home))
     constraint = matching.constraint
     omega = constraint.omega if constraint and structure == "full" else None
-    model = _as_model(equations, structure, network.nonzeros, omega)
+    model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
     if matching.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
@@ -181,16 +180,6 @@ def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
     matching.take(found, "robustness")
     clock.lap("robustness")
     return [vars(level) for level in path]
-
-
-def _as_model(
-    equations: StateEquations, structure: Structure, N0: int, omega: Tensor | None
-) -> ImplicitModel:
-    if structure == "layered":
-        return ImplicitModel.from_equations(equations, N0)
-    model = ImplicitModel.from_equations(equations, N0)
-    model.structure = structure
-    return model
 
 
 def check_device(device: torch.device | str) -> None:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from random_models import MIXED, PHIS, contraction, implicit_model, inputs, same
-from simplicit.bounds.certify import as_model, certify
+from simplicit.bounds.certify import as_model, certify, proved
+from simplicit.bounds.exact import equations_of
 from simplicit.bounds.intervals import around
-from simplicit.bounds.lipschitz import lipschitz_bound, resolvent, sensitivity_matrix, slopes
-from simplicit.bounds.mixed_monotone import equilibrium_boxes, first_box, start
+from simplicit.bounds.layer_boxes import Layer, prepared
+from simplicit.bounds.lipschitz import lipschitz_bound, resolvent, sensitivity_matrix, steepest
+from simplicit.bounds.mixed_monotone import Start, equilibrium_boxes, first_box, start
 from simplicit.equations.phi import Phi
 from simplicit.errors import InputError
 from simplicit.model.certificate import well_posedness
@@ -62,6 +64,12 @@ def wide(structure, blocks=MIXED, seed=0) -> ImplicitModel:
     )  # fmt: skip
 
 
+def begun(model: ImplicitModel, u: Tensor) -> tuple[Layer, Start]:
+    """The layer of a model with feedback, and where its boxes begin."""
+    layer = prepared(equations_of(model))[0]
+    return layer, start(layer, u, model.certificate)
+
+
 KINDS = [(structure, name) for structure in ("triangular", "full") for name in BLOCKS]
 
 
@@ -96,15 +104,16 @@ def test_mixed_monotone_boxes_are_inside_intervals(seed):
     # a strong negative diagonal, where the two differ
     model = implicit_model("full", same(PHIS[seed % 4]), seed=seed)
     A = contraction(model.n, 0.5, seed) - 0.45 * torch.eye(model.n, dtype=torch.float64)
-    A = A / slopes(model)[:, None].clamp_min(1)
+    A = A / steepest(PHIS[seed % 4], len(A))[:, None].clamp_min(1)
     model = ImplicitModel(
         A, *(t.detach() for t in (model.B, model.C, model.D)), blocks=model.blocks,
         structure="full", input_shape=model.input_shape, reference_nonzeros=1,
     )  # fmt: skip
     u = inputs(model, 30).flatten(1)
-    begin, ball = start(model, u), around(u, torch.full((30,), 0.2, dtype=torch.float64))
-    held = equilibrium_boxes(model, ball, begin).x
-    plain = equilibrium_boxes(model, ball, begin, hold=False).x
+    ball = around(u, torch.full((30,), 0.2, dtype=torch.float64))
+    layer, begin = begun(model, u)
+    held = equilibrium_boxes(layer, ball, begin).x
+    plain = equilibrium_boxes(layer, ball, begin, hold=False).x
     assert (held.radius <= plain.radius * (1 + 1e-9)).all()
     assert held.radius.sum() < 0.95 * plain.radius.sum()
     for trial in range(10):
@@ -118,12 +127,12 @@ def test_a_residual_widens_the_box_and_it_still_holds_the_equilibrium():
     model = implicit_model("full")
     u = inputs(model, 20).flatten(1)
     x = model.equilibrium(u.unflatten(1, model.input_shape), tol=1e-13).states.detach()
-    begin = start(model, u)
+    layer, begin = begun(model, u)
     far = begin._replace(x=x + 0.1)
     ball = around(u, torch.zeros(20, dtype=u.dtype))
-    box = first_box(model, ball, far)
+    box = first_box(layer, ball, far)
     assert (box.low <= x).all() and (x <= box.high).all()
-    near = first_box(model, ball, begin)
+    near = first_box(layer, ball, begin)
     assert near.radius.max() < 1e-6 < box.radius.min()
 
 
@@ -227,6 +236,7 @@ def test_misclassified_samples_have_no_radius_and_batches_do_not_matter():
     alone = torch.cat([certify(model, u[i : i + 1], y[i : i + 1], 0.01).radius for i in range(5)])
     assert torch.allclose(alone, found.radius[:5], rtol=0.011)
     assert torch.equal(found.certified, found.radius >= 0.01)
+    assert torch.equal(proved(model, u, y, 0.01), found.certified)
     assert len(certify(model, u[:0], y[:0], 0.1).radius) == 0
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from random_models import MIXED, PHIS, implicit_model, inputs, same
-from simplicit.bounds.intervals import Box, affine, around, image, propagate
+from simplicit.bounds.exact import equations_of
+from simplicit.bounds.intervals import Box, affine, around, image
+from simplicit.bounds.layer_boxes import boxes, prepared
 from simplicit.bounds.relaxation import lines
 from simplicit.equations.phi import Phi, PhiName
-from simplicit.model.equilibrium import Block
 
 
 def draw(*shape: int, seed: int = 0, spread: float = 0.0) -> Tensor:
@@ -80,19 +81,21 @@ def test_the_image_holds_phi_and_is_tight(phi):
 @pytest.mark.parametrize("structure", ["triangular", "layered"])
 def test_propagation_holds_the_states(structure, blocks):
     model = implicit_model(structure, blocks).requires_grad_(False)
+    layers = prepared(equations_of(model))
     u = around(inputs(model, 40).flatten(1), torch.full((40,), 0.3, dtype=torch.float64))
-    found = propagate(model.A, model.B, model.b, model.blocks, u)
+    found = [b.x for b in boxes(layers, u)][::-1]
+    low, high = torch.cat([x.low for x in found], 1), torch.cat([x.high for x in found], 1)
     for seed in range(20):
         point = inside(u, seed, corners=seed % 2 == 0)
         x = model.equilibrium(point.unflatten(1, model.input_shape)).states
-        assert (found.x.low <= x + 1e-14).all() and (x - 1e-14 <= found.x.high).all()
+        assert (low <= x + 1e-14).all() and (x - 1e-14 <= high).all()
 
 
 def test_a_box_without_width_is_as_good_as_the_point():
     model = implicit_model("triangular").requires_grad_(False)
     u = inputs(model, 20).flatten(1)
-    found = propagate(model.A, model.B, model.b, model.blocks, Box(u, u))
-    assert float(found.x.radius.max()) < 1e-12
+    found = boxes(prepared(equations_of(model)), Box(u, u))
+    assert all(float(layer.x.radius.max()) < 1e-12 for layer in found)
 
 
 @pytest.mark.parametrize("name", get_args(PhiName))
@@ -101,7 +104,7 @@ def test_image_and_lines_hold_every_activation(name, width):
     phi = Phi(name)
     z = box(1, 400, width=width)
     z = Box(4 * z.low, 4 * z.low + (z.high - z.low))
-    found, around_it = image(phi, z), lines([Block("fc", 400, phi)], z)
+    found, around_it = image(phi, z), lines(phi, z)
     for part in torch.linspace(0, 1, 200, dtype=torch.float64):
         at = (z.low + part * (z.high - z.low)).clamp(z.low, z.high)
         x = phi(at)

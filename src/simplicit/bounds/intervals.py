@@ -7,8 +7,8 @@ normal number for underflow, so a box holds all values of the exact formula over
 from, for the weights as they are stored.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.equations.layer_phi import Kept, MaxPool, StatePhi
-from simplicit.equations.stacked import Block, Stacked
+from simplicit.equations.stacked import Stacked
 from simplicit.errors import InputError
 
 EPS = torch.finfo(torch.float64).eps
@@ -58,37 +58,21 @@ class Box:
     low: Float[Tensor, "m n"]
     high: Float[Tensor, "m n"]
 
-    @property
+    @cached_property
     def centre(self) -> Float[Tensor, "m n"]:
         """A point inside, the middle up to rounding."""
         return self.low + (self.high - self.low) / 2
 
-    @property
+    @cached_property
     def radius(self) -> Float[Tensor, "m n"]:
         """Distance from `centre` to the farther end, rounded up."""
         centre = self.centre
         return torch.maximum(self.high - centre, centre - self.low) * (1 + EPS) + TINY
 
-    @property
+    @cached_property
     def size(self) -> Float[Tensor, "m n"]:
         """Largest absolute value."""
         return torch.maximum(self.low.abs(), self.high.abs())
-
-    def columns(self, which: slice) -> "Box":
-        """Take some coordinates.
-
-        Returns:
-            Their box.
-        """
-        return Box(self.low[:, which], self.high[:, which])
-
-    def rows(self, which: Tensor | slice) -> "Box":
-        """Take some samples.
-
-        Returns:
-            Their boxes.
-        """
-        return Box(self.low[which], self.high[which])
 
     def meet(self, other: "Box") -> "Box":
         """Intersect with a box that holds the same values.
@@ -98,20 +82,12 @@ class Box:
         """
         return Box(torch.maximum(self.low, other.low), torch.minimum(self.high, other.high))
 
-    def beside(self, other: "Box") -> "Box":
-        """Join coordinates, this box's first.
-
-        Returns:
-            The product of the two boxes.
-        """
-        return Box(torch.cat([self.low, other.low], 1), torch.cat([self.high, other.high], 1))
-
     def __add__(self, other: "Box") -> "Box":
         return Box(_down(self.low + other.low), _up(self.high + other.high))
 
 
-class Layers(NamedTuple):
-    """Boxes of all pre-activations z and states x, last hidden layer first."""
+class Boxes(NamedTuple):
+    """Boxes of one layer's pre-activations z and states x."""
 
     z: Box
     x: Box
@@ -177,7 +153,7 @@ def image(phi: StatePhi, z: Box) -> Box:
     """Bound φ over a box.
 
     Args:
-        phi: An elementwise activation, or a maximum.
+        phi: Elementwise activations, or a maximum.
         z: Box of its arguments.
 
     Returns:
@@ -189,7 +165,10 @@ def image(phi: StatePhi, z: Box) -> Box:
     if isinstance(phi, Kept):
         raise InputError(f"{phi.name}: its range over an interval is not known")
     if isinstance(phi, Stacked):
-        return images(phi.blocks, z)
+        sizes = [block.size for block in phi.blocks]
+        ends = zip(phi.blocks, z.low.split(sizes, 1), z.high.split(sizes, 1), strict=True)
+        parts = [image(block.phi, Box(low, high)) for block, low, high in ends]
+        return Box(torch.cat([p.low for p in parts], 1), torch.cat([p.high for p in parts], 1))
     low, high = phi(z.low), phi(z.high)
     if isinstance(phi, MaxPool):
         return Box(low, high)
@@ -210,52 +189,6 @@ def image(phi: StatePhi, z: Box) -> Box:
                 _down(low - PHI_ROUNDING * low.abs() - TINY),
                 _up(high + PHI_ROUNDING * high.abs() + TINY),
             )
-
-
-def images(blocks: Sequence[Block], z: Box) -> Box:
-    """Bound the states over boxes of their pre-activations.
-
-    Args:
-        blocks: Layers in the order of x.
-        z: Box of all pre-activations.
-
-    Returns:
-        Box of all states.
-    """
-    stops = torch.tensor([block.size for block in blocks]).cumsum(0).tolist()
-    parts = [
-        image(block.phi, z.columns(slice(stop - block.size, stop)))
-        for block, stop in zip(blocks, stops, strict=True)
-    ]
-    return Box(torch.cat([p.low for p in parts], 1), torch.cat([p.high for p in parts], 1))
-
-
-def propagate(
-    A: Float[Tensor, "n n"],
-    B: Float[Tensor, "n p"],
-    b: Float[Tensor, "n"] | None,
-    blocks: Sequence[Block],
-    u: Box,
-) -> Layers:
-    """Pass boxes of inputs through a strictly block upper triangular A, first layer first.
-
-    Args:
-        A: State matrix, float64.
-        B: Input matrix.
-        b: Bias, or None.
-        blocks: Layers in the order of x, last hidden layer first.
-        u: Boxes of inputs.
-
-    Returns:
-        Boxes of all pre-activations and states.
-    """
-    z, x, stop = u.columns(slice(0, 0)), u.columns(slice(0, 0)), len(A)
-    for block in reversed(blocks):
-        start = stop - block.size
-        W = torch.cat([A[start:stop, stop:], B[start:stop]], 1)
-        own = affine(W, x.beside(u), None if b is None else b[start:stop])
-        z, x, stop = own.beside(z), image(block.phi, own).beside(x), start
-    return Layers(z, x)
 
 
 def _down(t: Tensor) -> Tensor:

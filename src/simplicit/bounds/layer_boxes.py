@@ -1,94 +1,200 @@
-"""Boxes of networks with convolutions, shortcuts and pooling: interval propagation, map by map.
+"""Boxes layer by layer: interval propagation through z = Σ W (F s + c) + Σ G s + b, x = φ(z).
 
-Rounding is bounded as in `intervals`: every entry of a map's result is a sum of products, in
-whatever order, which holds for convolutions in float64 too.
+With |E| the layer with the absolute values of W, F and G and without c and b, a box of the sources
+with centres m and radii r gives z within |E|(r) of the layer at m. Rounding of either is relative
+to |E|(|m|) + |W||c| + |b|: every entry is a sum of products, in whatever order, see `intervals`.
+That holds for convolutions and their transposes in float64, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.bounds.intervals import Box, affine, image, rounded_outward, slack
-from simplicit.equations.network import Equation, StateEquations
-from simplicit.equations.weighted_maps import Gather, LinearMap
+from simplicit.bounds.intervals import Box, Boxes, image, rounded_outward, slack
+from simplicit.equations.compose import as_sparse
+from simplicit.equations.equation import Equation, Summand, Term
+from simplicit.equations.network import StateEquations
+from simplicit.equations.weighted_maps import Conv, Dense, Gather, LinearMap
+from simplicit.model.certificate import absolute
 
 
-def through(linear: LinearMap, box: Box) -> Box:
-    """Bound a linear map over a box.
-
-    Args:
-        linear: The map, float64.
-        box: Of what it reads.
-
-    Returns:
-        The tightest box but for rounding.
-    """
-    if isinstance(linear, Gather):
-        return Box(linear(box.low), linear(box.high))
-    k = slack(linear.products)
-    centre = linear(box.centre)
-    radius = linear.absolute()(box.radius + k * box.centre.abs()) * (1 + k)
-    return rounded_outward(centre, radius)
-
-
-def preactivation(equation: Equation, sources: Sequence[Box]) -> Box:
-    """Bound an equation's z.
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An equation with what its bounds need for every box.
 
     Args:
         equation: The equation, float64.
-        sources: Boxes of the states of all earlier equations, then of the inputs.
-
-    Returns:
-        Boxes of z.
+        absolute: |E|.
+        own: Index of the term by which it reads its own state; None without feedback.
     """
-    reads = []
-    for term in equation.terms:
-        box = sources[term.source]
-        box = box if term.fixed is None else through(term.fixed, box)
-        box = box if term.offset is None else box + _point(term.offset)
-        reads.append(through(term.map, box))
-    reads += [through(summand.map, sources[summand.source]) for summand in equation.fixed]
-    z = sum(reads[1:], reads[0])
-    return z if equation.full_bias is None else z + _point(equation.full_bias)
+
+    equation: Equation
+    absolute: Equation
+    own: int | None = None
+
+    @property
+    def parts(self) -> tuple[Term | Summand, ...]:
+        """Its summands."""
+        return (*self.equation.terms, *self.equation.fixed)
+
+    @cached_property
+    def shift(self) -> Float[Tensor, " rows"]:
+        """Σ W c + b."""
+        return self._constant(lambda t: t, self.equation)
+
+    @cached_property
+    def shift_size(self) -> Float[Tensor, " rows"]:
+        """Σ |W||c| + |b|."""
+        return self._constant(torch.abs, self.absolute)
+
+    def _constant(self, change: Callable[[Tensor], Tensor], maps: Equation) -> Tensor:
+        e = self.equation
+        total = torch.zeros(e.size, dtype=torch.float64)
+        for term, along in zip(e.terms, maps.terms, strict=True):
+            if term.offset is not None:
+                total = total + along.map(change(term.offset)[None])[0]
+        return total if e.full_bias is None else total + change(e.full_bias)
+
+    @cached_property
+    def products(self) -> int:
+        """Most products and sums behind one entry of z, or of what `pull` returns."""
+        count = 0
+        for part in self.parts:
+            if isinstance(part, Term):
+                linear = part.map
+                # a row or a column meets a weight at most once
+                count += min(linear.weight.numel(), max(linear.rows, linear.columns))
+            for fixed in (part.fixed,) if isinstance(part, Term) else (part.map,):
+                if fixed is not None:
+                    entries = as_sparse(fixed, self.shift)
+                    places = (entries.row, entries.column)
+                    count += max(int(torch.bincount(p, minlength=1).max()) for p in places)
+        return count + 2 * len(self.parts)
+
+    @cached_property
+    def rest(self) -> "Layer":
+        """The layer without the term that reads its own state."""
+        keep = [t for t in range(len(self.equation.terms)) if t != self.own]
+        equation, size = (
+            replace(e, terms=tuple(e.terms[t] for t in keep))
+            for e in (self.equation, self.absolute)
+        )
+        return Layer(equation, size)
+
+    @property
+    def feedback(self) -> Float[Tensor, "n n"]:
+        """A, by which it reads its own state."""
+        assert self.own is not None
+        return self.equation.terms[self.own].weight
+
+    def size(self, sources: Sequence[Float[Tensor, "m _"]]) -> Float[Tensor, "m rows"]:
+        """Bound the sum of the sizes of all products in z, but for rounding.
+
+        Args:
+            sources: Largest absolute values of the states of earlier layers, then of the input.
+
+        Returns:
+            |E| of them + Σ |W||c| + |b|.
+        """
+        return self.absolute.preactivation(sources) + self.shift_size
+
+    def box(self, sources: Sequence[Box]) -> Box:
+        """Bound z.
+
+        Args:
+            sources: Boxes of the states of earlier layers, then of the input.
+
+        Returns:
+            The tightest box but for rounding, where no entry of a source is read twice.
+        """
+        (part, *more) = self.parts
+        if isinstance(part.map, Gather) and not more and self.equation.bias is None:
+            moved = sources[part.source]  # without rounding
+            return Box(part.map(moved.low), part.map(moved.high))
+        k, read = slack(self.products), {s % len(sources) for s in self.equation.sources}
+        middle = [s.centre if i in read else s.low for i, s in enumerate(sources)]
+        reach = [
+            s.radius + k * s.centre.abs() if i in read else s.low for i, s in enumerate(sources)
+        ]
+        radius = self.absolute.preactivation(reach) + k * self.shift_size
+        return rounded_outward(self.equation.preactivation(middle), radius * (1 + k))
 
 
-def margins(equations: StateEquations, u: Box, label: Int[Tensor, " s"]) -> Float[Tensor, "s q"]:
-    """Bound how far a class stays ahead of every other.
+def prepared(equations: StateEquations) -> tuple[Layer, ...]:
+    """Prepare the layers of a network for bounds.
 
     Args:
         equations: The network, float64, its tensors without gradients.
-        u: Boxes of inputs.
-        label: The class of each.
 
     Returns:
-        Lower bounds of y_label − y_k; infinite for the label itself. With the difference of the
-        rows where the outputs are one matrix on flattened states, otherwise of the outputs' boxes.
+        Hidden layers in forward order, that of the outputs last.
     """
-    boxes: list[Box] = []
-    for equation in equations.hidden:
-        boxes.append(image(equation.phi, preactivation(equation, [*boxes, u])))
-    boxes.append(u)
-    output = equations.output
-    one = len(output.terms) == 1 and not output.fixed and output.terms[0].is_matrix
-    if not one:
-        y = preactivation(output, boxes)
-        ahead = y.low.gather(1, label[:, None]) - y.high
-        ahead = ahead.nextafter(torch.full_like(ahead, -torch.inf))
-        return ahead.scatter(1, label[:, None], torch.inf)
-    term = output.terms[0]
-    x = boxes[term.source] if term.fixed is None else through(term.fixed, boxes[term.source])
-    x = x if term.offset is None else x + _point(term.offset)
-    W = term.weight
-    d = W.new_zeros(len(W)) if output.full_bias is None else output.full_bias
-    bound = W.new_empty(len(label), len(W))
-    for k in label.unique().tolist():
-        mine = (label == k).nonzero()[:, 0]
-        bound[mine] = affine(W[k] - W, x.rows(mine), d[k] - d).low
-        bound[mine, k] = torch.inf
-    return bound
+    every = zip(equations.layers, absolute(equations).layers, strict=True)
+    return tuple(
+        Layer(e, size, next((t for t, term in enumerate(e.terms) if term.source == k), None))
+        for k, (e, size) in enumerate(every)
+    )
 
 
-def _point(x: Float[Tensor, " n"]) -> Box:
-    return Box(x[None], x[None])
+def boxes(layers: Sequence[Layer], u: Box) -> tuple[Boxes, ...]:
+    """Pass boxes of inputs through a network without feedback.
+
+    Args:
+        layers: Its layers.
+        u: Boxes of inputs.
+
+    Returns:
+        Boxes of every hidden layer's pre-activations and states.
+    """
+    found: list[Boxes] = []
+    for layer in layers[:-1]:
+        z = layer.box([*(b.x for b in found), u])
+        found.append(Boxes(z, image(layer.equation.phi, z)))
+    return tuple(found)
+
+
+def pull(equation: Equation, mu: Float[Tensor, "s k rows"]) -> Mapping[int, Float[Tensor, "s k _"]]:
+    """Write μ z, but for constants, as a function of what the layer reads.
+
+    Args:
+        equation: The layer.
+        mu: Coefficients, k functions for each of s samples.
+
+    Returns:
+        The coefficients of each source's states: Σ Fᵀ Wᵀ μ + Σ Gᵀ μ.
+    """
+    flat, found = mu.flatten(0, 1), {}
+    for part in (*equation.terms, *equation.fixed):
+        c = transposed(part.map, flat)
+        if isinstance(part, Term) and part.fixed is not None:
+            c = transposed(part.fixed, c)
+        found[part.source] = found[part.source] + c if part.source in found else c
+    return {source: c.unflatten(0, mu.shape[:2]) for source, c in found.items()}
+
+
+def transposed(linear: LinearMap, y: Float[Tensor, "m rows"]) -> Float[Tensor, "m columns"]:
+    """Apply the transpose of a linear map.
+
+    Args:
+        linear: The map.
+        y: What to apply it to.
+
+    Returns:
+        yᵀ W, row by row.
+    """
+    if isinstance(linear, Dense):
+        return (y.unflatten(1, (linear.positions, -1)) @ linear.weight).flatten(1)
+    if isinstance(linear, Conv) and all(before == after for before, after in linear.padding):
+        padding, none = [before for before, _ in linear.padding], [0] * len(linear.padding)
+        whole = y.new_empty(1).expand(len(y), *linear.input_shape)  # its numbers are not read
+        return torch.ops.aten.convolution_backward(
+            y.reshape(len(y), *linear.output_shape), whole, linear.weight, None, linear.stride,
+            padding, linear.dilation, False, none, linear.groups, (True, False, False),
+        )[0].flatten(1)  # fmt: skip
+    with torch.enable_grad():  # the gradient of y · W x, which computes W x, too
+        x = y.new_zeros(len(y), linear.columns, requires_grad=True)
+        return torch.autograd.grad(linear(x), x, y)[0]

@@ -3,164 +3,284 @@
 Every state lies between two lines in its pre-activation (`relaxation`). For any multipliers λ, with
 μ = λ · (slope of the line that λ's sign calls for) and β its offset,
 
-    λ x ≥ μ z + λ β = μ (A x + B u + b) + λ β,    so
+    λ x ≥ μ z + λ β,    and μ z is a linear function of what the layer reads.
 
-    c x + e u ≥ (c + μ A − λ) x + (e + μ B) u + μ b + λ β.
+From the last layer to the first the coefficients of a layer's states, added up over all layers that
+read them, are such a λ: CROWN (Zhang et al., NeurIPS 2018) or DeepPoly (Singh et al., POPL 2019).
+With feedback, z = A x + …, that leaves
 
-The best λ makes the first bracket zero. Without feedback that takes one pass from the last layer to
-the first: CROWN (Zhang et al., NeurIPS 2018) or DeepPoly (Singh et al., POPL 2019). With feedback λ
-is a fixed point and the pass is repeated; what is left of the bracket, and what rounding leaves of
-it, is bounded on the box of x. So the bound is sound whatever λ the passes end with.
+    c x ≥ (c + μ A − λ) x + μ (z − A x) + λ β.
+
+The best λ makes the bracket zero: a fixed point, for which the substitution is repeated. What is
+left of the bracket is bounded on the box of x, so the bound is sound whatever the last λ is.
+
+Every product and sum is bounded by `Function.size`, so rounding is, too; see `intervals`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.bounds.intervals import TINY, Box, Layers, images, slack
-from simplicit.bounds.relaxation import Lines, lines
-from simplicit.model.implicit import ImplicitModel
+from simplicit.bounds.intervals import TINY, Box, Boxes, image, slack
+from simplicit.bounds.layer_boxes import Layer, pull
+from simplicit.bounds.relaxation import Lines, lines, unsettled
+from simplicit.equations.equation import Summand, Term
 
 PASSES = 40
 """Substitutions with feedback: each leaves at most κ of the bracket before it."""
 
+NUMBERS = 1 << 22
+"""Most coefficients of one layer side by side: 32 MB."""
+
+WORK = 1e10
+"""Most multiplications that the smaller boxes of one sample may take, some two seconds; what is
+beyond keeps the boxes of interval propagation."""
+
+
+@dataclass
+class Function:
+    """Lower bounds Σ c_s · (states of s) + constant of some functions, while they are made.
+
+    Args:
+        coefficients: c_s by source, (s, k, states) for k functions of each of s samples.
+        constant: The constants (s, k).
+        size: Sum of the sizes of all products that were made (s, k): rounding is relative to it.
+    """
+
+    coefficients: dict[int, Tensor]
+    constant: Float[Tensor, "s k"]
+    size: Float[Tensor, "s k"]
+
+    def read(self, layer: Layer, mu: Float[Tensor, "s k rows"], sizes: Tensor) -> None:
+        """Add μ z of a layer, in what the layer reads.
+
+        Args:
+            layer: The layer.
+            mu: Coefficients of z.
+            sizes: `Layer.size` at every sample.
+        """
+        self.constant = self.constant + mu @ layer.shift
+        self.size = self.size + _dot(mu.abs(), sizes)
+        for source, c in pull(layer.equation, mu).items():
+            known = self.coefficients.get(source)
+            self.coefficients[source] = c if known is None else known + c
+
+    def relax(self, c: Float[Tensor, "s k states"], around: Lines, z: Box) -> Tensor:
+        """Replace c x by the lines below it.
+
+        Args:
+            c: Coefficients of the states of a layer.
+            around: Lines that hold φ.
+            z: Boxes of the layer's pre-activations.
+
+        Returns:
+            Coefficients of its pre-activations.
+        """
+        up, down = c.clamp_min(0), c.clamp_max(0)
+        self.constant = self.constant + _dot(up, around.below) + _dot(down, around.above)
+        self.size = self.size + _dot(c.abs(), torch.maximum(around.below.abs(), around.above.abs()))
+        mu = _sloped(c, around)
+        at = z.size if around.entry is None else z.size.gather(1, around.entry)
+        self.size = self.size + _dot(mu.abs(), at)
+        if around.entry is None:
+            return mu
+        places = around.entry[:, None].expand_as(mu)
+        return mu.new_zeros(*mu.shape[:2], z.low.shape[1]).scatter_add(2, places, mu)
+
+    def least(self, c: Float[Tensor, "s k n"], box: Box) -> None:
+        """Replace c s by its least value on a box.
+
+        Args:
+            c: Coefficients.
+            box: Of s.
+        """
+        self.constant = self.constant + _dot(c, box.centre) - _dot(c.abs(), box.radius)
+        self.size = self.size + 2 * _dot(c.abs(), box.size)
+
+    def both(self) -> "Function":
+        """Put the negative of every function behind them.
+
+        Returns:
+            2 k functions a sample.
+        """
+        return Function(
+            {s: torch.cat([c, -c], 1) for s, c in self.coefficients.items()},
+            torch.cat([self.constant, -self.constant], 1),
+            torch.cat([self.size, self.size], 1),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Substitution:
-    """A model with boxes of its inputs, pre-activations and states, and lines around φ.
+    """The first layers of a network, with boxes of their states and lines around their φ.
 
     Args:
-        model: In float64.
+        layers: All layers of the network, that of the outputs last.
         u: Boxes of inputs.
-        z: Boxes of pre-activations.
-        x: Boxes of states.
-        around: Lines that hold φ over `z`.
+        boxes: Of the first hidden layers.
+        around: Lines of each of them.
     """
 
-    model: ImplicitModel
+    layers: Sequence[Layer]
     u: Box
-    z: Box
-    x: Box
-    around: Lines
+    boxes: tuple[Boxes, ...] = ()
+    around: tuple[Lines, ...] = ()
+    sizes: tuple[Tensor, ...] = field(default=(), repr=False)
 
-    def rows(self, which: Int[Tensor, " s"]) -> "Substitution":
-        """Take some samples.
+    @property
+    def sources(self) -> list[Box]:
+        """Boxes of the states, then of the inputs."""
+        return [*(b.x for b in self.boxes), self.u]
 
-        Returns:
-            The same for them.
-        """
-        u, z, x = (box.rows(which) for box in (self.u, self.z, self.x))
-        return Substitution(self.model, u, z, x, Lines(*(t[which] for t in self.around)))
-
-    def lower(
-        self, c: Float[Tensor, "k n"], e: Float[Tensor, "k p"], d: Float[Tensor, "k"]
-    ) -> Float[Tensor, "m k"]:
-        """Bound c x + e u + d from below over every sample's box.
+    def beyond(self, z: Box, x: Box | None = None) -> "Substitution":
+        """Add the next layer.
 
         Args:
-            c: Coefficients of the states, one function a row.
-            e: Of the inputs.
-            d: Constants.
+            z: Boxes of its pre-activations.
+            x: Of its states; φ of z by default.
 
         Returns:
-            A lower bound for each sample and function.
+            One layer more.
         """
-        model, lines = self.model, self.around
-        A, B = model.A.detach(), model.B.detach()
-        b = torch.zeros_like(A[0]) if model.b is None else model.b.detach()
-        if model.structure == "full":
-            lam, mu = self._passes(c)
-        else:
-            lam, mu = self._substitute(c)
-        beta = torch.where(lam >= 0, lines.below[:, None], lines.above[:, None])
-        gain = (mu.flatten(0, 1) @ B).unflatten(0, mu.shape[:2]) + e
-        constant = mu @ b + (lam * beta).sum(2) + d
-        over = _least(gain, self.u)
-        if model.structure == "full":
-            left = (mu.flatten(0, 1) @ A).unflatten(0, mu.shape[:2]) + c - lam
-            over = over + _least(left, self.x)
-        # every product above, and the roundings of λ and μ, are bounded by these sizes
-        x, u, z = self.x.size, self.u.size, self.z.size
-        through = x @ A.abs().T + u @ B.abs().T + b.abs() + z
-        offsets = torch.maximum(lines.below.abs(), lines.above.abs()) + x
-        size = (
-            torch.einsum("mkn,mn->mk", mu.abs(), through)
-            + torch.einsum("mkn,mn->mk", lam.abs(), offsets)
-            + x @ c.abs().T
-            + u @ e.abs().T
-            + d.abs()
+        layer = self.layers[len(self.boxes)]
+        new = Boxes(z, image(layer.equation.phi, z) if x is None else x)
+        whole = replace(
+            self,
+            boxes=(*self.boxes, new),
+            around=(*self.around, lines(layer.equation.phi, z)),
         )
-        return over + constant - 2 * slack(model.n + model.p) * size - TINY
+        read = whole if layer.own is not None else self
+        return replace(whole, sizes=(*self.sizes, layer.size([s.size for s in read.sources])))
 
-    def refined(self) -> "Substitution":
-        """Bound the pre-activations by substitution, where that is tighter than their box.
+    def margins(self, mu: Float[Tensor, "s k q"], deep: bool = True) -> Float[Tensor, "s k"]:
+        """Bound linear functions of the outputs from below.
 
-        Without feedback layer by layer, first layer first, each with the lines found before it.
+        Args:
+            mu: Their coefficients.
+            deep: Whether to substitute hidden layers; otherwise their boxes are taken.
 
         Returns:
-            The same with smaller boxes.
+            A bound for each sample and function, the larger of the two if `deep`.
         """
-        model, now = self.model, self
-        A, B = model.A.detach(), model.B.detach()
-        b = torch.zeros_like(A[0]) if model.b is None else model.b.detach()
-        stops = torch.tensor([block.size for block in model.blocks]).cumsum(0).tolist()
-        parts = [
-            slice(stop - block.size, stop) for block, stop in zip(model.blocks, stops, strict=True)
-        ]
-        # the first layer reads inputs alone: its box is exact
-        for rows in [slice(0, model.n)] if model.structure == "full" else reversed(parts[:-1]):
-            low = now.lower(A[rows], B[rows], b[rows])
-            high = -now.lower(-A[rows], -B[rows], -b[rows])
-            z = Box(now.z.low.clone(), now.z.high.clone())
-            z.low[:, rows] = torch.maximum(z.low[:, rows], low)
-            z.high[:, rows] = torch.minimum(z.high[:, rows], high)
-            now = substitution(model, self.u, Layers(z, now.x.meet(images(model.blocks, z))))
-        return now
+        first = self._read(len(self.layers) - 1, mu)
+        kept = replace(first, coefficients=dict(first.coefficients))
+        boxed = self._lowest(kept, deep=False)
+        return torch.maximum(boxed, self._lowest(first)) if deep else boxed
 
-    # λ and μ in one pass, last layer first
-    def _substitute(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        A, stop = self.model.A.detach(), 0
-        lam = c.expand(len(self.x.low), *c.shape).clone()
-        mu = torch.empty_like(lam)
-        for block in self.model.blocks:
-            rows = slice(stop, stop + block.size)
-            stop += block.size
-            mu[:, :, rows] = self._sloped(lam[:, :, rows], rows)
-            lam[:, :, stop:] += mu[:, :, rows] @ A[rows, stop:]
-        return lam, mu
+    def tighter(self, at: int, z: Box, work: Float[Tensor, " s"]) -> Box:
+        """Bound the pre-activations of a layer by substitution, where that can help.
 
-    def _passes(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        A = self.model.A.detach()
-        lam = c.expand(len(self.x.low), *c.shape)
-        for _ in range(PASSES):
-            lam = c + self._sloped(lam, slice(None)) @ A
-        return lam, self._sloped(lam, slice(None))
+        Args:
+            at: Which layer: the next one, or one that reads itself.
+            z: Boxes of its pre-activations.
+            work: Multiplications that each sample may still take; what is taken is taken off. The
+                widest boxes come first.
 
-    def _sloped(self, lam: Tensor, rows: slice) -> Tensor:
-        below, above = (
-            self.around.slope_below[:, None, rows],
-            self.around.slope_above[:, None, rows],
-        )
-        return lam * torch.where(lam >= 0, below, above)
+        Returns:
+            Smaller boxes.
+        """
+        layer, below = self.layers[at], self.layers[: at + 1]
+        (part, *more) = layer.parts
+        if part.source == -1 and not more and (isinstance(part, Summand) or part.fixed is None):
+            return z  # nothing is read twice
+        which = unsettled(layer.equation.phi, z)
+        price = 2 * sum(_work(e) for e in below) * (1 if layer.own is None else PASSES)
+        count = torch.minimum(which.sum(1), (work / price).floor()).long()
+        work -= count * price
+        order = torch.where(which, z.high - z.low, -1.0).argsort(1, descending=True)
+        order, taken = order[:, : int(count.max())], torch.arange(which.shape[1]) < count[:, None]
+        widest = max(max(e.equation.size, e.equation.states) for e in below)
+        step = max(1, NUMBERS // (2 * len(which) * max(widest, self.u.low.shape[1])))
+        low, high = z.low, z.high
+        for rows, mine in zip(order.split(step, 1), taken.split(step, 1), strict=False):
+            one = torch.zeros(*rows.shape, which.shape[1], dtype=low.dtype)
+            function = self._read(at, one.scatter(2, rows[:, :, None], 1.0))
+            least, most = self._lowest(function.both()).chunk(2, 1)
+            mine, old = mine[:, : rows.shape[1]], (low.gather(1, rows), high.gather(1, rows))
+            low = low.scatter(1, rows, torch.where(mine, torch.maximum(old[0], least), old[0]))
+            high = high.scatter(1, rows, torch.where(mine, torch.minimum(old[1], -most), old[1]))
+        return Box(low, high)
+
+    # μ z of a layer in what it reads
+    def _read(self, at: int, mu: Tensor) -> Function:
+        nothing = mu.new_zeros(mu.shape[:2])
+        function = Function({}, nothing, nothing)
+        sizes = self.sizes[at] if at < len(self.sizes) else None
+        if sizes is None:
+            sizes = self.layers[at].size([s.size for s in self.sources])
+        function.read(self.layers[at], mu, sizes)
+        return function
+
+    # the least value that is left of a function, rounded down
+    def _lowest(self, function: Function, deep: bool = True) -> Float[Tensor, "s k"]:
+        left = function.coefficients
+        for at in reversed(range(len(self.boxes))):
+            if (c := left.pop(at, None)) is None:
+                continue
+            if not deep:
+                function.least(c, self.boxes[at].x)
+                continue
+            layer, around, (z, x) = self.layers[at], self.around[at], self.boxes[at]
+            lam = c if layer.own is None else _fixed(c, layer, around)
+            function.read(layer, function.relax(lam, around, z), self.sizes[at])
+            if layer.own is not None:
+                function.least(left.pop(at) + c - lam, x)
+                function.size = function.size + _dot(c.abs() + lam.abs(), x.size)
+        if -1 in left:
+            function.least(left.pop(-1), self.u)
+        return function.constant - 2 * slack(_sums(self.layers)) * function.size - TINY
 
 
-def substitution(model: ImplicitModel, u: Box, boxes: Layers) -> Substitution:
-    """Prepare for `Substitution.lower`.
+def refined(layers: Sequence[Layer], u: Box, found: Boxes | None = None) -> Substitution:
+    """Walk through the layers with boxes from substitution, each met with what intervals say.
 
     Args:
-        model: In float64.
+        layers: Of the network.
         u: Boxes of inputs.
-        boxes: Of its pre-activations and states.
+        found: With feedback, boxes of the layer that reads itself.
 
     Returns:
-        The model with its boxes and lines.
+        The network with its boxes and lines.
     """
-    return Substitution(model, u, boxes.z, boxes.x, lines(model.blocks, boxes.z))
+    now = Substitution(layers, u)
+    work = torch.full((len(u.low),), WORK, dtype=torch.float64)
+    if found is not None:
+        z = now.beyond(*found).tighter(0, found.z, work)
+        x = found.x.meet(image(layers[0].equation.phi, z))
+        return now.beyond(z.meet(layers[0].box([x, u])), x)
+    for at, layer in enumerate(layers[:-1]):
+        now = now.beyond(now.tighter(at, layer.box(now.sources), work))
+    return now
 
 
-# least value of a row of coefficients on a sample's box
-def _least(coefficients: Float[Tensor, "m k n"], box: Box) -> Float[Tensor, "m k"]:
-    centre = torch.einsum("mkn,mn->mk", coefficients, box.centre)
-    return centre - torch.einsum("mkn,mn->mk", coefficients.abs(), box.radius)
+def _dot(c: Float[Tensor, "s k n"], v: Float[Tensor, "s n"]) -> Float[Tensor, "s k"]:
+    return (c @ v[:, :, None])[:, :, 0]
+
+
+def _sloped(c: Float[Tensor, "s k n"], around: Lines) -> Float[Tensor, "s k n"]:
+    return c * torch.where(c >= 0, around.slope_below[:, None], around.slope_above[:, None])
+
+
+def _fixed(c: Float[Tensor, "s k n"], layer: Layer, around: Lines) -> Float[Tensor, "s k n"]:
+    lam = c
+    for _ in range(PASSES):
+        lam = c + _sloped(lam, around) @ layer.feedback
+    return lam
+
+
+# most roundings behind a lower bound, relative to the sizes of what they round
+def _sums(layers: Sequence[Layer]) -> int:
+    longest = max(max(layer.equation.size, layer.equation.states) for layer in layers)
+    products = max(layer.products for layer in layers)
+    inputs = max(part.map.columns for layer in layers for part in layer.parts)
+    return max(longest, inputs) + products + sum(len(layer.parts) + 8 for layer in layers)
+
+
+def _work(layer: Layer) -> int:
+    return sum(
+        part.map.weight.numel() * part.map.positions if isinstance(part, Term) else part.map.columns
+        for part in layer.parts
+    )

@@ -16,18 +16,20 @@ because t ↦ φ(a_ii t + s) − t falls strictly (|a_ii| L < 1) and x*_i is its
 end only where that inequality is checked, and stopping at any step is sound.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.bounds.intervals import TINY, Box, Layers, affine, images, slack
-from simplicit.bounds.lipschitz import resolvent, slopes
+from simplicit.bounds.intervals import TINY, Box, Boxes, affine, image, slack
+from simplicit.bounds.layer_boxes import Layer
+from simplicit.bounds.lipschitz import resolvent, steepest
+from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.phi import Phi
-from simplicit.model.equilibrium import Block, apply_phi
-from simplicit.model.implicit import ImplicitModel
+from simplicit.equations.stacked import Stacked
+from simplicit.model.certificate import Certificate
+from simplicit.model.fixed_point import anderson
 
 STEPS = 60
 """Steps at most. At a rate of 0.9 the distance to the fixed point falls to 2e-3 of the first."""
@@ -40,13 +42,17 @@ SHORT = 1e-12
 does not fail by rounding."""
 
 
+WARM_UP = 20
+"""Plain steps before the accelerated ones, as in `model.equilibrium`."""
+
+
 class Start(NamedTuple):
     """Where the first box is put.
 
     Args:
         u: Inputs (m, p), each in its box.
         x: States of them that a solver found, (m, n).
-        resolvent: Of the model, see `lipschitz.resolvent`.
+        resolvent: Of the layer, see `lipschitz.resolvent`.
     """
 
     u: Float[Tensor, "m p"]
@@ -62,26 +68,29 @@ class Start(NamedTuple):
         return Start(self.u[which], self.x[which], self.resolvent)
 
 
-def start(model: ImplicitModel, u: Float[Tensor, "m p"]) -> Start:
+def start(layer: Layer, u: Float[Tensor, "m p"], found: Certificate) -> Start:
     """Solve for the states that first boxes are put around.
 
     Args:
-        model: A model in float64 whose well-posedness is certified.
+        layer: The layer that reads itself.
         u: Inputs, flattened.
+        found: Its certificate; it is well-posed.
 
     Returns:
         The start.
     """
+    A, phi = layer.feedback, layer.equation.phi
     with torch.no_grad():
-        x = model.equilibrium(u.unflatten(1, model.input_shape)).states.nan_to_num(0.0)
-    return Start(u, x, resolvent(model.A.detach(), slopes(model), model.certificate))
+        c = layer.rest.equation.preactivation([u])
+        x = anderson(lambda x, c: phi(x @ A.T + c), torch.zeros_like(c), c, warm_up=WARM_UP).states
+    return Start(u, x.nan_to_num(0.0), resolvent(A, steepest(phi, len(A)), found))
 
 
-def equilibrium_boxes(model: ImplicitModel, u: Box, begin: Start, *, hold: bool = True) -> Layers:
+def equilibrium_boxes(layer: Layer, u: Box, begin: Start, *, hold: bool = True) -> Boxes:
     """Bound the equilibria of all inputs of a box, sample by sample.
 
     Args:
-        model: A model in float64.
+        layer: The layer that reads itself.
         u: Boxes of inputs, flattened.
         begin: The same samples' start.
         hold: Whether states hold their own value (mixed-monotone), or boxes are plain intervals.
@@ -89,77 +98,68 @@ def equilibrium_boxes(model: ImplicitModel, u: Box, begin: Start, *, hold: bool 
     Returns:
         Boxes of pre-activations and states.
     """
-    A, B = model.A.detach(), model.B.detach()
-    b = None if model.b is None else model.b.detach()
+    A, phi = layer.feedback, layer.equation.phi
     diagonal = A.diagonal()
     off = A - torch.diag(diagonal)
-    c = affine(B, u, b)
-    x = first_box(model, u, begin)
+    c = layer.rest.box([u])
+    x = first_box(layer, u, begin)
     for _ in range(STEPS):
         before = float(x.radius.sum())
-        x = x.meet(images(model.blocks, affine(A, x) + c))
+        x = x.meet(image(phi, affine(A, x) + c))
         if hold:
-            x = _hold(diagonal, affine(off, x) + c, x, model.blocks)
+            x = _hold(diagonal, affine(off, x) + c, x, phi)
         if before - float(x.radius.sum()) <= SETTLED * before:
             break
-    return Layers(affine(A, x) + c, x)
+    return Boxes(affine(A, x) + c, x)
 
 
-def first_box(model: ImplicitModel, u: Box, begin: Start) -> Box:
+def first_box(layer: Layer, u: Box, begin: Start) -> Box:
     """Bound the equilibria by the contraction alone.
 
     With r = |φ(Ax + Bu + b) − x| at the start, |x* − x| ≤ diag(L)(|A| |x* − x| + |B| |u* − u|) + r.
     So a residual that the solver left only widens the box.
 
     Args:
-        model: A model in float64.
+        layer: The layer that reads itself.
         u: Boxes of inputs, flattened.
         begin: The same samples' start.
 
     Returns:
         Boxes of states.
     """
-    A, B, x = model.A.detach(), model.B.detach(), begin.x
-    k, L = slack(model.n + model.p), slopes(model)
-    z, size = x @ A.T + begin.u @ B.T, x.abs() @ A.abs().T + begin.u.abs() @ B.abs().T
-    if model.b is not None:
-        z, size = z + model.b.detach(), size + model.b.detach().abs()
-    fx = apply_phi(z, model.blocks)
+    x, phi = begin.x, layer.equation.phi
+    k, L = slack(layer.products), steepest(phi, x.shape[1])
+    z, size = layer.equation.preactivation([x, begin.u]), layer.size([x.abs(), begin.u.abs()])
+    fx = phi(z)
     residual = (fx - x).abs() + L * k * size + k * (fx.abs() + x.abs()) + TINY
     away = torch.maximum(u.high - begin.u, begin.u - u.low) * (1 + k) + TINY
-    reach = (L * (away @ B.abs().T) + residual) * (1 + k)
+    moved = layer.rest.absolute.preactivation([away])
+    reach = (L * moved + residual) * (1 + k)
     radius = reach @ begin.resolvent.T * (1 + k) + k * x.abs() + TINY
     return Box(x - radius, x + radius)
 
 
 # raises lower ends and lowers upper ends to where t = φ(a t + s), wherever the check holds
-def _hold(a: Float[Tensor, " n"], s: Box, x: Box, blocks: Sequence[Block]) -> Box:
-    low, high = _root(a, s.low, x.low, blocks), _root(a, s.high, x.high, blocks)
+def _hold(a: Float[Tensor, " n"], s: Box, x: Box, phi: StatePhi) -> Box:
+    low, high = _root(a, s.low, x.low, phi), _root(a, s.high, x.high, phi)
     low = low - SHORT * ((1 + a.abs()) * low.abs() + s.low.abs()) - TINY
     high = high + SHORT * ((1 + a.abs()) * high.abs() + s.high.abs()) + TINY
-    low = torch.where(low <= _held(a, s, low, blocks).low, low, x.low)
-    high = torch.where(high >= _held(a, s, high, blocks).high, high, x.high)
+    low = torch.where(low <= _held(a, s, low, phi).low, low, x.low)
+    high = torch.where(high >= _held(a, s, high, phi).high, high, x.high)
     return x.meet(Box(low, high))
 
 
-def _held(a: Float[Tensor, " n"], s: Box, t: Tensor, blocks: Sequence[Block]) -> Box:
+def _held(a: Float[Tensor, " n"], s: Box, t: Tensor, phi: StatePhi) -> Box:
     own = a * t
     spread = slack(1) * own.abs() + TINY
-    return images(blocks, Box(own - spread, own + spread) + s)
+    return image(phi, Box(own - spread, own + spread) + s)
 
 
 # Newton's steps for t = φ(a t + s): two end at a root of a piecewise linear φ, and what they miss
 # the next steps of the box make good
-def _root(a: Float[Tensor, " n"], s: Tensor, t: Tensor, blocks: Sequence[Block]) -> Tensor:
-    sizes = [block.size for block in blocks]
+def _root(a: Float[Tensor, " n"], s: Tensor, t: Tensor, phi: StatePhi) -> Tensor:
+    assert isinstance(phi, Phi | Stacked)
     for _ in range(3):
         z = a * t + s
-        slope = torch.cat(
-            [
-                b.phi.derivative(p) if isinstance(b.phi, Phi) else torch.zeros_like(p)
-                for b, p in zip(blocks, z.split(sizes, 1), strict=True)
-            ],
-            1,
-        )
-        t = t - (t - apply_phi(z, blocks)) / (1 - a * slope)
+        t = t - (t - phi(z)) / (1 - a * phi.derivative(z))
     return t

@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.bounds import layer_boxes
-from simplicit.bounds.intervals import LEAST, affine, around, propagate
-from simplicit.bounds.linear_bounds import substitution
+from simplicit.bounds.intervals import LEAST, Boxes, around
+from simplicit.bounds.layer_boxes import boxes, prepared
+from simplicit.bounds.linear_bounds import Substitution, refined
 from simplicit.bounds.lipschitz import margin_lipschitz
-from simplicit.bounds.mixed_monotone import equilibrium_boxes, start
+from simplicit.bounds.mixed_monotone import Start, equilibrium_boxes, start
+from simplicit.equations.network import StateEquations
+from simplicit.equations.stacked import Stacked
 from simplicit.errors import InputError
-from simplicit.model.implicit import ImplicitModel
+from simplicit.model.certificate import Certificate
 
 Method = Literal["lipschitz", "interval", "mixed-monotone", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -37,14 +39,15 @@ CHUNK = 128
 
 
 STATES = 1 << 22
-"""Most states of samples side by side: their boxes take 64 MB."""
+"""Most states, or pairs of outputs, of samples side by side: boxes of states take 64 MB."""
 
 
 class Margins:
-    """A model with some samples, and what is the same for all radii.
+    """A network with some samples, and what is the same for all radii.
 
     Args:
-        model: In float64, well-posed.
+        equations: In float64, without gradients.
+        found: Certificate of its states, which are well-posed.
         u: Samples, flattened, float64.
         label: The class of each that is to stay ahead.
         bounds: Least and largest value of an input, or None; samples lie within.
@@ -56,32 +59,32 @@ class Margins:
 
     def __init__(
         self,
-        model: ImplicitModel,
+        equations: StateEquations,
+        found: Certificate,
         u: Float[Tensor, "m p"],
         label: Int[Tensor, " m"],
         bounds: tuple[float, float] | None = None,
         methods: Sequence[str] | None = None,
     ) -> None:
-        full = model.structure == "full"
         # plain intervals are never tighter than mixed-monotone ones, and cost as much
         methods = ("lipschitz", "mixed-monotone", "linear") if methods is None else methods
         if unknown := set(methods) - set(METHODS):
             raise InputError(f"method {min(unknown)!r}: accepted are {', '.join(METHODS)}")
-        known = _known(model)
-        boxes: Method = "mixed-monotone" if "mixed-monotone" in known else "interval"
-        methods = [boxes if method == "mixed-monotone" else method for method in methods]
-        methods = [method for method in methods if method in known]
-        self.chunk = max(1, min(CHUNK, STATES // model.n))
-        self.model, self.u, self.label, self.bounds = model, u, label, bounds
+        known = _known(equations)
+        plain: Method = "mixed-monotone" if "mixed-monotone" in known else "interval"
+        methods = [plain if method == "mixed-monotone" else method for method in methods]
         self.methods: list[Method] = [method for method in METHODS if method in methods]
-        self.begin = start(model, u) if full else None
+        self.layers, self.bounds = prepared(equations), bounds
+        self.u, self.label = u, label
+        self.chunk = max(1, min(CHUNK, STATES // max(equations.n, equations.q**2)))
+        self.begin = start(self.layers[0], u, found) if equations.feedback else None
         self.reach = torch.zeros(len(u), dtype=u.dtype)
         if "lipschitz" in methods:
             every = torch.arange(len(u))
             still = torch.cat(
-                [self._lower(self.reach[i], i, boxes) for i in every.split(self.chunk)]
+                [self._lower(self.reach[i], i, plain) for i in every.split(self.chunk)]
             )
-            ratio = still / margin_lipschitz(model)[label]
+            ratio = still / margin_lipschitz(self.layers, equations.p, found)[label]
             ratio = torch.where(still > 0, ratio.nan_to_num(torch.inf), 0.0)
             self.reach = ratio.scatter(1, label[:, None], torch.inf).amin(1) * (1 - 1e-12)
 
@@ -101,36 +104,25 @@ class Margins:
                 done = eps <= self.reach[which]
                 continue
             rest = (~done).nonzero()[:, 0]
-            for part in rest.split(self.chunk):
+            for part in rest.split(self.chunk) if len(rest) else ():
                 done[part] = (self._lower(eps[part], which[part], method) > 0).all(1)
         return done
 
     # lower bounds of y_label − y_k for every k; infinite for the label itself
     def _lower(self, eps: Tensor, which: Tensor, method: Method) -> Float[Tensor, "s q"]:
-        model, u, label = self.model, around(self.u[which], eps, self.bounds), self.label[which]
-        if model.equations is not None:
-            return layer_boxes.margins(model.equations, u, label)
+        layers, u = self.layers, around(self.u[which], eps, self.bounds)
+        own = self.label[which][:, None]
+        one = torch.eye(layers[-1].equation.size, dtype=u.low.dtype)
+        found: Boxes | None = None
         if self.begin is not None:
-            begin = self.begin.rows(which)
-            boxes = equilibrium_boxes(model, u, begin, hold=method != "interval")
+            begin = Start(self.begin.u[which], self.begin.x[which], self.begin.resolvent)
+            found = equilibrium_boxes(layers[0], u, begin, hold=method != "interval")
+        if method == "linear":
+            walked = refined(layers, u, found)
         else:
-            b = None if model.b is None else model.b.detach()
-            boxes = propagate(model.A.detach(), model.B.detach(), b, model.blocks, u)
-        whole = substitution(model, u, boxes).refined() if method == "linear" else None
-        C, D = model.C.detach(), model.D.detach()
-        d = C.new_zeros(len(C)) if model.d is None else model.d.detach()
-        bound = torch.empty(len(label), len(C), dtype=C.dtype)
-        for k in label.unique().tolist():
-            mine = (label == k).nonzero()[:, 0]
-            c, e, apart = C[k] - C, D[k] - D, d[k] - d
-            if whole is not None:
-                found = whole.rows(mine).lower(c, e, apart)
-            else:
-                both = boxes.x.rows(mine).beside(u.rows(mine))
-                found = affine(torch.cat([c, e], 1), both, apart).low
-            found[:, k] = torch.inf
-            bound[mine] = found
-        return bound
+            walked = Substitution(layers, u, boxes(layers, u) if found is None else (found,))
+        bound = walked.margins(one[own] - one, deep=method == "linear")
+        return bound.scatter(1, own, torch.inf)
 
     def radii(self, guess: float) -> Float[Tensor, " m"]:
         """Find the radius of each sample up to which its class provably stays ahead.
@@ -157,12 +149,10 @@ class Margins:
         return low
 
 
-# networks of other maps than matrices have boxes only, and with feedback the mixed-monotone
-# refinement needs activations that are monotone
-def _known(model: ImplicitModel) -> Sequence[str]:
-    if model.equations is not None:
-        return ("interval", "mixed-monotone")
-    turns = any(block.phi.name in LEAST for block in model.blocks)
-    if model.structure == "full" and turns:
-        return ("lipschitz", "interval", "linear")
-    return METHODS
+# with feedback the mixed-monotone refinement needs activations that are monotone
+def _known(equations: StateEquations) -> Sequence[str]:
+    if not equations.feedback:
+        return METHODS
+    phi = equations.hidden[0].phi
+    names = [b.phi.name for b in phi.blocks] if isinstance(phi, Stacked) else [phi.name]
+    return ("lipschitz", "interval", "linear") if set(names) & set(LEAST) else METHODS
