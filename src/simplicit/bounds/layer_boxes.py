@@ -18,7 +18,7 @@ from simplicit.bounds.intervals import Box, Boxes, image, rounded_outward, slack
 from simplicit.equations.compose import as_sparse
 from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
-from simplicit.equations.weighted_maps import Conv, Dense, Gather, LinearMap
+from simplicit.equations.weighted_maps import Gather, transposed
 from simplicit.model.certificate import absolute
 
 
@@ -174,27 +174,3 @@ def pull(equation: Equation, mu: Float[Tensor, "s k rows"]) -> Mapping[int, Floa
             c = transposed(part.fixed, c)
         found[part.source] = found[part.source] + c if part.source in found else c
     return {source: c.unflatten(0, mu.shape[:2]) for source, c in found.items()}
-
-
-def transposed(linear: LinearMap, y: Float[Tensor, "m rows"]) -> Float[Tensor, "m columns"]:
-    """Apply the transpose of a linear map.
-
-    Args:
-        linear: The map.
-        y: What to apply it to.
-
-    Returns:
-        yᵀ W, row by row.
-    """
-    if isinstance(linear, Dense):
-        return (y.unflatten(1, (linear.positions, -1)) @ linear.weight).flatten(1)
-    if isinstance(linear, Conv) and all(before == after for before, after in linear.padding):
-        padding, none = [before for before, _ in linear.padding], [0] * len(linear.padding)
-        whole = y.new_empty(1).expand(len(y), *linear.input_shape)  # its numbers are not read
-        return torch.ops.aten.convolution_backward(
-            y.reshape(len(y), *linear.output_shape), whole, linear.weight, None, linear.stride,
-            padding, linear.dilation, False, none, linear.groups, (True, False, False),
-        )[0].flatten(1)  # fmt: skip
-    with torch.enable_grad():  # the gradient of y · W x, which computes W x, too
-        x = y.new_zeros(len(y), linear.columns, requires_grad=True)
-        return torch.autograd.grad(linear(x), x, y)[0]

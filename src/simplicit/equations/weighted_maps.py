@@ -6,6 +6,7 @@ inherits `tests/weighted_map_suite.py`. Capture makes one in `capture/weighted.p
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ __all__ = [
     "Sparse",
     "WeightedMap",
     "patches",
+    "transposed",
 ]
 
 
@@ -115,3 +117,27 @@ WEIGHTED_MAPS: tuple[type[WeightedMap], ...] = (Dense, Conv, ConvTranspose)
 
 LinearMap = WeightedMap | Gather | Sparse
 """Any linear map."""
+
+
+def transposed(linear: LinearMap, y: Float[Tensor, "m rows"]) -> Float[Tensor, "m columns"]:
+    """Apply the transpose of a linear map.
+
+    Args:
+        linear: The map.
+        y: What to apply it to.
+
+    Returns:
+        yᵀ W, row by row.
+    """
+    if isinstance(linear, Dense):
+        return (y.unflatten(1, (linear.positions, -1)) @ linear.weight).flatten(1)
+    if isinstance(linear, Conv) and all(before == after for before, after in linear.padding):
+        padding, none = [before for before, _ in linear.padding], [0] * len(linear.padding)
+        whole = y.new_empty(1).expand(len(y), *linear.input_shape)  # its numbers are not read
+        return torch.ops.aten.convolution_backward(
+            y.reshape(len(y), *linear.output_shape), whole, linear.weight, None, linear.stride,
+            padding, linear.dilation, False, none, linear.groups, (True, False, False),
+        )[0].flatten(1)  # fmt: skip
+    with torch.enable_grad():  # the gradient of y · W x, which computes W x, too
+        x = y.new_zeros(len(y), linear.columns, requires_grad=True)
+        return torch.autograd.grad(linear(x), x, y)[0]

@@ -22,7 +22,7 @@ from simplicit.convex.solution import Solution
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
-from simplicit.equations.stacked import Block, Stacked
+from simplicit.equations.stacked import Stacked
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
 from simplicit.matching.records import Row, row_records, trace_records
@@ -386,9 +386,7 @@ def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> P
 # the states of an equation that reads itself
 def _settle(equation: Equation, u: Tensor) -> Tensor:
     A, B = (term.weight for term in equation.terms)
-    phi = equation.phi
-    own = (Block(equation.name, equation.size, phi),)
     c = u @ B.T if equation.full_bias is None else u @ B.T + equation.full_bias
-    found = implicit_solve(A, c, phi.blocks if isinstance(phi, Stacked) else own)
+    found = implicit_solve(A, c, equation.phi)
     found.require_converged()
     return found.states.detach()

@@ -79,8 +79,7 @@ def _is_chain(equations: StateEquations) -> bool:
 # a matrix on states as they are
 def _plain(term: Term) -> bool:
     moved = not (term.fixed is None or (isinstance(term.fixed, Gather) and term.fixed.is_identity))
-    dense = isinstance(term.map, Dense) and term.map.positions == 1
-    return dense and not moved and term.offset is None
+    return term.is_matrix and not moved and term.offset is None
 
 
 def _sequential(equations: StateEquations) -> nn.Sequential:
@@ -100,7 +99,7 @@ def _linear(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
     # On the meta device the weights are not initialised, so no random numbers are consumed.
     linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
     linear.weight = weight
-    linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
     return linear
 
 

@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows
-from simplicit.equations.equation import Equation
+from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
-from simplicit.equations.weighted_maps import Dense
 from simplicit.outputs.distance import Distance
 from simplicit.outputs.downstream import Downstream, Expansion
 from simplicit.outputs.path_norm import path_norm, prices, shrink
@@ -470,9 +469,8 @@ def _row(
     return w, costs, count
 
 
-def _matrix(part: Any) -> bool:
-    fixed = getattr(part, "fixed", None)
-    return isinstance(part.map, Dense) and part.map.positions == 1 and fixed is None
+def _matrix(part: Term | Summand) -> bool:
+    return isinstance(part, Term) and part.is_matrix and part.fixed is None
 
 
 def _masked(equation: Equation, mask: Tensor) -> Equation:
