@@ -96,6 +96,18 @@ def test_a_callback_stops_what_has_not_begun_elsewhere(processes):
     assert same(whole, solve(rows, tol=1e-7, warm_start=stopped, executor=processes))
 
 
+@pytest.mark.parametrize("why", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_the_tiles_of_other_threads(why):
+    """They would go on for ever."""
+
+    def fail(progress: Progress) -> None:
+        if 0 in progress.rows:
+            raise why
+
+    with ThreadPoolExecutor(3) as threads, pytest.raises(why):
+        solve(problem(), tol=0.0, max_iterations=10**9, callback=fail, executor=threads)
+
+
 def test_the_time_limit_holds_in_other_processes(processes):
     solution = solve(problem(), tol=1e-9, time_limit=0.0, executor=processes)
     assert Status.TIME_LIMIT in solution.status

@@ -89,6 +89,8 @@ def solve(
         executor = executor or stack.enter_context(pool(many, tiles))
         if executor is not None:
             stack.enter_context(threads.single_threaded())
+            # on an error, or Ctrl-C, tiles that are being solved end after their stage
+            stack.callback(watch.end)
         # those of many features by working sets, the others on the whole Gram
         groups = [_Group.of(part, rows, call, design, min(many, tiles)) for part, rows in cut]
         found, wide = _solve(groups, start, call, executor)

@@ -96,6 +96,10 @@ class Watch:
         with self.lock:
             self.done += rows
 
+    def end(self) -> None:
+        """Stop whatever still goes on."""
+        self.stop = self.stop or Status.INTERRUPTED
+
     @property
     def quiet(self) -> "Watch":
         """The same clock, without the callback."""
