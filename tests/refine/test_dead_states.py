@@ -4,7 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from conv_networks import CONVOLUTIONAL, images, sparse, structured
+from example_networks import captured, example
+from simplicit.capture.read import capture
 from simplicit.equations.phi import Phi, PhiName
 from simplicit.model.equilibrium import Block
 from simplicit.model.implicit import ImplicitModel, Structure
@@ -50,9 +54,10 @@ def test_the_function_is_the_same_and_nothing_is_dead(seed, density, phi, bias, 
     torch.testing.assert_close(after(u), before(u), rtol=1e-8, atol=1e-8)
     assert after.nonzeros <= before.nonzeros and 1 <= after.n <= before.n
     if after.n > 1:
-        assert ((after.A != 0).any(0) | (after.C != 0).any(0)).all()
-        read = (after.A != 0).any(1) | (after.B != 0).any(1)
-        assert read.all() or not bias
+        A, B, C = (M.to_dense() for M in (after.A, after.B, after.C))
+        assert ((A != 0).any(0) | (C != 0).any(0)).all()
+        moved = (A != 0).any(1) | (B != 0).any(1)
+        assert moved.all() or not bias
     again = without_dead_states(after)
     assert again.n == after.n and again.nonzeros == after.nonzeros
 
@@ -78,3 +83,64 @@ def test_a_chain_of_constants_ends_in_the_outputs():
     after = without_dead_states(chain)
     assert after.n == 1 and after.nonzeros == 2  # what is left is D
     torch.testing.assert_close(after(torch.zeros(1, 2)), chain(torch.zeros(1, 2)))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_networks_of_all_kinds_keep_their_function(name, density):
+    before = ImplicitModel.from_equations(sparse(structured(name), density))
+    after, u = without_dead_states(before), images(6)
+    with torch.no_grad():
+        torch.testing.assert_close(after(u), before(u), rtol=1e-9, atol=1e-9)
+    assert after.nonzeros <= before.nonzeros
+    assert without_dead_states(after).nonzeros == after.nonzeros
+    for mine, yours in zip(after.learned, before.learned, strict=True):
+        assert not mine[yours == 0].any()
+
+
+def channels(padding: int, phi: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), phi, nn.Conv2d(4, 5, 3, padding=padding), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5 if padding == 0 else 20, 3),
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("padding", "phi", "places"),
+    # of a padded kernel only the middle never reads padding
+    [(0, nn.ReLU(), 9), (0, nn.Sigmoid(), 9), (1, nn.ReLU(), 9), (1, nn.Sigmoid(), 1)],
+)
+def test_a_constant_channel_folds_unless_padding_changes_it(padding, phi, places):
+    net, u = channels(padding, phi), images(5)
+    with torch.no_grad():
+        net[0].weight[1] = 0.0
+        net[0].bias[1] = -0.5  # relu makes it 0
+        net[2].weight[3] = 0.0
+        net[2].bias[3] = 0.25  # read through pooling, constant in every window
+        before = ImplicitModel.from_equations(capture(net, u))
+        after = without_dead_states(before)
+        torch.testing.assert_close(after(u), before(u), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(after(u), net(u), rtol=1e-10, atol=1e-10)
+    head = 3 if padding == 0 else 12
+    assert before.nonzeros - after.nonzeros == head + 4 * places
+    after.load_into(net)
+    torch.testing.assert_close(net(u), before(u), rtol=1e-10, atol=1e-10)
+
+
+def test_channels_that_nothing_reads_lose_their_weights():
+    net, u = channels(1, nn.Tanh()), images(5)
+    with torch.no_grad():
+        net[2].weight[:, 2] = 0.0
+        net[6].weight.view(3, 5, -1)[:, 4] = 0.0
+    before = ImplicitModel.from_equations(capture(net, u))
+    after = without_dead_states(before)
+    with torch.no_grad():
+        torch.testing.assert_close(after(u), before(u), rtol=1e-10, atol=1e-10)
+    assert before.nonzeros - after.nonzeros == 3 * 9 + 3 * 9  # of the first and the second layer
+
+
+def test_shared_weights_stay():
+    before = ImplicitModel.from_equations(sparse(captured("tied"), 0.1))
+    after = without_dead_states(before)
+    torch.testing.assert_close(after(example()), before(example()))

@@ -1,64 +1,169 @@
-"""States that do nothing: constants fold into the biases, what nothing reads is dropped."""
+"""States that do nothing: constants fold into the biases, what nothing reads is dropped.
 
+All is read off the equations, entry by entry: a state moves if a weight, or a fixed map, reads
+something that moves. A weight folds into a bias if it reads the same constant wherever it is
+applied; where a kernel also reads zero padding, only the constant 0 does.
+"""
+
+from collections import Counter
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from simplicit.equations.layer_phi import Kept, MaxPool
+from simplicit.equations.network import Equation, StateEquations, Term
+from simplicit.equations.operators import nonzeros
+from simplicit.model.certificate import absolute
 from simplicit.model.implicit import ImplicitModel
 
 
 def without_dead_states(model: ImplicitModel) -> ImplicitModel:
-    """Write the same function of the inputs with fewer states.
+    """Write the same function of the inputs with fewer weights and states.
 
-    A state whose row of [A B] is empty is the constant φ(b). Its readers take it into their biases,
-    where the model has biases or the constant is 0. A state whose column of [A; C] is empty is
-    read by nothing. Both may make others so.
+    A state that nothing moves is a constant. Its readers take it into their biases, where
+    they have one or the constant is 0. The weights of a state, or channel, that nothing reads
+    become 0. Both may make others so. Weights that are shared stay as they are.
 
     Args:
         model: Any model; it is not changed.
 
     Returns:
-        A model with the states that are left, at least one, and no more non-zero weights. Its
-        norms are at most those of the model: rows and columns are only removed.
+        A model with no more non-zero weights. If it is made of matrices without a network's
+        parameters, which `load_into` would need whole, it has only the states that are left, at
+        least one. Its norms are at most those of the model: rows and columns are only removed.
     """
-    A, B, C, D = (t.detach().clone() for t in (model.A, model.B, model.C, model.D))
-    b, d = (None if t is None else t.detach().clone() for t in (model.b, model.d))
-    alive = torch.ones(model.n, dtype=torch.bool, device=A.device)
+    equations = model.equations.changed(lambda t: t.detach().clone())
     while True:
-        value = A.new_zeros(model.n) if b is None else b
-        value = torch.cat(
-            [
-                block.phi(part)
-                for block, part in zip(
-                    model.blocks, value.split([block.size for block in model.blocks]), strict=True
-                )
-            ]
-        )
-        constant = alive & (A == 0).all(1) & (B == 0).all(1)
-        if b is None or d is None:
-            constant &= value == 0
-        else:
-            b += A[:, constant] @ value[constant]
-            d += C[:, constant] @ value[constant]
-        A[:, constant], C[:, constant] = 0.0, 0.0
-        dead = alive & (A == 0).all(0) & (C == 0).all(0)
-        if not dead.any():
+        fewer = _without_unread(_folded(equations))
+        if nonzeros(fewer) == nonzeros(equations):
             break
-        A[dead], B[dead] = 0.0, 0.0
-        alive &= ~dead
+        equations = fewer
+    terms = [term for e in equations.layers for term in e.terms]
+    if not equations.structured and not any(t.parameter or t.fixed for t in terms):
+        return _shrunk(model, fewer)
+    return ImplicitModel.from_equations(
+        fewer, model.reference_nonzeros, model.structure, model.omega
+    )
+
+
+# 1 for every weight and entry of a fixed map that is not 0, no constants
+def _pattern(equations: StateEquations) -> StateEquations:
+    marked = equations.changed(lambda t: (t != 0).to(t) if t.is_floating_point() else t)
+    return absolute(marked)
+
+
+def _folded(equations: StateEquations) -> StateEquations:
+    pattern, like = _pattern(equations), equations.like
+    sizes = [*(e.states for e in equations.hidden), equations.p]
+    # which states and inputs move, and the values of those that do not
+    moves = [like.new_ones(1, size) for size in sizes]
+    values = [like.new_zeros(1, size) for size in sizes]
+    for k, (e, marks) in enumerate(zip(equations.hidden, pattern.hidden, strict=True)):
+        if not isinstance(e.phi, Kept):
+            z = (marks.preactivation(moves) > 0).to(like)
+            moves[k] = e.phi(z) if isinstance(e.phi, MaxPool) else z
+            values[k] = e.phi(e.preactivation(values)).masked_fill(moves[k] > 0, 0.0)
+
+    def fold(e: Equation, marks: Equation, k: int) -> Equation:
+        term = e.terms[k]
+        # (positions, groups, reads): whether the input of a weight moves, and its value if not
+        moved = term.map.patches(marks.terms[k].reads(moves[term.source]))[0]
+        value = term.map.patches(term.reads(values[term.source]))[0]
+        constant = (moved == 0).all(0) & (value == value[:1]).all(0)
+        if e.bias is None:
+            constant &= value[0] == 0
+        W = term.weight.flatten(1)
+        channels = len(W) // len(constant)
+        constant, value = (t.repeat_interleave(channels, 0) for t in (constant, value[0]))
+        if not (constant & (W != 0)).any():
+            return e
+        new = _with_weight(e, k, W.masked_fill(constant, 0.0).view_as(term.weight))
+        if e.full_bias is None:
+            return new
+        shift = term.map.spread((W * value.masked_fill(~constant, 0.0)).sum(1))
+        new = replace(new, bias=e.full_bias + shift)
+        # a bias by channel stays one
+        return new if new.channel_bias is not None or e.channel_bias is None else e
+
+    layers = []
+    shared = _shared(equations)
+    for e, marks in zip(equations.layers, pattern.layers, strict=True):
+        for k, term in enumerate(e.terms):
+            e = e if id(term.weight) in shared else fold(e, marks, k)
+        layers.append(e)
+    return replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
+
+
+def _without_unread(equations: StateEquations) -> StateEquations:
+    shared = _shared(equations)
+    hidden = []
+    for e, read in zip(equations.hidden, _reads(equations), strict=True):
+        read = _preactivations_read(e, read)
+        for k, term in enumerate(e.terms):
+            if id(term.weight) not in shared:
+                zero = ~(term.map.by_channel(read)[0] > 0).any(0)
+                zero = zero.view(-1, *[1] * (term.weight.ndim - 1))
+                e = _with_weight(e, k, term.weight.masked_fill(zero, 0.0))
+        hidden.append(e)
+    return replace(equations, hidden=tuple(hidden))
+
+
+# for each hidden equation, which of its states the outputs read, on whatever way: those above 0
+def _reads(equations: StateEquations) -> list[Tensor]:
+    like, pattern = equations.like, _pattern(equations)
+    sources = [like.new_ones(1, e.states) for e in equations.hidden]
+    reads = [torch.zeros_like(state) for state in sources]
+    sources.append(like.new_ones(1, equations.p))
+    for k in reversed(range(len(pattern.layers))):
+        e = pattern.layers[k]
+        own = k < len(reads) and max(e.sources) < k  # with feedback a state may read itself
+        z = _preactivations_read(e, reads[k]) if own else like.new_ones(1, e.size)
+        with torch.enable_grad():
+            states = [state.detach().requires_grad_() for state in sources]
+            total = (e.preactivation(states) * (z > 0)).sum()
+            found = torch.autograd.grad(total, states[:-1], materialize_grads=True)
+        reads = [before + more for before, more in zip(reads, found, strict=True)]
+    return reads
+
+
+def _preactivations_read(e: Equation, reads: Tensor) -> Tensor:
+    if isinstance(e.phi, Kept):
+        return reads.new_ones(1, e.size)
+    if isinstance(e.phi, MaxPool):  # a pooled entry reads its channel
+        channels = reads.view(e.phi.shape[0], -1).amax(1)
+        return channels.repeat_interleave(e.size // len(channels))[None]
+    return reads
+
+
+def _with_weight(e: Equation, k: int, weight: Tensor) -> Equation:
+    def changed(term: Term) -> Term:
+        return replace(term, map=replace(term.map, weight=weight))
+
+    return replace(e, terms=tuple(changed(t) if i == k else t for i, t in enumerate(e.terms)))
+
+
+def _shared(equations: StateEquations) -> set[int]:
+    uses = Counter(id(term.weight) for e in equations.layers for term in e.terms)
+    return {key for key, count in uses.items() if count > 1}
+
+
+def _shrunk(model: ImplicitModel, equations: StateEquations) -> ImplicitModel:
+    alive = torch.cat(_reads(equations)[::-1], 1)[0] > 0
     alive[0] |= not alive.any()
-    sizes = [int(part.sum()) for part in alive.split([block.size for block in model.blocks])]
-    blocks = [replace(c, size=size) for c, size in zip(model.blocks, sizes, strict=True) if size]
+    A, B, C, D, b, d = equations.dense(equations.like.dtype)
+    blocks = zip(model.blocks, alive.split([block.size for block in model.blocks]), strict=True)
+    sizes = [(block, int(part.sum())) for block, part in blocks]
     return ImplicitModel(
         A[alive][:, alive],
         B[alive],
         C[:, alive],
         D,
-        None if b is None else b[alive],
-        d,
-        blocks=blocks,
+        None if model.b is None else b[alive],
+        None if model.d is None else d,
+        blocks=[replace(block, size=size) for block, size in sizes if size],
         structure=model.structure,
         input_shape=model.input_shape,
         reference_nonzeros=model.reference_nonzeros,
-        weights=None if model.weights is None else model.weights[alive.cpu()],
+        omega=None if model.omega is None else model.omega[alive.cpu()],
     )

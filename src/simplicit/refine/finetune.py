@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simplicit.errors import InputError
 from simplicit.explicit.training import evaluating, train
 from simplicit.model.implicit import ImplicitModel
-from simplicit.refine.worst_case import Ramp, mixed, worst_logits
+from simplicit.refine.worst_case import Ramp, mixed, require_bounds, worst_logits
 
 LR, WORST_LR = 3e-3, 2e-2
 """Of distillation, and of the worst case; chosen on held-out training images."""
@@ -43,27 +42,21 @@ def finetune(
         lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `WORST_LR` with eps.
         batch_size: Samples a step.
         seed: Seed of the orders.
-        eps: Radius in l∞, for inputs in [0, 1] and a model without feedback; 0 for none.
+        eps: Radius in l∞, for inputs in [0, 1] and a model without feedback and without operations
+            that are kept as they are; 0 for none.
 
     Returns:
         A new model on the same support.
-
-    Raises:
-        InputError: On a radius for a network that is not all matrices.
     """
-    if eps and model.equations is not None:
-        raise InputError(
-            f"finetune_eps={eps:g}: for a network with convolutions, tokens or kept operations, "
-            "accepted is 0"
-        )
+    if eps:
+        require_bounds(model)
     tuned = copy.deepcopy(model)
-    weights = (tuned.A, tuned.B, tuned.C, tuned.D) if tuned.equations is None else tuned.learned
-    supports = [(p, p.detach() != 0) for p in weights]
+    supports = [(p, p.detach() != 0) for p in tuned.learned]
     like = supports[0][0]
-    ball = None
-    if model.weights is not None:
+    A, ball = tuned.equations.hidden[0].terms[0].weight, None
+    if model.omega is not None:  # then the first term is that of the states themselves
         slopes = [block.elementwise.lipschitz for block in model.blocks for _ in range(block.size)]
-        ball = (model.weights, model.certificate.norm, slopes)
+        ball = (model.omega, model.certificate.norm, slopes)
     with evaluating(net), torch.no_grad():
         probabilities = torch.cat([net(batch).softmax(1) for batch in inputs.split(1000)])
 
@@ -72,7 +65,7 @@ def finetune(
             for parameter, support in supports:
                 parameter.mul_(support)
             if ball is not None:
-                _into_ball(tuned.A, *ball)
+                _into_ball(A, *ball)
 
     ramp = Ramp(epochs * math.ceil(len(inputs) / batch_size))
 

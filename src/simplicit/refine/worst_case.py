@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simplicit.bounds.intervals import LEAST
+from simplicit.equations.equation import Equation
+from simplicit.equations.layer_phi import StatePhi
+from simplicit.equations.weighted_maps import Dense
 from simplicit.errors import InputError
+from simplicit.model.certificate import absolute
 from simplicit.model.implicit import ImplicitModel
 
 RAMP = 0.5
@@ -54,45 +59,82 @@ def mixed(clean: Tensor, worst: Tensor, y: Int[Tensor, "m"], part: float) -> Ten
     return (1 - part * SHARE) * clean + part * SHARE * F.cross_entropy(worst, y)
 
 
+def require_bounds(model: ImplicitModel) -> None:
+    """Do nothing if `worst_logits` knows bounds of a model.
+
+    Raises:
+        InputError: If the model has feedback or an operation that was kept as it is.
+    """
+    if model.equations.feedback:
+        raise InputError("finetune_eps: accepted are structures triangular and layered")
+    if kept := model.equations.kept:
+        raise InputError(
+            f"finetune_eps: no bounds are known of {', '.join(kept)}; accepted are linear layers, "
+            "convolutions, max-pooling and elementwise activations"
+        )
+
+
 def worst_logits(
     model: ImplicitModel, u: Float[Tensor, "m *shape"], y: Int[Tensor, "m"], eps: float
 ) -> Float[Tensor, "m q"]:
     """Bound every logit's lead over that of the class from above, differentiably in the weights.
 
+    Intervals pass through the equations map by map: centres through the maps, radii through their
+    absolute values.
+
     Args:
-        model: A `triangular` or `layered` model with monotone φ.
+        model: A model that `require_bounds` accepts.
         u: Inputs in [0, 1].
         y: Classes.
         eps: Radius of the l∞ ball, cut at [0, 1].
 
     Returns:
         Bounds on y_k − y_class over the ball; 0 for the class itself.
-
-    Raises:
-        InputError: If the model has feedback.
     """
-    if model.structure == "full":
-        raise InputError("finetune_eps: accepted are structures triangular and layered")
-    u = u.to(model.A).flatten(1)
+    require_bounds(model)
+    equations = model.equations
+    sizes = absolute(equations)
+    u = u.to(equations.like).flatten(1)
     low, high = (u - eps).clamp(0, 1), (u + eps).clamp(0, 1)
     middle, half = (low + high) / 2, (high - low) / 2
-    z = middle @ model.B.T if model.b is None else middle @ model.B.T + model.b
-    spread, stop = half @ model.B.abs().T, model.n
-    centre = radius = u[:, :0]
-    for block in reversed(model.blocks):
-        rows = slice(stop - block.size, stop)
-        A = model.A[rows, stop:]
-        c, r = z[:, rows] + centre @ A.T, spread[:, rows] + radius @ A.abs().T
-        low, high = block.phi(c - r), block.phi(c + r)
-        centre = torch.cat([(low + high) / 2, centre], 1)
-        radius, stop = torch.cat([(high - low) / 2, radius], 1), rows.start
-    y_centre = centre @ model.C.T + middle @ model.D.T
-    y_centre = y_centre if model.d is None else y_centre + model.d
-    lead = _leads(model.C, radius) + _leads(model.D, half)
+    centres: list[Tensor] = []
+    radii: list[Tensor] = []
+    for e, size in zip(equations.hidden, sizes.hidden, strict=True):
+        c, r = e.preactivation([*centres, middle]), size.preactivation([*radii, half])
+        low, high = _image(e.phi, c - r, c + r)
+        centres.append((low + high) / 2)
+        radii.append((high - low) / 2)
+    outputs = equations.output.preactivation([*centres, middle])
+    lead = _leads(equations.output, sizes.output, [*radii, half])
     every = torch.arange(len(y), device=y.device)
-    return y_centre - y_centre[every, y, None] + lead[every, y]
+    return outputs - outputs[every, y, None] + lead[every, y]
 
 
-# how far the difference of any two rows of W moves over the box, (m, q, q): less than both do
-def _leads(W: Tensor, radius: Tensor) -> Tensor:
-    return (radius @ (W[:, None] - W).abs().flatten(0, 1).T).unflatten(1, (len(W), -1))
+# SiLU and GELU fall to their least value, then rise; all others rise
+def _image(phi: StatePhi, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    first, last = phi(low), phi(high)
+    if phi.name not in LEAST:
+        return first, last
+    turn, least = LEAST[phi.name]
+    inside = (low < turn) & (turn < high)
+    return torch.minimum(first, last).where(~inside, least), torch.maximum(first, last)
+
+
+# how far the difference of any two outputs moves over the box, (m, q, q): with a matrix the
+# difference of its rows, less than both do
+def _leads(output: Equation, sizes: Equation, radii: list[Tensor]) -> Tensor:
+    parts = []
+    for term, size in zip(output.terms, sizes.terms, strict=True):
+        reads = size.reads(radii[term.source])
+        if isinstance(term.map, Dense) and term.map.positions == 1:
+            rows = (term.weight[:, None] - term.weight).abs().flatten(0, 1)
+            parts.append((reads @ rows.T).unflatten(1, (len(term.weight), -1)))
+        else:
+            parts.append(_pairs(size.map(reads)))
+    parts += [_pairs(summand.map(radii[summand.source])) for summand in sizes.fixed]
+    return sum(parts[1:], parts[0])
+
+
+def _pairs(radius: Tensor) -> Tensor:
+    same = torch.eye(radius.shape[1], dtype=torch.bool, device=radius.device)
+    return (radius[:, :, None] + radius[:, None]).masked_fill(same, 0.0)

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from fake_run import N0, SIZES, N, P, Q, fake_run, metrics, weights
+from random_models import implicit_model
 from simplicit.errors import InputError
 from simplicit.lab import plots
 from simplicit.lab.plots import style
@@ -28,6 +29,7 @@ from simplicit.lab.plots.figures import (
 )
 from simplicit.lab.plots.save import save
 from simplicit.lab.results.matrices import Matrices, layer_labels, matrices
+from simplicit.model.saved import load
 
 
 @pytest.fixture(scope="module")
@@ -318,16 +320,30 @@ def test_layers_of_many_fit_and_of_none_are_said():
         layers.draw(counted("explicit", many) + counted("implicit", {"states": 3}))
 
 
+@pytest.mark.parametrize("structure", ["full", "triangular", "layered"])
+def test_matrices_of_this_release_and_of_the_first(structure, tmp_path):
+    implicit_model(structure, density=0.4).save(tmp_path)
+    for folder in (tmp_path, Path(__file__).parents[2] / "model/archive/fixtures" / structure):
+        found, model = matrices(folder), load(folder)
+        for name in "ABCD":
+            written_out = getattr(model, name).to_dense().detach().double().numpy()
+            assert np.array_equal(getattr(found, name), written_out)
+        assert found.blocks == tuple((b.name, b.size) for b in model.blocks)
+
+
 def test_a_model_with_convolutions_is_a_reason_not_a_crash(tmp_path):
     run = fake_run(tmp_path / "run")
     header = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps(header | {"matrices": {"C": {}}}))
+    linear = header["equations"]["output"]["terms"][0]["map"]
+    linear["is"] = "Conv"
+    (run / "model.json").write_text(json.dumps(header))
     drawn = [path.stem for path in plots.draw_all(run)]
     assert drawn == ["comparison", "layers", "gap", "residual"]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert set(skipped) == {"pattern", "magnitudes", "pixels"}
     assert all("has convolutions" in reason for reason in skipped.values())
-    header["matrices"]["A"]["shape"] = [10**5, 10**5]
+    linear["is"] = "Dense"
+    header["blocks"][0]["size"] = 10**5
     (run / "model.json").write_text(json.dumps(header))
     with pytest.raises(InputError, match="more than a figure can show"):
         matrices(run)

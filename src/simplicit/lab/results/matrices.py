@@ -91,7 +91,7 @@ def layer_names(run_dir: Path) -> dict[str, str]:
 
 
 def matrices(run_dir: Path) -> Matrices:
-    """Read the saved model.
+    """Read the saved model, of this release or the first one.
 
     Args:
         run_dir: A run folder with `model.safetensors` and `model.json`.
@@ -100,25 +100,70 @@ def matrices(run_dir: Path) -> Matrices:
         Its matrices, dense.
 
     Raises:
-        InputError: If a file is missing or is not a saved model, or the model has blocks that are
+        InputError: If a file is missing or is not a saved model, or the model has layers that are
             no matrices, or more entries than `DRAWN`.
     """
     header = read.from_json(run_dir / "model.json")
-    if isinstance(header, dict) and not set("ABCD") <= header.get("matrices", {}).keys():
-        raise InputError("the model has convolutions, so no matrices A, B, C, D to draw")
-    tensors = read.arrays(run_dir / "model.safetensors")
     try:
-        shapes = {name: header["matrices"][name]["shape"] for name in "ABCD"}
-        if (entries := sum(math.prod(shape) for shape in shapes.values())) > DRAWN:
+        blocks = tuple((block["name"], block["size"]) for block in header["blocks"])
+        n, p = sum(size for _, size in blocks), math.prod(header["input_shape"])
+        q = header["matrices"]["C"]["shape"][0] if "matrices" in header else _outputs(header)
+        if (entries := (n + q) * (n + p)) > DRAWN:
             raise InputError(f"the model has {entries:,} entries, more than a figure can show")
+        tensors = read.arrays(run_dir / "model.safetensors")
+        if "matrices" in header:
+            found = {k: _dense(tensors, k, header["matrices"][k]["shape"]) for k in "ABCD"}
+        else:
+            found = _from_equations(header, tensors, n, p, q)
         return Matrices(
-            **{name: _dense(tensors, name, shape) for name, shape in shapes.items()},
-            blocks=tuple((block["name"], block["size"]) for block in header["blocks"]),
+            **found,
+            blocks=blocks,
             input_shape=tuple(header["input_shape"]),
             structure=header["structure"],
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"model.safetensors and model.json do not fit: {error!r}") from None
+
+
+def _outputs(header: dict[str, Any]) -> int:
+    layers = [*header["equations"]["hidden"], header["equations"]["output"]]
+    for layer in layers:
+        plain = all(
+            term["map"]["is"] == "Dense" and term["map"]["positions"] == 1 and term["fixed"] is None
+            for term in layer["terms"]
+        )
+        if layer["fixed"] or not plain or layer["phi"]["is"] not in ("Phi", "Stacked"):
+            raise InputError(
+                "the model has convolutions or other layers that are no matrices, so no A, B, C, D "
+                "to draw"
+            )
+    return header["weights"][_weight(layers[-1]["terms"][0])]["shape"][0]
+
+
+# number of a term's weight
+def _weight(term: dict[str, Any]) -> int:
+    return int(term["map"]["weight"]["tensor"].removeprefix("learned."))
+
+
+# a term is one block of [A B; C D]
+def _from_equations(
+    header: dict[str, Any], tensors: dict[str, np.ndarray], n: int, p: int, q: int
+) -> dict[str, np.ndarray]:
+    whole = np.zeros((n + q, n + p))
+    weights = header["weights"]
+    columns, stop = {-1: slice(n, n + p)}, n
+    for k, layer in enumerate(header["equations"]["hidden"]):
+        size = weights[_weight(layer["terms"][0])]["shape"][0]
+        columns[k] = slice(stop - size, stop)
+        stop -= size
+    rows = [columns[k] for k in range(len(columns) - 1)] + [slice(n, n + q)]
+    layers = [*header["equations"]["hidden"], header["equations"]["output"]]
+    for place, layer in zip(rows, layers, strict=True):
+        for term in layer["terms"]:
+            k = _weight(term)
+            W = _dense(tensors, f"learned.{k}", weights[k]["shape"])
+            whole[place, columns[term["source"]]] += W
+    return {"A": whole[:n, :n], "B": whole[:n, n:], "C": whole[n:, :n], "D": whole[n:, n:]}
 
 
 def _dense(tensors: dict[str, np.ndarray], name: str, shape: Any) -> np.ndarray:
