@@ -12,7 +12,7 @@ from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
 from simplicit.explicit.convnets import ResNet20, StagewiseResNet20
 from simplicit.lab import baselines
-from simplicit.lab.baselines import Task
+from simplicit.lab.baselines import ONE_SHOT, TRAINED, Task
 from simplicit.lab.baselines.gmp import cubic
 from simplicit.lab.baselines.obs import prune
 from simplicit.lab.baselines.spr import perspective
@@ -21,11 +21,8 @@ from simplicit.lab.baselines.tools import inputs, search, structures, weights
 from simplicit.lab.methods import BASELINES, Kind
 from simplicit.sparsity.elimination import eliminate
 
-METHODS = {
-    name: getattr(baselines, name) for name, kind in BASELINES.items() if kind is not Kind.ROBUST
-}
+METHODS = {**ONE_SHOT, **TRAINED}
 UNSTRUCTURED = [name for name in METHODS if BASELINES[name] is not Kind.STRUCTURED]
-TRAINED = [name for name in METHODS if BASELINES[name] is not Kind.ONE_SHOT]
 
 
 def blobs(m: int = 240) -> tuple[Tensor, Tensor]:
@@ -136,7 +133,7 @@ def test_another_seed_gives_another_mask() -> None:
 def test_training_keeps_the_classes_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("simplicit.lab.baselines.spr"), "ALPHAS", (0.5,))
     task = replace(dense(), epochs=10, batch_size=4) if name == "spr" else dense()
-    pruned = METHODS[name](task, 0.5)
+    pruned = TRAINED[name](task, 0.5)
     assert weights.nonzeros(pruned) <= round(0.5 * weights.nonzeros(task.net))
     assert explicit.accuracy(pruned, task.train_inputs, task.train_labels) > 0.9
 

@@ -8,18 +8,15 @@ from torch import nn
 
 from random_models import implicit_model, inputs
 from simplicit.errors import InputError
-from simplicit.lab import baselines, plots
-from simplicit.lab.baselines import Task, decay, ibp
+from simplicit.lab import plots
+from simplicit.lab.baselines import ROBUST, Task, decay, ibp
 from simplicit.lab.baselines.robust import worst_logits
 from simplicit.lab.evaluate import robustness
 from simplicit.lab.evaluate.robustness import ATTACKS, Attack, evaluate, share, shown
-from simplicit.lab.methods import BASELINES, Kind
 from simplicit.lab.plots.figures.robustness import INSIDE, worst_and_certified
 from simplicit.lab.report.robust_findings import robust_cells, robust_checks
 from simplicit.lab.results.shown import FILE
 from small_run import small_run
-
-ROBUST = {n: getattr(baselines, n) for n, kind in BASELINES.items() if kind is Kind.ROBUST}
 
 OURS: tuple[Attack, ...] = ATTACKS[:-2]
 """All but those of other packages."""

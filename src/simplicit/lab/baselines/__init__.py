@@ -15,8 +15,13 @@ from simplicit.lab.baselines.sss import sss
 from simplicit.lab.baselines.tools.task import Task
 from simplicit.lab.baselines.tools.weights import by_name
 from simplicit.lab.baselines.wanda import wanda
+from simplicit.lab.methods import BASELINES, Kind
 
 __all__ = [
+    "METHODS",
+    "ONE_SHOT",
+    "ROBUST",
+    "TRAINED",
     "Task",
     "adversarial",
     "by_name",
@@ -30,3 +35,16 @@ __all__ = [
     "sss",
     "wanda",
 ]
+
+METHODS = {name: globals()[name] for name in BASELINES}
+"""The functions above by their names, in the order of `lab.methods.BASELINES`."""
+
+ONE_SHOT = {n: f for n, f in METHODS.items() if BASELINES[n] is Kind.ONE_SHOT}
+"""Methods that read unlabelled calibration inputs at most."""
+
+ROBUST = {n: f for n, f in METHODS.items() if BASELINES[n] is Kind.ROBUST}
+"""Methods that train on labels for robustness, on the weights that magnitude leaves; at sparsity 0
+on all of them."""
+
+TRAINED = {n: f for n, f in METHODS.items() if n not in ONE_SHOT and n not in ROBUST}
+"""Methods that train on labels, within `Task.epochs` a training."""

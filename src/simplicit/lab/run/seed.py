@@ -104,7 +104,7 @@ class SeedRun:
         """Prune the explicit network with another method, to the same sparsity, and measure it.
 
         Args:
-            name: One of `methods.BASELINES`.
+            name: One of `baselines.METHODS`.
 
         Returns:
             Its row of the metrics.
@@ -126,7 +126,7 @@ class SeedRun:
             eps=settings.implicit.finetune_eps or baselines.Task.eps,
         )
         begin = time.monotonic()
-        pruned = getattr(baselines, name)(task, settings.implicit.sparsity or 0.0)
+        pruned = baselines.METHODS[name](task, settings.implicit.sparsity or 0.0)
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
