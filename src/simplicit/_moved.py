@@ -37,19 +37,18 @@ FOLDERS = {
     "lab.results": "plots.matrices plots.read plots.shown",
     "lab.run": "compare inspect:network_table inspect_target:network_table measure run "
     "seed_run:seed verify",
-    "matching": "checkpoint elimination_matching:dense_elimination layer_plan:plan "
-    "layerwise:layers records",
-    "model": "certificate equilibrium feedforward fixed_point modules:to_torch",
+    "matching": "checkpoint elimination_matching:layers layer_plan:plan layerwise:layers records",
+    "model": "certificate equilibrium feedforward:to_torch fixed_point modules:to_torch",
     "model.archive": "archive:format archive_layers:equations_json packing",
     "outputs": "distance downstream joint:sweeps path_norm sensitivity",
     "refine": "dead:dead_states finetune robustify worst_case",
     "solvers": "estimator solvers.course:tiles solvers.tile:stages",
-    "solvers.methods": "solvers.admm solvers.fista solvers.homotopy solvers.newton "
+    "solvers.methods": "solvers.admm solvers.fista:first_order solvers.homotopy solvers.newton "
     "solvers.supports",
     "sparsity": "budget coupled elimination path refit support:choice",
     "system": "files memory progress suggest threads",
 }
-"""New folder -> old paths; `old:new` where the file has another name, too."""
+"""New folder -> old paths; `old:new` where the file has another name, or its work another place."""
 
 
 def _places(folders: dict[str, str]) -> dict[str, str]:
