@@ -131,7 +131,7 @@ class Downstream:
             return part.unflatten(0, (len(z), -1))
 
         if index == len(self.X):
-            own = F.one_hot(sorted_(torch.arange(q, device=Y.device)[None]), q).to(Y)
+            own = F.one_hot(sorted_(torch.arange(q).to(Y)[None]).long(), q).to(Y)
             J = own.permute(0, 3, 1, 2).expand(len(Y), -1, -1, -1)
         else:
             J = torch.stack([sorted_(slope) for slope in slopes[1:]], 1)
