@@ -22,6 +22,10 @@ Settle = Callable[[Equation, Tensor], Tensor]
 """Finds the equilibrium of an equation that reads itself, for inputs."""
 
 
+SAMPLES = 1000
+"""Samples of short batches that are joined: fewer of them cost a product of features each."""
+
+
 class Frontier:
     """States of both networks up to one equation.
 
@@ -44,7 +48,7 @@ class Frontier:
     ) -> None:
         self._every, self._settle = equations.layers, settle
         like = equations.like
-        self._inputs = [batch.to(like).flatten(1) for batch in stream]
+        self._inputs = _joined([batch.to(like).flatten(1) for batch in stream])
         self.m = sum(len(u) for u in self._inputs)
         self._last = [
             max((k for k, e in enumerate(self._every) if i in e.sources), default=-1)
@@ -112,6 +116,15 @@ class Frontier:
                         states[i] = states[i].new_empty(len(states[i]), 0)
         self.index += 1
         self._targets = self._replay()
+
+
+def _joined(batches: list[Tensor]) -> list[Tensor]:
+    groups: list[list[Tensor]] = [[]]
+    for batch in batches:
+        if groups[-1] and sum(map(len, groups[-1])) + len(batch) > SAMPLES:
+            groups.append([])
+        groups[-1].append(batch)
+    return [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
 
 
 # The teacher has no feedback: its layers stand in one equation, and each pass settles one more.

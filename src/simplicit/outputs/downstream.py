@@ -128,13 +128,13 @@ class Downstream:
 
         def sorted_(z: Tensor) -> Tensor:
             part = rows.targets(equation, z)[group][:, channels]
-            return part.unflatten(0, (len(z), -1))
+            return part.unflatten(0, (len(z), -1)).permute(2, 0, 1)
 
         if index == len(self.X):
             own = F.one_hot(sorted_(torch.arange(q).to(Y)[None]).long(), q).to(Y)
-            J = own.permute(0, 3, 1, 2).expand(len(Y), -1, -1, -1)
+            J = own.transpose(2, 3).expand(-1, len(Y), -1, -1)
         else:
-            J = torch.stack([sorted_(slope) for slope in slopes[1:]], 1)
+            J = torch.stack([sorted_(slope) for slope in slopes[1:]], 2)
         z = sorted_(self.Y if index == len(self.X) else self.Z[index])
         elementwise = phi if isinstance(phi, Phi) and index < len(self.X) else None
         return Expansion(
@@ -219,9 +219,9 @@ class Expansion:
 
     Args:
         V: Features, (d, m) or (m, P, d).
-        J: Derivatives of the outputs, or of random combinations of them, (m, r, P, K).
-        down: Downward slope of the distance in the states, (m, P, K).
-        z: Pre-activations, (m, P, K).
+        J: Derivatives of the outputs, or of random combinations of them, (K, m, r, P).
+        down: Downward slope of the distance in the states, (K, m, P).
+        z: Pre-activations, (K, m, P).
         phi: φ, where it is elementwise; J and `down` are then in the states, else in z.
         Y: Outputs (m, q).
         distance: The distance, or None where J has its curvature in it already.
@@ -231,18 +231,19 @@ class Expansion:
     def __init__(
         self,
         V: Tensor,
-        J: Float[Tensor, "m r P K"],
-        down: Float[Tensor, "m P K"],
-        z: Float[Tensor, "m P K"],
+        J: Float[Tensor, "K m r P"],
+        down: Float[Tensor, "K m P"],
+        z: Float[Tensor, "K m P"],
         phi: Phi | None,
         Y: Float[Tensor, "m q"],
         distance: Distance | None,
         inactive: float,
     ) -> None:
-        self.V, self.J, self.down, self.z, self.phi = V, J, down, z, phi
+        self.V, self.J, self.phi = V, J, phi
+        self.down, self.z = down.contiguous(), z.contiguous()
         self.Y, self.distance, self.inactive = Y, distance, inactive
-        self.dY = J.new_zeros(J.shape[:2])
-        self.dz = torch.zeros_like(z)
+        self.dY = J.new_zeros(J.shape[1:3])
+        self.dz = torch.zeros_like(self.z)
 
     def expand(self, k: int) -> tuple[Float[Tensor, "m r P"], Float[Tensor, "m P"]]:
         """Expand in the pre-activations of one channel.
@@ -253,11 +254,11 @@ class Expansion:
         Returns:
             Rows r with Σ r r' the curvature, and the downward slope g.
         """
-        J = self.J[..., k]
+        J = self.J[k]
         pull = self.dY if self.distance is None else self.distance.curved(self.Y, self.dY)
-        g = self.down[..., k] - (J * pull[..., None]).sum(1)
+        g = self.down[k] - (J * pull[..., None]).sum(1)
         if self.phi is not None:
-            slope = self.phi.derivative(self.z[..., k])
+            slope = self.phi.derivative(self.z[k])
             g = g * slope
             J = J * slope.square().clamp_min(self.inactive).sqrt()[:, None]
         return J, g
@@ -308,10 +309,10 @@ class Expansion:
         """
         one = self.V.ndim == 2
         dz = (w @ self.V[S])[:, None] if one else self.V[..., S] @ w
-        self.dz[..., k] = dz
-        z = self.z[..., k]
+        self.dz[k] = dz
+        z = self.z[k]
         dx = dz if self.phi is None else self.phi(z + dz) - self.phi(z)
-        self.dY += (self.J[..., k] * dx[:, None]).sum(2)
+        self.dY += (self.J[k] * dx[:, None]).sum(2)
 
     def _root(self, D: Tensor) -> Tensor:
         return D if self.distance is None else self.distance.root(self.Y, D)

@@ -421,7 +421,9 @@ class Sweeps:
             new = old + part * change[:, :d]
 
             def move(down: Downstream, expansion: Expansion, part: float = part) -> Any:
-                dz = layer.rows.place(equation, group, channels, part * expansion.dz)
+                dz = layer.rows.place(
+                    equation, group, channels, part * expansion.dz.permute(1, 2, 0)
+                )
                 return down.move(index, dz)
 
             moves = list(self._pool.map(move, self.parts, parts))
