@@ -116,7 +116,7 @@ def test_sensitivities_of_every_network_bound_its_moves(name):
 
 def crown(exact: ImplicitModel, c: Tensor, e: Tensor, around_x: Lines, u: Box) -> Tensor:
     """c x + e u from below by the formulas on A and B: λ, then its least value on the inputs."""
-    A, B = (t.detach() for t in (exact.A, exact.B))
+    A, B = (t.to_dense().detach() for t in (exact.A, exact.B))
     b = A.new_zeros(exact.n) if exact.b is None else exact.b.detach()
     below, above = around_x.slope_below[:, None], around_x.slope_above[:, None]
 
@@ -150,7 +150,7 @@ def test_substitution_through_layers_is_that_on_matrices(structure, blocks):
         torch.cat(some, 1) for some in zip(*(a[:4] for a in walked.around[::-1]), strict=True)
     ]
     assert exact.d is not None
-    C, D, d = (t.detach() for t in (exact.C, exact.D, exact.d))
+    C, D, d = exact.C.to_dense().detach(), exact.D.to_dense().detach(), exact.d.detach()
     twin = crown(exact, wanted @ C, wanted @ D, Lines(*columns), ball) + wanted @ d
     got = walked.margins(wanted)
     if structure == "full":  # what is left of the bracket is bounded, too
