@@ -97,6 +97,12 @@ def fake_run(path: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     write_model(path, *weights(rng))
 
+    budget = [
+        {"seed": 0, "stage": stage, "layer": layer, "weights": int(size * share)}
+        for share, stage in ((1, "network"), (0.5, "match"), (0.25, "sweep 9"))
+        for layer, size in {"0": 784 * 64, "2": 2048, "4": 512, "6": 160}.items()
+    ]
+    write_table(path / "budget.csv", budget)
     trace, rows = [], []
     for layer, size in {"0": 64, "2": 32, "4": 16, "output": 10}.items():
         seconds = 0.0

@@ -160,6 +160,7 @@ def fit(
     if matching.sweeps:
         # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
+        matching.note("dead states", model.equations)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, seconds, levels, matching.budgets)
 

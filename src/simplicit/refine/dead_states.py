@@ -29,9 +29,10 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
         model: Any model; it is not changed.
 
     Returns:
-        A model with no more non-zero weights. If it is made of matrices without a network's
-        parameters, which `load_into` would need whole, it has only the states that are left, at
-        least one. Its norms are at most those of the model: rows and columns are only removed.
+        A model with no more non-zero weights. If it is made of matrices and has weights that are no
+        parameters of the network, so that `load_into` is out of the question, it has only the
+        states that are left, at least one. Its norms are at most those of the model: rows and
+        columns are only removed.
     """
     equations = model.equations.changed(lambda t: t.detach().clone())
     while True:
@@ -40,7 +41,9 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
             break
         equations = fewer
     terms = [term for e in equations.layers for term in e.terms]
-    if not equations.structured and not any(t.parameter or t.fixed for t in terms):
+    # skip connections, which the network has none of, cannot be loaded into it: nothing is lost
+    own = any(not t.parameter and bool(t.weight.any()) for t in terms)
+    if own and not equations.structured and not any(t.fixed for t in terms):
         return _shrunk(model, fewer)
     return ImplicitModel.from_equations(
         fewer, model.reference_nonzeros, model.structure, model.omega

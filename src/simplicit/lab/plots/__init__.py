@@ -11,6 +11,7 @@ from types import ModuleType
 from simplicit.errors import InputError
 from simplicit.lab.plots.figures import (
     adversarial,
+    budget,
     comparison,
     curves,
     gap,
@@ -30,6 +31,7 @@ __all__ = ["COMPARED", "FIGURES", "ROBUSTNESS", "SKIPPED", "Drawing", "draw_all"
 FIGURES = {
     "comparison": comparison,
     "layers": layers,
+    "budget": budget,
     "pattern": pattern,
     "magnitudes": magnitudes,
     "pixels": pixels,

@@ -74,6 +74,18 @@ def layer_labels(names: list[str]) -> dict[str, str]:
     }
 
 
+def output_label(name: str) -> str:
+    """Name the layer of the outputs for a reader.
+
+    Args:
+        name: Its module path.
+
+    Returns:
+        The path, or `output` for numbers.
+    """
+    return "output" if name.replace(".", "").isdigit() else name
+
+
 def layer_names(run_dir: Path) -> dict[str, str]:
     """Read what to call the layers of a run.
 
@@ -85,7 +97,9 @@ def layer_names(run_dir: Path) -> dict[str, str]:
     """
     try:
         header = read.from_json(run_dir / "model.json")
-        return layer_labels([block["name"] for block in header["blocks"]])
+        labels = layer_labels([block["name"] for block in header["blocks"]])
+        output = header["equations"]["output"]["name"] if "equations" in header else "output"
+        return labels | {output: output_label(output)}
     except (InputError, KeyError, TypeError):
         return {}
 

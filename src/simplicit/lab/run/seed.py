@@ -261,7 +261,7 @@ class SeedRun:
             checkpoint=self.checkpoint,
         )
         result.model.save(self.folder)
-        self._tables |= {"rows": result.rows, "trace": result.trace}
+        self._tables |= {"rows": result.rows, "trace": result.trace, "budget": result.budgets}
         if result.levels:
             self._tables["levels"] = result.levels
         self._count("implicit", measure.by_layer(result.rows, net))

@@ -13,7 +13,7 @@ from simplicit.errors import InputError
 from simplicit.lab.plots import style
 from simplicit.lab.plots.save import Drawing
 from simplicit.lab.results import read
-from simplicit.lab.results.matrices import layer_labels
+from simplicit.lab.results.matrices import layer_labels, output_label
 
 TITLE = "Where the weights are"
 CAPTION = (
@@ -64,7 +64,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
     left.set_xlabel("weights left")
     left.xaxis.set_major_formatter(PercentFormatter(1))
     right.set_xlabel("non-zero weights")
-    names = layer_labels(layers[::-1])
+    names = layer_labels(layers[-2::-1]) | {layers[-1]: output_label(layers[-1])}
     left.set_yticks(places, [names[layer] for layer in layers])
     left.set_ylim(len(layers) - 0.4, -0.6)
     for axes in (left, right):
