@@ -84,8 +84,8 @@ def test_a_model_of_matrices_is_what_the_formulas_say(structure, bias):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_written_out_matrices_are_differentiable_in_the_weights(structure):
     model, given = build(**drawn(structure), structure=structure), drawn(structure)
-    total = sum((getattr(model, name).to_dense() * given[name]).sum() for name in "ABCD")
-    total.backward()
+    products = [(getattr(model, name).to_dense() * given[name]).sum() for name in "ABCD"]
+    torch.stack(products).sum().backward()
     for weight in model.learned:
         assert torch.equal(weight.grad, weight.detach())
 

@@ -114,10 +114,10 @@ def channels(padding: int, phi: nn.Module) -> nn.Sequential:
 def test_a_constant_channel_folds_unless_padding_changes_it(padding, phi, places):
     net, u = channels(padding, phi), images(5)
     with torch.no_grad():
-        net[0].weight[1] = 0.0
-        net[0].bias[1] = -0.5  # relu makes it 0
-        net[2].weight[3] = 0.0
-        net[2].bias[3] = 0.25  # read through pooling, constant in every window
+        net.get_parameter("0.weight")[1] = 0.0
+        net.get_parameter("0.bias")[1] = -0.5  # relu makes it 0
+        net.get_parameter("2.weight")[3] = 0.0
+        net.get_parameter("2.bias")[3] = 0.25  # read through pooling, constant in every window
         before = ImplicitModel.from_equations(capture(net, u))
         after = without_dead_states(before)
         torch.testing.assert_close(after(u), before(u), rtol=1e-10, atol=1e-10)
@@ -131,8 +131,8 @@ def test_a_constant_channel_folds_unless_padding_changes_it(padding, phi, places
 def test_channels_that_nothing_reads_lose_their_weights():
     net, u = channels(1, nn.Tanh()), images(5)
     with torch.no_grad():
-        net[2].weight[:, 2] = 0.0
-        net[6].weight.view(3, 5, -1)[:, 4] = 0.0
+        net.get_parameter("2.weight")[:, 2] = 0.0
+        net.get_parameter("6.weight").view(3, 5, -1)[:, 4] = 0.0
     before = ImplicitModel.from_equations(capture(net, u))
     after = without_dead_states(before)
     with torch.no_grad():

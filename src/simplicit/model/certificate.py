@@ -164,14 +164,14 @@ def perron_weights(A: Float[Tensor, "n n"], lipschitz: Float[Tensor, "n"]) -> Fl
     return omega.squeeze(1)
 
 
-def round_toward_zero(A: Float[Tensor, "n n"], dtype: torch.dtype) -> Float[Tensor, "n n"]:
+def round_toward_zero(A: Float[Tensor, "r c"], dtype: torch.dtype) -> Float[Tensor, "r c"]:
     """Cast A without raising any |A_ij|, so that every bound on its row norms survives.
 
     Rounding to nearest raises about half of the entries: ‖A‖∞,ω = κ in float64 would become
     κ (1 + 6e-8) in float32, above the κ that was promised.
 
     Args:
-        A: State matrix.
+        A: State matrix, or some of its rows.
         dtype: Usually float32.
 
     Returns:

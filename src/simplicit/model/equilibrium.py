@@ -4,7 +4,7 @@ Iterations stop as `fixed_point` documents, per sample. Derivatives come from th
 theorem at the solution, so neither memory nor precision depends on the number of steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from simplicit._types import Inputs, States
 from simplicit.equations.forward import all_states
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants
-from simplicit.equations.stacked import Block, Stacked
+from simplicit.equations.stacked import Block
 from simplicit.model.fixed_point import (
     MAX_STEPS,
     STATUSES,
@@ -36,7 +36,6 @@ __all__ = [
     "NotConvergedError",
     "Status",
     "anderson",
-    "apply_phi",
     "exact",
     "implicit_solve",
     "iterated",
@@ -46,15 +45,6 @@ __all__ = [
 WARM_UP = 20
 """Picard steps before Anderson starts. Most samples need fewer, and an accelerated step costs
 three times a plain one (10,000 samples, n = 112)."""
-
-
-def apply_phi(z: States, blocks: Sequence[Block]) -> States:
-    """Apply each block's own φ to its part of z.
-
-    Returns:
-        x of the same shape.
-    """
-    return Stacked(tuple(blocks))(z)
 
 
 def implicit_solve(

@@ -18,7 +18,7 @@ from simplicit.equations.compose import Fixed
 from simplicit.equations.layer_phi import Kept, MaxPool, StatePhi, aten, dtype_of
 from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.equations.phi import Phi
-from simplicit.equations.weighted_maps import Gather
+from simplicit.equations.weighted_maps import Dense, Gather
 from simplicit.errors import InputError
 from simplicit.model.into_network import CLOSE
 
@@ -86,21 +86,13 @@ def _sequential(equations: StateEquations) -> nn.Sequential:
     modules: list[nn.Module] = [] if len(equations.input_shape) == 1 else [nn.Flatten()]
     weights: dict[int, nn.Parameter] = {}
     for e in equations.layers:
-        weight = e.terms[0].weight
-        own = weights.setdefault(id(weight), nn.Parameter(weight.detach().clone()))
-        modules.append(_linear(own, e.full_bias))
+        term = e.terms[0]
+        linear: Any = term.map.to_module(e.full_bias)
+        linear.weight = weights.setdefault(id(term.weight), linear.weight)
+        modules.append(linear)
         if e is not equations.output:
             modules.append(activation(e.phi))
     return nn.Sequential(*modules)
-
-
-def _linear(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
-    rows, columns = weight.shape
-    # On the meta device the weights are not initialised, so no random numbers are consumed.
-    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
-    linear.weight = weight
-    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
-    return linear
 
 
 class _Writer:
@@ -139,8 +131,8 @@ class _Writer:
         parts = []
         if len(e.terms) > 1 and all(map(self._can_be_joined, e.terms)):
             joined = self._call(torch.cat, [nodes[term.source] for term in e.terms], 1)
-            weight = torch.cat([term.weight.detach() for term in e.terms], 1)
-            parts.append(self._module(name, _linear(nn.Parameter(weight), bias), joined))
+            whole = Dense(torch.cat([term.weight.detach() for term in e.terms], 1))
+            parts.append(self._module(name, whole.to_module(bias), joined))
         for k, term in enumerate(e.terms if not parts else ()):
             own = f"{name}_{k}" if k else name
             x = self._moved(f"{own}_reads", term.fixed, nodes[term.source])
