@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from simplicit.calibration.batches import batches
 from simplicit.calibration.structure import Structure
 from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
@@ -134,8 +135,7 @@ def fit(
     network = capture(net, stream.example)
     if network.nonzeros == 0:
         raise InputError("the network has no non-zero weights: at least one is needed")
-    auto: Structure = "layered" if network.structured else "triangular"
-    structure = auto if recipe.structure == "auto" else recipe.structure
+    structure = structure_of(recipe, network)
     recipe.require_heard(not network.structured, structure)
     home = network.like.device
     if device is not None:
@@ -181,6 +181,21 @@ def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
     matching.take(found, "robustness")
     clock.lap("robustness")
     return [vars(level) for level in path]
+
+
+def structure_of(recipe: Recipe, network: StateEquations) -> Structure:
+    """Say which structure is solved.
+
+    Args:
+        recipe: What is asked for.
+        network: The network as captured.
+
+    Returns:
+        The structure asked for; for `auto`, layered where the network is not all matrices.
+    """
+    if recipe.structure != "auto":
+        return recipe.structure
+    return "layered" if network.structured else "triangular"
 
 
 def check_device(device: torch.device | str) -> None:

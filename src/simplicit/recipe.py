@@ -184,15 +184,28 @@ class Recipe:
             return 0
         return (SWEEPS if matrices else 0) if self.sweeps is None else self.sweeps
 
-    def require_heard(self, matrices: bool | None, structure: str) -> None:
+    def require_heard(self, matrices: bool, structure: str) -> None:
         """Refuse every option that would change nothing.
 
         Args:
-            matrices: Whether the network is all matrices; None if that is not known yet.
-            structure: The structure that is solved, `auto` if that is not known yet.
+            matrices: Whether the network is all matrices.
+            structure: The structure that is solved.
 
         Raises:
             InputError: Naming the option, and where it would be heard.
+        """
+        for name, reason in self.unheard(matrices, structure).items():
+            raise InputError(f"{name}={getattr(self, name)!r}: {reason}")
+
+    def unheard(self, matrices: bool, structure: str) -> dict[str, str]:
+        """List the options that were changed and would change nothing.
+
+        Args:
+            matrices: Whether the network is all matrices.
+            structure: The structure that is solved.
+
+        Returns:
+            Name of the option -> where it would be heard.
         """
         other = "for a network with convolutions, tokens or kept operations, "
         bounded = structure == "full" or self.constraint == "row"
@@ -201,12 +214,12 @@ class Recipe:
         relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
         rules = {
             "structure": (
-                matrices is not False or structure in ("auto", "layered"),
+                matrices or structure == "layered",
                 other + "accepted are layered and auto",
             ),
-            "constraint": (matrices is not False, other + "accepted is states"),
+            "constraint": (matrices, other + "accepted is states"),
             "kappa": (
-                bounded or structure == "auto" and matrices is None,
+                bounded,
                 "there is no ball to bound in structure triangular or layered; accepted is kappa "
                 "with structure full or constraint row",
             ),
@@ -240,10 +253,10 @@ class Recipe:
             "l0": (relaxed, "accepted with a sparsity and support relaxation"),
             "l2": (relaxed, "accepted with a sparsity and support relaxation"),
         }
-        for field in fields(self):
-            heard, reason = rules.get(field.name, (True, ""))
-            if not heard and getattr(self, field.name) != field.default:
-                raise InputError(f"{field.name}={getattr(self, field.name)!r}: {reason}")
+        changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        return {
+            name: reason for name, (heard, reason) in rules.items() if not heard and name in changed
+        }
 
     @property
     def matching_loss(self) -> Loss:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from simplicit.equations.layer_phi import Kept, MaxPool
+from simplicit.equations.matrices import from_matrices
 from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.equations.operators import nonzeros
 from simplicit.model.certificate import absolute
@@ -43,7 +44,9 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
     terms = [term for e in equations.layers for term in e.terms]
     # skip connections, which the network has none of, cannot be loaded into it: nothing is lost
     own = any(not t.parameter and bool(t.weight.any()) for t in terms)
-    if own and not equations.structured and not any(t.fixed for t in terms):
+    own |= not any(t.parameter for t in terms)
+    plain = not equations.structured and not any(e.fixed for e in equations.layers)
+    if own and plain and not any(t.fixed for t in terms):
         return _shrunk(model, fewer)
     return ImplicitModel.from_equations(
         fewer, model.reference_nonzeros, model.structure, model.omega
@@ -157,7 +160,7 @@ def _shrunk(model: ImplicitModel, equations: StateEquations) -> ImplicitModel:
     A, B, C, D, b, d = equations.dense(equations.like.dtype)
     blocks = zip(model.blocks, alive.split([block.size for block in model.blocks]), strict=True)
     sizes = [(block, int(part.sum())) for block, part in blocks]
-    return ImplicitModel(
+    fewer = from_matrices(
         A[alive][:, alive],
         B[alive],
         C[:, alive],
@@ -167,6 +170,8 @@ def _shrunk(model: ImplicitModel, equations: StateEquations) -> ImplicitModel:
         blocks=[replace(block, size=size) for block, size in sizes if size],
         structure=model.structure,
         input_shape=model.input_shape,
-        reference_nonzeros=model.reference_nonzeros,
-        omega=None if model.omega is None else model.omega[alive.cpu()],
+        nonzeros=model.reference_nonzeros,
     )
+    named = replace(fewer, output=replace(fewer.output, name=equations.output.name))
+    omega = None if model.omega is None else model.omega[alive.cpu()]
+    return ImplicitModel.from_equations(named, model.reference_nonzeros, model.structure, omega)

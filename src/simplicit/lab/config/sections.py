@@ -107,10 +107,10 @@ class Implicit(Section):
 
     evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
     workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
-    preset: Literal["paper", "acml2025"] | None = key(
+    preset: Literal["seed", "paper", "acml2025"] | None = key(
         None,
-        "a paper's recipe; the file may change what it sets",
-        "paper, acml2025 or null",
+        "a paper's recipe; the file may change what it sets; seed is what a file says anyway",
+        "seed, paper, acml2025 or null",
     )
     structure: Literal["auto", "full", "triangular", "layered"] = key(
         "auto",
@@ -154,8 +154,10 @@ class Implicit(Section):
         "full and robustness always take",
         ("elimination", "relaxation"),
     )
-    sweeps: Annotated[int, Field(ge=0)] = key(
-        9, "passes of joint matching on the outputs", "0, or a whole number, at least 4"
+    sweeps: Annotated[int, Field(ge=0)] | None = key(
+        None,
+        "passes of sweeps on the outputs; null: 9 for networks of matrices, 0 for others",
+        "null, 0, or a whole number, at least 4",
     )
     relu_aware: bool = key(True, "where a state is off, match only that it is off", SWITCH)
     sensitivity: bool = key(True, "weigh rows by how much the outputs depend on them", SWITCH)
@@ -191,19 +193,19 @@ class Implicit(Section):
 
     @model_validator(mode="after")
     def _level_of_robustness(self) -> "Implicit":
-        met = self.sparsity is not None and self.support == "elimination" and self.sweeps > 0
+        met = self.sparsity is not None and self.support == "elimination"
         free = self.structure != "full" and self.constraint == "states"
         if self.robustness is not None and not (self.objective == "robustness" and met and free):
             raise ValueError(
                 "implicit.robustness: only with objective robustness, a sparsity to meet by "
-                "elimination and sweeps, and structure triangular or layered"
+                "elimination, and structure triangular or layered"
             )
         return self
 
     @field_validator("sweeps")
     @classmethod
-    def _none_or_enough(cls, sweeps: int) -> int:
-        if 0 < sweeps < 4:
+    def _none_or_enough(cls, sweeps: int | None) -> int | None:
+        if sweeps and sweeps < 4:
             raise ValueError
         return sweeps
 

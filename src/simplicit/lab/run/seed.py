@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
 from simplicit.equations.network import StateEquations
 from simplicit.explicit import training as explicit
-from simplicit.fit import fit
+from simplicit.fit import fit, structure_of
 from simplicit.lab import baselines
 from simplicit.lab.config.config import Config
 from simplicit.lab.results import read
@@ -30,6 +30,10 @@ from simplicit.refine.finetune import finetune
 from simplicit.system import files
 
 Row = dict[str, Any]
+
+FIRST = {"kappa": 0.99, "alpha": 1e-2, "lambda1": 0.1, "sparsity_ratio": 0.0}
+"""Keys of the first release, which stay valid where they do nothing: `run.advise` says so. Their
+defaults."""
 
 MADE = ("seconds", "rows", "max_relative_gap")
 """How the columns begin that say how a model was made; `evaluate` keeps them."""
@@ -80,10 +84,25 @@ class SeedRun:
     def read(self) -> StateEquations:
         """Read the explicit network's state equations, with whatever weights it has by now.
 
+        An option that its implicit model would not hear is an `InputError`.
+
         Returns:
             The equations.
         """
-        return capture(self.build(), self.dataset.train_inputs[:2])
+        equations = capture(self.build(), self.dataset.train_inputs[:2])
+        self._recipe(equations)
+        return equations
+
+    def _recipe(self, equations: StateEquations) -> Recipe:
+        wanted = self.settings.implicit
+        recipe = Recipe(
+            **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
+        )
+        structure = structure_of(recipe, equations)
+        unheard = recipe.unheard(not equations.structured, structure)
+        recipe = replace(recipe, **{name: FIRST[name] for name in unheard.keys() & FIRST.keys()})
+        recipe.require_heard(not equations.structured, structure)
+        return recipe
 
     def explicit_row(self) -> Row:
         """Train or load the explicit network, and measure it.
@@ -248,9 +267,7 @@ class SeedRun:
     def _fit(self) -> tuple[ImplicitModel, Row]:
         wanted = self.settings.implicit
         net, _ = self._explicit()
-        recipe = Recipe(
-            **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
-        )
+        recipe = self._recipe(self.read())
         result = fit(
             net,
             self._calibration(),

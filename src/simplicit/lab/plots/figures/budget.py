@@ -16,8 +16,8 @@ from simplicit.lab.results.matrices import layer_names
 TITLE = "How the budget was spent"
 CAPTION = (
     "The weights of each layer after each stage, from the network to the finished model, means "
-    "over the seeds; the dashed line is all layers together. Look at whether a layer's line falls less "
-    "steeply than the dashed one: its weights are worth more to the outputs than those of others."
+    "over the seeds; the dashed line is all layers together. Look at whether a layer's line falls "
+    "less steeply than the dashed one: its weights are worth more to the outputs than others."
 )
 
 
