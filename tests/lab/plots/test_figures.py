@@ -94,10 +94,10 @@ def test_unfinished_run_gets_the_figures_it_has_data_for(tmp_path):
     for file in ("model.safetensors", "trace.csv"):
         (run / file).unlink()
     (run / "convergence.csv").write_text("model,seed,step\nimplicit,0,0\n")
-    assert [path.stem for path in plots.draw_all(run)] == ["comparison", "layers"]
+    assert [path.stem for path in plots.draw_all(run)] == ["comparison", "layers", "budget"]
     left = sorted(path.name for path in (run / "plots").iterdir())
-    drawn = [f"{name}.{kind}" for name in ("comparison", "layers") for kind in ("csv", "png")]
-    assert left == [*drawn, plots.SKIPPED]
+    names = ("budget", "comparison", "layers")
+    assert left == [*(f"{n}.{kind}" for n in names for kind in ("csv", "png")), plots.SKIPPED]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert set(skipped) == {"pattern", "magnitudes", "pixels", "gap", "residual"}
     assert "model.safetensors is missing" in skipped["pattern"]
@@ -118,7 +118,7 @@ def test_damaged_files_are_reasons_not_crashes(tmp_path):
     (run / "model.safetensors").write_bytes(b"\x00" * 20)
     (run / "metrics.json").write_text("[{")
     (run / "trace.csv").write_text("layer,seconds,gap_median,gap_max\n")
-    assert [path.stem for path in plots.draw_all(run)] == ["layers", "residual"]
+    assert [path.stem for path in plots.draw_all(run)] == ["layers", "budget", "residual"]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert "damaged" in skipped["pattern"]
     assert "not valid JSON" in skipped["comparison"]
@@ -338,7 +338,7 @@ def test_a_model_with_convolutions_is_a_reason_not_a_crash(tmp_path):
     linear["is"] = "Conv"
     (run / "model.json").write_text(json.dumps(header))
     drawn = [path.stem for path in plots.draw_all(run)]
-    assert drawn == ["comparison", "layers", "gap", "residual"]
+    assert drawn == ["comparison", "layers", "budget", "gap", "residual"]
     skipped = json.loads((run / "plots" / plots.SKIPPED).read_text())
     assert set(skipped) == {"pattern", "magnitudes", "pixels"}
     assert all("has convolutions" in reason for reason in skipped.values())

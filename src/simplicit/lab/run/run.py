@@ -161,11 +161,8 @@ def advise(settings: Config, say: Advice) -> None:
             f"note: kappa: {implicit.kappa} does nothing for structure {structure}, which is "
             "well-posed whatever the weights; it bounds structure full"
         )
-    for name in ("alpha", "lambda1", "sparsity_ratio"):
-        if implicit.sparsity is not None and name in implicit.model_fields_set:
-            say(f"note: {name}: does nothing beside a sparsity, which takes its place")
     if implicit.finetune and "implicit" not in settings.evaluation.baselines:
         say("note: finetune: does nothing unless evaluation.baselines has implicit")
-    unused = {"alpha", "sparsity_ratio"} & implicit.model_fields_set
+    unused = {"alpha", "lambda1", "sparsity_ratio"} & implicit.model_fields_set
     if implicit.sparsity is not None and unused:
         say(f"note: sparsity: {implicit.sparsity} overrides {' and '.join(sorted(unused))}")
