@@ -2,9 +2,13 @@ import pytest
 import torch
 
 from conv_networks import CONVOLUTIONAL, images, structured
+from example_networks import captured, example
+from simplicit.calibration import structure
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
+from simplicit.calibration.rows import rows_of
 from simplicit.errors import InputError
+from simplicit.model.implicit import ImplicitModel
 from simplicit.system import memory
 
 
@@ -12,7 +16,7 @@ from simplicit.system import memory
 @pytest.mark.parametrize("own", [True, False])
 def test_both_networks_are_replayed_and_what_is_read_no_more_is_dropped(name, own):
     equations = structured(name)
-    every, u = (*equations.hidden, equations.output), images(5)
+    every, u = equations.layers, images(5)
     Z, Y = equations.replay(u)
     frontier = Frontier(equations, batches(u, 3), own)
     assert frontier.m == 5
@@ -25,6 +29,49 @@ def test_both_networks_are_replayed_and_what_is_read_no_more_is_dropped(name, ow
         assert {i for i, s in enumerate(sources[0][:-1]) if s.numel()} == needed - {-1}
         if index < len(equations.hidden):
             frontier.advance(equation)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("name", ["relu", "tanh, sigmoid", "residual", "shared"])
+def test_an_equation_that_reads_itself_is_settled(name, own):
+    """The teacher's states are the network's; the model's are an equilibrium of its own."""
+    network, u = captured(name), example()
+    Z, Y = network.replay(u)
+    equations = structure.structured(network, "full")
+    (states,), asked = equations.hidden, []
+    rows = rows_of(equations)[0]
+    W = rows.weights(states) * 0.9
+    model = rows.put(states, W, torch.full_like(W[..., 0], 0.1))
+
+    def settle(equation, inputs):
+        asked.append(equation)
+        x = inputs.new_zeros(len(inputs), equation.states)
+        for _ in range(len(Z) + 1):  # A is nilpotent here
+            x = equation.phi(equation.preactivation([x, inputs]))
+        return x
+
+    frontier = Frontier(equations, batches(u, 3), own, settle)
+    sources, targets = zip(*frontier.batches(), strict=True)
+    z = torch.cat(Z[::-1], 1)
+    torch.testing.assert_close(torch.cat(targets), z)
+    # the rows read the teacher's states: its own weights give the targets
+    torch.testing.assert_close(torch.cat([s[0] for s in sources]), states.phi(z))
+    torch.testing.assert_close(torch.cat([states.preactivation(s) for s in sources]), z)
+    frontier.advance(model)
+    sources, targets = zip(*frontier.batches(), strict=True)
+    torch.testing.assert_close(torch.cat(targets), Y)
+    x = torch.cat([s[0] for s in sources])
+    if own:
+        torch.testing.assert_close(x, model.phi(model.preactivation([x, u])))
+        changed = ImplicitModel.from_equations(
+            type(equations)((model,), equations.output, (6,), equations.nonzeros)
+        )
+        found = torch.cat([equations.output.preactivation(s) for s in sources])
+        torch.testing.assert_close(found, changed(u).detach())
+        assert asked == [model] * 3  # once for each batch
+    else:
+        torch.testing.assert_close(x, states.phi(z))
+        assert not asked
 
 
 def test_states_that_do_not_fit_are_refused_before_they_are_computed(monkeypatch):
