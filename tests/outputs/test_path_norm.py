@@ -64,7 +64,8 @@ def test_the_path_norm_is_the_sum_over_all_paths():
 
 
 def test_a_network_in_single_precision_is_summed_in_double():
-    exact = over_all_paths(tuple(M.float().double() for M in matrices()), SLOPES)
+    A, B, C, D = (M.float().double() for M in matrices())
+    exact = over_all_paths((A, B, C, D), SLOPES)
     equations = network(dtype=torch.float32)
     assert path_norm(equations, in_order(SLOPES)) == pytest.approx(exact, rel=1e-12)
     assert {t.weight.dtype for e in prices(equations, in_order(SLOPES)) for t in e.terms} == {
