@@ -19,7 +19,7 @@ MANY = "many outputs"
 MATRICES = ["residual", "concatenation"]
 KINDS = [
     *MATRICES,
-    *("functional", "in place, reused", "resnet, shortcut convolutions", "concatenation, images"),
+    *("functional", "in place, reused", "concatenation, images"),
     *("grouped, dilated, uneven", "transposed convolutions", "convolution at the end", "tokens"),
     *("group norm", "encoder layer", MANY),
 ]

@@ -13,7 +13,7 @@ from simplicit.system import memory
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
-@pytest.mark.parametrize(("own", "samples"), [(True, 3), (True, 1000), (False, 4)])
+@pytest.mark.parametrize(("own", "samples"), [(True, 3), (False, 1000)])
 def test_both_networks_are_replayed_and_what_is_read_no_more_is_dropped(
     name, own, samples, monkeypatch
 ):
