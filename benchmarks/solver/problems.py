@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simplicit.calibration.batches import collect
-from simplicit.calibration.structure import penalty_scales, row_blocks
+from simplicit.calibration.rows import rows_of
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
@@ -65,12 +65,18 @@ def first_layer(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
 
 
 def triangular(net: torch.nn.Module, inputs: Tensor) -> list[Rows]:
-    equations = capture(net, inputs[:1])
-    U, Z, Y = (t.detach().double() for t in collect(equations, inputs))
-    V = torch.cat([equations.activate(Z), U], dim=1)
-    T = torch.cat([Z, Y], dim=1)
-    V = V / penalty_scales(equations, Gram.from_data(V, T))
-    return [Rows(V[:, b.columns], T[:, b.rows]) for b in row_blocks(equations, "triangular", False)]
+    network = capture(net, inputs[:1])
+    with torch.no_grad():
+        Z, Y = network.replay(inputs)
+    sources = [*(e.phi(z) for e, z in zip(network.hidden, Z, strict=True)), inputs.flatten(1)]
+    equations, found = structured(network, "triangular"), []
+    for rows, target in zip(rows_of(equations), [*Z, Y], strict=True):
+        V = rows.features(equations.layers[rows.index], sources)[0].double()
+        parts = V.split([size for _, size in rows.sources(equations)], dim=1)
+        # as in a match: features of one source have one scale
+        V = torch.cat([part / part.square().mean().sqrt() for part in parts], dim=1)
+        found.append(Rows(V, target.double()))
+    return found
 
 
 def synthetic(N: int, m: int, K: int, condition: float) -> list[Rows]:

@@ -1,14 +1,19 @@
+import multiprocessing
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from conv_networks import images
-from example_networks import seeded
+from example_networks import captured, example, seeded
 from simplicit.calibration import moments as module
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Candidate, moments
-from simplicit.calibration.rows import channels
+from simplicit.calibration.rows import rows_of
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 
 
@@ -19,7 +24,7 @@ def pooled():
 def problem(m=7):
     u = images(m)
     equations = capture(seeded(pooled).eval(), u)
-    rows = channels(equations)[0]
+    rows = rows_of(equations)[0]
     return u, equations.hidden[0], rows, Frontier(equations, batches(u, 3), own=True)
 
 
@@ -61,13 +66,80 @@ def test_of_many_samples_each_contributes_fewer_positions(monkeypatch):
     assert fewest.m == 400
 
 
-def test_the_number_of_workers_changes_no_bit():
+class Later(Future):
+    """An answer that is found when it is asked for, after those that were asked for later."""
+
+    def __init__(self, waiting, work):
+        super().__init__()
+        self.waiting, self.work = waiting, work
+
+    def result(self, timeout=None):
+        while self.waiting:
+            other = self.waiting.pop()
+            other.set_result(other.work())
+        return super().result(timeout)
+
+
+class Reversed(Executor):
+    """Does what it is given last first."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.waiting.append(Later(self.waiting, partial(fn, *args, **kwargs)))
+        return self.waiting[-1]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("coherence", [0.0, 0.5])
+def test_any_executor_gives_the_same_bits(coherence, processes):
     _, equation, rows, frontier = problem(40)
-    (one,) = moments(rows, equation, frontier, True, 0.5)
-    (two,) = moments(rows, equation, frontier, True, 0.5, workers=2)
-    assert torch.equal(one.G, two.G)
-    assert torch.equal(one.R, two.R)
-    assert torch.equal(one.t2, two.t2)
+    candidate = Candidate(rows.weights(equation), torch.zeros(1, 4).double())
+    with ThreadPoolExecutor(2) as threads:
+        for aware in (None, candidate):
+            (one,) = moments(rows, equation, frontier, True, coherence, aware)
+            for executor in (threads, Reversed(), processes):
+                (other,) = moments(
+                    rows, equation, frontier, True, coherence, aware, executor=executor
+                )
+                assert other.m == one.m
+                for name in ("G", "R", "t2"):
+                    assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("structure", ["layered", "triangular", "full"])
+def test_moments_of_matrices_are_means_over_all_samples(structure):
+    """One position: the Gram of what a layer reads with ones behind it, and its targets."""
+    u = example(40)
+    network = captured("relu")
+    equations = structured(network, structure)
+    frontier = Frontier(equations, batches(u, 16), own=False)
+    Z, Y = network.replay(u)
+    X = [e.phi(z) for e, z in zip(network.hidden, Z, strict=True)]
+    if structure == "full":
+        Z, X = [torch.cat(Z[::-1], 1)], [torch.cat(X[::-1], 1)]
+    for index, (rows, equation) in enumerate(
+        zip(rows_of(equations), equations.layers, strict=True)
+    ):
+        for bias in (True, False):
+            (gram,) = moments(rows, equation, frontier, bias, 0.5)
+            V = torch.cat([[*X, u][equation.terms[t].source] for t in rows.terms], 1)
+            V = torch.cat([V, torch.ones(40, int(bias)).double()], 1)
+            assert equation.bias is not None
+            T = [*Z, Y][index] - equation.bias
+            assert gram.m == 40 and gram.G.dtype == torch.float64
+            torch.testing.assert_close(gram.G, V.T @ V / 40)
+            torch.testing.assert_close(gram.R, T.T @ V / 40)
+            torch.testing.assert_close(gram.t2, T.square().mean(0))
+        if index < len(equations.hidden):
+            frontier.advance(equation)
 
 
 def test_where_the_teacher_is_off_the_target_is_what_the_rows_make_of_it():

@@ -1,12 +1,17 @@
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from conv_networks import images
-from example_networks import seeded
+from conv_networks import structured as convolutional
+from example_networks import captured, example, seeded
 from simplicit.calibration.batches import batches
-from simplicit.calibration.rows import channels
+from simplicit.calibration.rows import rows_of
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
-from simplicit.outputs.sensitivity import channel_sensitivity
+from simplicit.equations.network import StateEquations
+from simplicit.outputs.distance import Distance
+from simplicit.outputs.sensitivity import sensitivity
 
 
 class Head(nn.Module):
@@ -25,7 +30,7 @@ class Head(nn.Module):
 def coherence(pool):
     u = images(60)
     equations = capture(seeded(lambda: Head(pool)).eval(), u)
-    first, last = channel_sensitivity(equations, channels(equations), batches(u, 20))
+    first, last = sensitivity(equations, equations, rows_of(equations), batches(u, 20))
     assert last.coherence == pytest.approx(0.0)  # one position
     return first
 
@@ -38,3 +43,52 @@ def test_positions_with_weights_of_their_own_do_not_add_up():
     found = coherence(False)
     assert found.coherence < 0.1
     assert found.coupling[0].diagonal().min() > 0
+
+
+def exact(equations: StateEquations, u: Tensor) -> list[Tensor]:
+    """F^½ ∂y/∂z for every layer, (m, r, size), by autograd; the outputs last."""
+    Z, Y = equations.replay(u.clone().requires_grad_())
+    distance, every = Distance(Y.detach()), [*Z, Y]
+    slopes = [torch.autograd.grad(y.sum(), every, retain_graph=True) for y in Y.unbind(1)]
+    return [distance.root(Y.detach(), torch.stack(parts, 1)) for parts in zip(*slopes, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["tanh, sigmoid", "residual", "tokens", "functional"])
+def test_the_coupling_is_that_of_the_jacobian(name):
+    """On average over the random directions; the sum over positions of Σ_r g g'."""
+    matrices = name in ("tanh, sigmoid", "residual")
+    equations, u = (captured(name), example(30)) if matrices else (convolutional(name), images(12))
+    layers, jacobians = rows_of(equations), exact(equations, u)
+    draws = [sensitivity(equations, equations, layers, batches(u, 7), seed) for seed in range(100)]
+    for k, rows in enumerate(layers):
+        found = torch.stack([torch.stack(draw[k].coupling) for draw in draws]).mean(0)
+        equation, R = equations.layers[rows.index], jacobians[rows.index]
+        g = torch.cat([rows.targets(equation, r) for r in R.unbind(1)], 1)
+        expected = g.mT @ g / len(u)
+        assert (found - expected).norm() < 0.15 * expected.norm()
+        assert found.dtype == torch.float64
+
+
+def test_full_and_triangular_rows_have_the_sensitivity_of_their_layers():
+    network, u = captured("relu"), example(20)
+    found = {}
+    for structure in ("layered", "triangular", "full"):
+        equations = structured(network, structure)
+        found[structure] = sensitivity(network, equations, rows_of(equations), batches(u, 20))
+    *layers, output = [s.coupling[0] for s in found["layered"]]
+    for one, other in zip(found["layered"], found["triangular"], strict=True):
+        assert torch.equal(one.coupling[0], other.coupling[0])
+        assert one.coherence == other.coherence
+    whole, last = (s.coupling[0] for s in found["full"])
+    torch.testing.assert_close(last, output)
+    # x begins with the last hidden layer
+    for block, place in zip(layers, network.slices, strict=True):
+        torch.testing.assert_close(whole[place, place], block)
+
+
+def test_one_seed_gives_the_same_bits():
+    equations, u = captured("tanh, sigmoid"), example(20)
+    one = sensitivity(equations, equations, rows_of(equations), batches(u, 20))
+    again = sensitivity(equations, equations, rows_of(equations), batches(u, 20))
+    for first, second in zip(one, again, strict=True):
+        assert torch.equal(first.coupling[0], second.coupling[0])

@@ -64,10 +64,14 @@ class RowConstraint:
             return None
         everything = [slice(0, len(self.omega))] if equations.feedback else self._places
         equation = equations.layers[rows.index]
-        bare = replace(equation, terms=tuple(replace(t, offset=None) for t in equation.terms))
+        sizes = tuple(
+            replace(t, fixed=t.fixed and t.fixed.absolute(), offset=None) for t in equation.terms
+        )
         like = equations.like
         sources = [self.omega[place].to(like.device)[None] for place in everything]
-        weights = rows.features(bare, [*sources, self._inputs.to(like.device)[None]])[0, 0]
+        weights = rows.features(
+            replace(equation, terms=sizes), [*sources, self._inputs.to(like.device)[None]]
+        )[0, 0]
         weights = torch.cat([weights, weights.new_zeros(free)])
         inside = (weights > 0).nonzero()[:, 0]
         radius = self._radius[everything[rows.index]].to(weights)

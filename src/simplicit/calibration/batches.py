@@ -2,7 +2,8 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ Batch = Float[Tensor, "m *shape"]
 IN_MEMORY = 2**30
 """Bytes of drawn batches that stay in memory; further ones are kept in an unnamed file. A tensor,
 or a list of tensors, is in memory already and is not copied."""
+
+ALIGNED = 8
+"""Bytes, of which a batch on disk begins at a multiple."""
 
 
 def batches(
@@ -47,22 +51,29 @@ def batches(
         raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
     source = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
     there = isinstance(source, (list, tuple))
-    kept, room, shape = [], in_memory, input_shape
-    for index, item in enumerate(source):
-        batch = _inputs_of(item, index).detach()
-        shape = shape or tuple(batch.shape[1:])
-        if tuple(batch.shape[1:]) != shape:
-            raise InputError(
-                f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
-                f"(m, {', '.join(map(str, shape))})"
-            )
-        if len(batch) == 0:
-            continue
-        room -= 0 if there else batch.numel() * batch.element_size()
-        kept.append(batch if room >= 0 else _on_disk(batch))
-    if not kept:
-        raise InputError("calibration inputs are empty: accepted is at least one sample")
-    return Batches(kept)
+    kept, room, shape, file = [], in_memory, input_shape, None
+    with ExitStack() as files:
+        for index, item in enumerate(source):
+            batch = _inputs_of(item, index).detach()
+            shape = shape or tuple(batch.shape[1:])
+            if tuple(batch.shape[1:]) != shape:
+                raise InputError(
+                    f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
+                    f"(m, {', '.join(map(str, shape))})"
+                )
+            if len(batch) == 0:
+                continue
+            room -= 0 if there else batch.nbytes
+            if room < 0:
+                file = file or files.enter_context(tempfile.TemporaryFile())
+                _write(batch, file)
+                kept.append(torch.empty_like(batch, device="meta"))
+            else:
+                # a source may write its next batch into the same memory
+                kept.append(batch if there else batch.clone())
+        if not kept:
+            raise InputError("calibration inputs are empty: accepted is at least one sample")
+        return Batches(kept if file is None else _mapped(kept, file))
 
 
 class Batches:
@@ -72,7 +83,7 @@ class Batches:
         kept: The batches, none of them empty.
     """
 
-    def __init__(self, kept: list[Batch]) -> None:
+    def __init__(self, kept: list[Tensor]) -> None:  # of unlike m
         self._kept = kept
 
     @property
@@ -98,13 +109,22 @@ class Batches:
 
 
 # The file is written, not mapped, first: a full disk is then an error and not a signal.
-def _on_disk(batch: Tensor) -> Tensor:
-    batch = batch.cpu().contiguous()
-    file = tempfile.TemporaryFile()
-    file.write(batch.view(-1).view(torch.uint8).numpy().data)
+def _write(batch: Tensor, file: BinaryIO) -> None:
+    file.write(batch.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file.write(bytes(-batch.nbytes % ALIGNED))
+
+
+# One map for all batches: each map holds an open file, of which a process may have few.
+def _mapped(kept: list[Tensor], file: BinaryIO) -> list[Tensor]:
     file.flush()
-    mapped = np.memmap(file, np.uint8, "r+")
-    return torch.from_numpy(mapped).view(batch.dtype).view(batch.shape)
+    left, found = torch.from_numpy(np.memmap(file, np.uint8, "r+")), []
+    for batch in kept:
+        if batch.is_meta:
+            found.append(left[: batch.nbytes].view(batch.dtype).view(batch.shape))
+            left = left[batch.nbytes + -batch.nbytes % ALIGNED :]
+        else:
+            found.append(batch)
+    return found
 
 
 def _inputs_of(item: Any, index: int) -> Tensor:

@@ -121,8 +121,10 @@ class Downstream:
         down = distance.slope(Y, self.T)
         vectors = [down]
         if index < len(self.X):
-            every = torch.eye(q, dtype=Y.dtype, device=Y.device)
-            chosen = every.expand(len(Y), q, q) if exact else distance.random(Y, PROBES, generator)
+            if exact:
+                chosen = torch.eye(q, dtype=Y.dtype, device=Y.device).expand(len(Y), q, q)
+            else:
+                chosen = distance.random(Y, PROBES, generator) / PROBES**0.5
             vectors += list(chosen.unbind(2))
         slopes = self._slopes(index, vectors)
 

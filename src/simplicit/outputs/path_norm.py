@@ -32,7 +32,7 @@ SMALL = 1e-4
 ROUNDS = 4
 """Ridges that an l1 norm is replaced by, one after another; each lowers the objective."""
 
-Slopes = Sequence[Float[Tensor, " states"] | None]
+Slopes = Sequence[Float[Tensor, "_"] | None]
 """Mean slope of each hidden layer's states; None where φ is not elementwise."""
 
 
@@ -59,34 +59,27 @@ def prices(equations: StateEquations, slopes: Slopes) -> tuple[Equation, ...]:
     Returns:
         The layers, with prices in the places of their weights, float64.
     """
-    bare = _absolute(equations)
-    leaves: dict[int, Tensor] = {}
+    bare, leaves = _absolute(equations), {}
+    # a weight that is used again pays for all its uses
+    shared = [[id(term.weight) for term in e.terms] for e in equations.layers]
 
-    def leaf(equation: Equation) -> Equation:
-        terms = []
-        for term in equation.terms:
-            own = leaves.setdefault(id(term.weight), term.weight.clone().requires_grad_())
-            terms.append(replace(term, map=replace(term.map, weight=own)))
-        return replace(equation, terms=tuple(terms))
+    def layers(weights: dict[int, Tensor]) -> list[Equation]:
+        return [
+            replace(e, terms=tuple(
+                replace(term, map=replace(term.map, weight=weights[own]))
+                for term, own in zip(e.terms, ids, strict=True)
+            ))
+            for e, ids in zip(bare.layers, shared, strict=True)
+        ]  # fmt: skip
 
+    for e, ids in zip(bare.layers, shared, strict=True):
+        for term, own in zip(e.terms, ids, strict=True):
+            leaves.setdefault(own, term.weight.clone().requires_grad_())
     with torch.enable_grad():
-        layers = [leaf(equation) for equation in bare.layers]
-        with_leaves = replace(bare, hidden=tuple(layers[:-1]), output=layers[-1])
-        total = _sum(with_leaves, slopes)
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    price = {
-        id(own): torch.zeros_like(own) if value is None else value
-        for own, value in zip(leaves.values(), found, strict=True)
-    }
-
-    def priced(equation: Equation) -> Equation:
-        terms = tuple(
-            replace(term, map=replace(term.map, weight=price[id(term.weight)]))
-            for term in equation.terms
-        )
-        return replace(equation, terms=terms)
-
-    return tuple(priced(equation) for equation in layers)
+        *hidden, output = layers(leaves)
+        total = _sum(replace(bare, hidden=tuple(hidden), output=output), slopes)
+        found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    return tuple(layers(dict(zip(leaves, found, strict=True))))
 
 
 def _absolute(equations: StateEquations) -> StateEquations:
@@ -113,7 +106,8 @@ def _passed(phi: StatePhi, z: Tensor) -> Tensor:
     image = z.unflatten(1, phi.shape)
     pool = (F.avg_pool1d, F.avg_pool2d)[len(phi.kernel) - 1]
     plain = all(d == 1 for d in phi.dilation)
-    mean = pool(image, phi.kernel, phi.stride, phi.padding, phi.ceil) if plain else None
+    # without padding, which is never the largest
+    mean = pool(image, phi.kernel, phi.stride, phi.padding, phi.ceil, False) if plain else None
     return largest if mean is None else mean.flatten(1)
 
 

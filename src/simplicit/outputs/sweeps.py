@@ -10,11 +10,12 @@ no labels, no step lengths). Between two sweeps the weights that cost the output
 eliminated, over all rows together: here all costs are in one unit.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,9 @@ from simplicit.sparsity.budget import spend
 from simplicit.sparsity.elimination import eliminate
 
 DAMPING = 1e-3
-"""Added to the diagonal of a row's Gram, relative to it."""
+"""Added to the diagonal of a row's Gram, relative to it. Of its largest entry, what rounding leaves
+is added, too: where the outputs feel nothing, as of a bias of all keys of an attention, slope and
+curvature are rounding errors."""
 
 REFITS = 2
 """Sweeps at the end that leave the supports as they are."""
@@ -96,6 +99,7 @@ class Sweeps:
         self.parts = [
             Downstream(self.every, part, t, distance, inactive)
             for part, t in zip(u.tensor_split(PARTS), T.tensor_split(PARTS), strict=True)
+            if len(part)
         ]
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in layers]
         firsts = [0, *accumulate(groups * K for groups, K, _ in shapes)]
@@ -237,8 +241,16 @@ class Sweeps:
 
     # Constant states fold into the biases of their readers; states that nothing reads lose their
     # weights. Only matrices on whole samples: elsewhere a constant may be read at some positions.
+    # Nor weights that equations share: they would be other ones in one of them.
     def _drop_dead(self) -> None:
         hidden = range(len(self.every) - 1)
+        uses = Counter(
+            parameter for e in self.every for parameter in {term.parameter for term in e.terms}
+        )
+
+        def own(part: Term | Summand) -> bool:
+            return _matrix(part) and (not part.parameter or uses[part.parameter] == 1)
+
         readers = {k: [] for k in hidden}
         for j, equation in enumerate(self.every):
             for part in (*equation.terms, *equation.fixed):
@@ -248,8 +260,8 @@ class Sweeps:
             k
             for k in hidden
             if isinstance(self.every[k].phi, Phi)
-            and all(_matrix(part) for part in (*self.every[k].terms, *self.every[k].fixed))
-            and all(_matrix(part) for _, part in readers[k])
+            and all(own(part) for part in (*self.every[k].terms, *self.every[k].fixed))
+            and all(own(part) for _, part in readers[k])
         ]
         for k in simple:  # forward: a row that read constants only is one, too
             e = self.every[k]
@@ -388,6 +400,8 @@ class Sweeps:
             sums = self._pool.map(lambda part, k=k, S=S: part.moments(k, S), parts)
             H, slope = (torch.stack(both).sum(0) / self.m for both in zip(*sums, strict=True))
             cost = torch.zeros_like(old) if price is None else price[channels][k, S].double()
+            floor = float(torch.finfo(W.dtype).eps * H.diagonal().max())
+            H.diagonal().mul_(1 + DAMPING).add_(floor + torch.finfo(torch.float32).tiny)
             w, own, gone = _row(H, slope, old, cost, free[S], keep.get(number), measure)
             if own is not None:
                 self.costs[number] = own
@@ -451,7 +465,6 @@ def _row(
     keep: int | None,
     measure: bool,
 ) -> tuple[Tensor, Tensor | None, int]:
-    H.diagonal().mul_(1 + DAMPING).add_(torch.finfo(torch.float32).tiny)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
     w = old + inverse @ slope
     if bool(price.any()):
@@ -471,7 +484,7 @@ def _row(
     return w, costs, count
 
 
-def _matrix(part: Term | Summand) -> bool:
+def _matrix(part: Term | Summand) -> TypeGuard[Term]:
     return isinstance(part, Term) and part.is_matrix and part.fixed is None
 
 

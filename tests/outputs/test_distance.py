@@ -1,0 +1,93 @@
+"""The distance of outputs: its derivatives, and two ways to write its curvature."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from simplicit.outputs.distance import SPREAD, Distance
+
+
+def outputs(m: int = 5, q: int = 4, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    T = scale * torch.randn(m, q, generator=generator).double()
+    return T + 0.5 * torch.randn(m, q, generator=generator).double(), T
+
+
+def curvature(distance: Distance, Y: Tensor) -> Tensor:
+    """F of every sample, written out."""
+    p = (Y / distance.temperature).softmax(1)
+    F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * distance.temperature**2)
+    return F + torch.eye(Y.shape[1]) / (2 * distance.variance)
+
+
+def test_it_is_zero_at_the_teacher_and_grows_from_there():
+    Y, T = outputs()
+    distance = Distance(T)
+    assert torch.allclose(distance(T, T), torch.zeros(5).double(), atol=1e-15)
+    assert (distance(Y, T) > 0).all()
+    assert not distance.slope(T, T).any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3 * SPREAD])  # the last one has a temperature
+def test_slope_and_curvature_are_the_derivatives(scale):
+    Y, T = outputs(scale=scale)
+    distance = Distance(T)
+    assert (distance.temperature > 1) == (scale > 1)
+
+    def total(Y: Tensor) -> Tensor:
+        return distance(Y, T).sum()
+
+    slope = torch.autograd.functional.jacobian(total, Y)
+    assert isinstance(slope, Tensor)
+    torch.testing.assert_close(distance.slope(Y, T), -slope)
+    H = torch.autograd.functional.hessian(total, Y)
+    assert isinstance(H, Tensor)
+    H = torch.stack([H[s, :, s] for s in range(len(Y))])
+    torch.testing.assert_close(curvature(distance, Y), H)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3 * SPREAD])
+@pytest.mark.parametrize("axes", [(), (3,), (3, 2)])
+def test_products_with_the_curvature_and_its_root_are_those_of_the_matrix(scale, axes):
+    Y, T = outputs(scale=scale)
+    distance = Distance(T)
+    D = torch.randn(5, 4, *axes, generator=torch.Generator().manual_seed(2)).double()
+    F, flat = curvature(distance, Y), D.reshape(5, 4, -1)
+    assert distance.curved(Y, D).shape == D.shape
+    torch.testing.assert_close(distance.curved(Y, D).reshape(flat.shape), F @ flat)
+    root = distance.root(Y, D)
+    assert root.shape == (5, 8, *axes)
+    torch.testing.assert_close(root.square().sum(1), (D * distance.curved(Y, D)).sum(1))
+
+
+def test_random_vectors_have_the_curvature_as_their_second_moment():
+    Y, T = outputs(m=3, q=5)
+    distance, count = Distance(T), 200_000
+    f = distance.random(Y, count, torch.Generator().manual_seed(0))
+    assert f.shape == (3, 5, count) and f.dtype == torch.float64
+    F = curvature(distance, Y)
+    # entries of a Wishart matrix: variance (F_ij² + F_ii F_jj) / count
+    diagonal = F.diagonal(dim1=1, dim2=2)
+    spread = ((F.square() + diagonal[:, :, None] * diagonal[:, None]) / count).sqrt()
+    assert ((f @ f.mT / count - F).abs() < 5 * spread).all()
+    assert (f.mean(2).abs() < 5 * (diagonal / count).sqrt()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same(dtype):
+    """A difference of squares is negative here."""
+    Y, T = (10 * M.to(dtype) for M in outputs(m=200))
+    distance = Distance(T)
+    distance.temperature, distance.variance = 1.0, 1e20
+    D = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
+    root = distance.root(Y, D).square().sum(1)
+    assert (root >= 0).all() and root.isfinite().all()
+    exact = (D.double() * (curvature(distance, Y.double()) @ D.double()[..., None])[..., 0]).sum(1)
+    error = (root - exact).abs() / D.square().sum(1)
+    assert (error < 10 * torch.finfo(dtype).eps).all()
+
+
+def test_outputs_that_never_change_have_a_distance():
+    T = torch.ones(3, 2).double()
+    assert Distance(T).variance == 1.0
+    assert (Distance(T)(T + torch.eye(3, 2), T) > 0)[:2].all()
