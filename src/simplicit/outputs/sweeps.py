@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.rows import Rows
+from simplicit.calibration.rows import Rows, shared
 from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
@@ -100,22 +100,13 @@ class Sweeps:
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in layers]
         firsts = [0, *accumulate(groups * K for groups, K, _ in shapes)]
         self.layers = [
-            _Layer(rows, first, *shape, plain=not self._tied(rows))
+            _Layer(rows, first, *shape, plain=not shared(rows, self.every))
             for rows, first, shape in zip(layers, firsts, shapes, strict=False)
         ]
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self._random = torch.Generator().manual_seed(seed)
         self.costs: dict[int, Tensor] = {}
         self.price = 0.0
-
-    def _tied(self, rows: Rows) -> bool:
-        own = {self.every[rows.index].terms[t].parameter for t in rows.terms} - {""}
-        return any(
-            term.parameter in own
-            for index, equation in enumerate(self.every)
-            for term in equation.terms
-            if index != rows.index
-        )
 
     @property
     def equations(self) -> StateEquations:
