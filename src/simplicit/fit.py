@@ -167,7 +167,6 @@ def fit(
     model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
     if matching.sweeps:
         model = without_dead_states(model)
-        matching.note("dead states", model.equations)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, seconds, levels, matching.budgets)
 

@@ -72,7 +72,7 @@ class Batches:
         kept: The batches, none of them empty.
     """
 
-    def __init__(self, kept: list[Batch]) -> None:
+    def __init__(self, kept: list[Float[Tensor, "_ *shape"]]) -> None:
         self._kept = kept
 
     @property

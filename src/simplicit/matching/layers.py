@@ -237,20 +237,6 @@ class Matching:
         for row, count in zip(self.rows, counts.tolist(), strict=True):
             row["nonzeros"] = count
 
-    def note(self, stage: str, equations: StateEquations) -> None:
-        """Write down how many weights the layers have in a model whose layers may be fewer.
-
-        Args:
-            stage: After which stage.
-            equations: The model.
-        """
-        left: dict[str, int] = {}
-        for e in equations.layers:
-            weights = sum(int(term.weight.count_nonzero()) for term in e.terms)
-            left[e.name] = left.get(e.name, 0) + weights
-        for name in dict.fromkeys(rows.name for rows in self.layers):
-            self._note(stage, name, left.get(name, 0))
-
     # a layer is matched on features of its own if the model's states differ from the teacher's
     def _looped(self, rows: Rows) -> bool:
         sources = set(self.every[rows.index].sources)

@@ -32,7 +32,7 @@ SMALL = 1e-4
 ROUNDS = 4
 """Ridges that an l1 norm is replaced by, one after another; each lowers the objective."""
 
-Slopes = Sequence[Float[Tensor, " states"] | None]
+Slopes = Sequence[Float[Tensor, " _"] | None]
 """Mean slope of each hidden layer's states; None where φ is not elementwise."""
 
 

@@ -10,6 +10,7 @@ no labels, no step lengths). Between two sweeps the weights that cost the output
 eliminated, over all rows together: here all costs are in one unit.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -228,7 +229,13 @@ class Sweeps:
 
     # Constant states fold into the biases of their readers; states that nothing reads lose their
     # weights. Only matrices on whole samples: elsewhere a constant may be read at some positions.
+    # Weights that equations share stay as they are.
     def _drop_dead(self) -> None:
+        uses = Counter(term.parameter for e in self.every for term in e.terms if term.parameter)
+
+        def own_matrix(part: Term | Summand) -> bool:
+            return isinstance(part, Term) and _matrix(part) and uses[part.parameter] < 2
+
         hidden = range(len(self.every) - 1)
         readers = {k: [] for k in hidden}
         for j, equation in enumerate(self.every):
@@ -239,8 +246,8 @@ class Sweeps:
             k
             for k in hidden
             if isinstance(self.every[k].phi, Phi)
-            and all(_matrix(part) for part in (*self.every[k].terms, *self.every[k].fixed))
-            and all(_matrix(part) for _, part in readers[k])
+            and all(own_matrix(part) for part in (*self.every[k].terms, *self.every[k].fixed))
+            and all(own_matrix(part) for _, part in readers[k])
         ]
         for k in simple:  # forward: a row that read constants only is one, too
             e = self.every[k]

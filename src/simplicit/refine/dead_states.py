@@ -41,7 +41,8 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
     # skip connections, which the network has none of, cannot be loaded into it: nothing is lost
     own = any(not t.parameter and bool(t.weight.any()) for t in terms)
     own |= not any(t.parameter for t in terms)
-    plain = not equations.structured and not any(e.fixed for e in equations.layers)
+    plain = not (equations.structured or _shared(equations))
+    plain &= not any(e.fixed for e in equations.layers)
     if own and plain and not any(t.fixed for t in terms):
         return _shrunk(model, fewer)
     return ImplicitModel.from_equations(
