@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import simplicit
+from kinds import NETWORKS, same
+from kinds import inputs as of_kind
+from kinds import network as network_of
+from kinds import quick_fit as fit_kind
 from simplicit import fit
 from simplicit.calibration.ball import RowConstraint
 from simplicit.errors import InputError
 from simplicit.fit import Fit
 from simplicit.recipe import Recipe
 from simplicit.solvers import Settings
-from kinds import CASES, NETWORKS, same
-from kinds import inputs as of_kind
-from kinds import network as network_of
-from kinds import quick_fit as fit_kind
 from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
 STRUCTURES = ("triangular", "layered", "full")
@@ -129,7 +129,9 @@ def test_elimination_stays_in_the_ball_at_the_exact_budget(options, phi):
     if recipe.constraint == "row":
         norms += model.B.to_dense().abs().sum(1)
     assert (norms <= 0.6 * constraint.omega * (1 + 1e-6)).all() and norms.any()
-    assert model.nonzeros == round(0.4 * N0) and not any("sweep" in row["stage"] for row in result.budgets)
+    assert model.nonzeros == round(0.4 * N0) and not any(
+        "sweep" in row["stage"] for row in result.budgets
+    )
     assert all(row["bound"] <= row["objective"] for row in result.rows)
     assert unexplained(model, teacher(phi)) < 0.6
 

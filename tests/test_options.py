@@ -12,7 +12,7 @@ import pytest
 from kinds import NETWORKS, quick_fit, same
 from simplicit.errors import InputError
 from simplicit.fit import Fit
-from simplicit.recipe import PRESETS, Recipe
+from simplicit.recipe import Recipe
 
 OTHER: dict[str, tuple[Any, ...]] = {
     "objective": ("robustness", "sparsity"),
@@ -77,7 +77,7 @@ def differs(field: str, one: Fit, two: Fit) -> bool:
 @pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_another_value_changes_the_model_or_is_refused_by_name(kind, field):
-    heard, silent = 0, []
+    silent = []
     for base, options in BASES.items():
         before = fitted(kind, *options.items())
         if isinstance(before, str):
@@ -89,12 +89,13 @@ def test_another_value_changes_the_model_or_is_refused_by_name(kind, field):
         after = fitted(kind, *changed.items())
         if isinstance(after, str):
             assert refused_by_name(after, changed), (base, after)
-        elif differs(field, before, after):
-            heard += 1
-        else:
+        elif not differs(field, before, after):
             silent.append(base)
-    # a constraint that is slack, or a row that is solved exactly, may leave one base as it is
-    assert heard >= len(silent), f"{field} changes nothing: {silent}"
+    # a tolerance does nothing where rows are solved exactly at once
+    exact = (
+        set(BASES) - {"a budget, relaxed", "small rows to a budget"} if field == "tol" else set()
+    )
+    assert not set(silent) - exact, f"{field} changes nothing: {silent}"
 
 
 def test_every_field_has_another_value():

@@ -2,17 +2,17 @@
 
 import math
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unittest.mock import patch
-
 from conv_networks import CONVOLUTIONAL, ResNet20, images, structured
 from conv_networks import network as convolutional
 from example_networks import CAPTURED, example, seeded
-from kinds import CASES, NETWORKS, STRUCTURES, inputs, network, numbers, quick_fit, read
+from kinds import CASES, NETWORKS, STRUCTURES, inputs, network, quick_fit, read
+from simplicit import fit as fits
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import moments
@@ -23,7 +23,6 @@ from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.errors import InputError
-from simplicit import fit as fits
 from simplicit.fit import fit
 from simplicit.matching.plan import teacher_moments
 from simplicit.recipe import Recipe
@@ -150,7 +149,9 @@ def test_other_summands_errors_are_in_the_target():
         every = torch.ones_like(gram.R, dtype=torch.bool)
         found = refit_near(RowProblem(gram, Penalty()), every, torch.zeros_like(gram.R))
         done.append(rows.put(equation, found[None, :, :-1], found[None, :, -1]))
-    moved = [e.terms[0].weight - o.terms[0].weight for e, o in zip(equations.layers, done)]
+    moved = [
+        e.terms[0].weight - o.terms[0].weight for e, o in zip(equations.layers, done, strict=True)
+    ]
     assert all(bool(m.any()) for m in moved)
     Y = predictions(net, u)
     x = u.flatten(1)
@@ -256,10 +257,7 @@ def test_weights_that_equations_share_stay_shared_and_count_once(name, structure
     ]
     shared = max(parameters, key=parameters.count)
     uses = [
-        t.weight
-        for e in result.model.equations.layers
-        for t in e.terms
-        if t.parameter == shared
+        t.weight for e in result.model.equations.layers for t in e.terms if t.parameter == shared
     ]
     assert len(uses) == 2 and torch.equal(uses[0], uses[1])
 
@@ -352,9 +350,7 @@ def test_a_network_of_convolutions_on_one_place_is_matched_as_its_matrices_are(s
     matrices.load_state_dict({k: v.flatten(1) for k, v in convolutions.state_dict().items()})
     u = images(80, (6, 1, 1))
     for sweeps in (0, 4):
-        recipe = Recipe(
-            sparsity=0.5, structure="layered", sweeps=sweeps, sensitivity=sensitivity
-        )
+        recipe = Recipe(sparsity=0.5, structure="layered", sweeps=sweeps, sensitivity=sensitivity)
         one = fit(convolutions.eval(), u, recipe)
         other = fit(matrices.eval(), u.flatten(1), recipe)
         torch.testing.assert_close(
@@ -413,7 +409,9 @@ def test_the_network_is_inside_its_ball(structure):
         for rows in rows_of(equations):
             equation = equations.layers[rows.index]
             W = torch.nn.functional.pad(rows.weights(equation)[0], (0, 1))
-            gram = Gram.from_data(torch.ones(3, W.shape[1]).double(), torch.ones(3, len(W)).double())
+            gram = Gram.from_data(
+                torch.ones(3, W.shape[1]).double(), torch.ones(3, len(W)).double()
+            )
             ball = constraint.ball(rows, equations, 1)
             terms = row_problem(gram, recipe, rows.sources(equations), ball).terms
             if rows.index == len(equations.hidden):

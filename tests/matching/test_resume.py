@@ -1,4 +1,4 @@
-"""A matching that was stopped goes on with the same bits; a checkpoint of something else is refused."""
+"""A matching that was stopped goes on with the same bits, from a checkpoint of its own."""
 
 from contextlib import contextmanager
 
@@ -139,7 +139,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     quick_fit("matrices", Recipe(), checkpoint=tmp_path)
     quick_fit("matrices", Recipe(), checkpoint=tmp_path, workers=2, batch_size=7)
     u = inputs("matrices")
-    other = nn.Sequential(*(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    other = nn.Sequential(
+        *(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    )
     for different in (
         lambda: quick_fit("matrices", Recipe(alpha=0.5), checkpoint=tmp_path),
         lambda: quick_fit("matrices", Recipe(structure="layered"), checkpoint=tmp_path),

@@ -2,13 +2,13 @@
 
 import pytest
 
+from kinds import inputs, quick_fit, read, same
 from simplicit.bounds.certify import certify
 from simplicit.data import datasets as data
 from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
 from simplicit.fit import fit, implicitize
 from simplicit.recipe import Recipe
-from kinds import inputs, quick_fit, read, same
 from small_run import settings
 
 

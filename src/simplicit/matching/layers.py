@@ -112,7 +112,9 @@ class Matching:
             begin = time.monotonic()
             found = None
             if self.recipe.sensitivity and self.recipe.eliminates:
-                found = sensitivity(self.network, self.equations, self.layers, self.stream, self.seed)
+                found = sensitivity(
+                    self.network, self.equations, self.layers, self.stream, self.seed
+                )
             budget = self.budget
             # sweeps remove no weight that equations share
             if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):

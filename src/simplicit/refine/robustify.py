@@ -79,10 +79,8 @@ def robustify(
         seed: Of the noise and of the part held out.
 
     Returns:
-        The new model, on a part of the old one's support, and the path.
-
-    Raises:
-        InputError: If `require_slopes` refuses the model or the inputs.
+        The new model, on a part of the old one's support, and the path. What `require_slopes`
+        refuses is an `InputError`.
     """
     require_slopes(model, len(inputs))
     generator = torch.Generator().manual_seed(seed)
