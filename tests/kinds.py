@@ -1,81 +1,91 @@
-"""Networks of every kind for the tests of outputs, as they are and with their weights moved."""
+"""One small network of every kind, its calibration inputs, and quick fits of it."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any, get_args
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-import teachers
-from conv_networks import CONVOLUTIONAL, images, structured
-from example_networks import captured, seeded
-from simplicit.calibration.rows import rows_of
+from conv_networks import MatrixPerChannel, images
+from example_networks import seeded
+from simplicit import fit
+from simplicit.calibration.structure import Structure
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
-from simplicit.equations.operators import with_weights
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.model.implicit import ImplicitModel
+from simplicit.recipe import Recipe
 
-MANY = "many outputs"
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "matrices": lambda: nn.Sequential(
+        *(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    ),
+    "convolutions": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 2, 2, 2), nn.BatchNorm2d(2), nn.ReLU()),
+        *(nn.Conv2d(2, 4, (2, 1), groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
+    ),
+    "tokens": lambda: nn.Sequential(
+        *(nn.Linear(4, 3), nn.LayerNorm(3), nn.ReLU()),
+        *(nn.Linear(3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 3)),
+    ),
+    "kept operations": lambda: nn.Sequential(
+        *(nn.Linear(6, 4), nn.ReLU(), MatrixPerChannel(2, 4, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(2, 4)),
+    ),
+}
+"""All with ReLU. The last one keeps 8 of its 40 weights as they are."""
 
-MATRICES = ["residual", "concatenation"]
-KINDS = [
-    *MATRICES,
-    *("functional", "in place, reused", "concatenation, images"),
-    *("grouped, dilated, uneven", "transposed convolutions", "convolution at the end", "tokens"),
-    *("group norm", "encoder layer", MANY),
+SHAPES = {
+    "matrices": (4,),
+    "convolutions": (1, 4, 4),
+    "tokens": (3, 4),
+    "kept operations": (2, 6),
+}
+"""Of a sample."""
+
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+
+CASES = [
+    *(("matrices", structure) for structure in STRUCTURES),
+    *((kind, "layered") for kind in NETWORKS if kind != "matrices"),
 ]
-"""Shortcuts, max-pools, groups, shared positions, kept operations, sources read together."""
+"""Every kind in every structure it can have."""
 
 
 @cache
-def many() -> StateEquations:
-    """More outputs than have their derivatives computed one by one."""
-    net = seeded(
-        lambda: nn.Sequential(
-            *(nn.Conv2d(3, 3, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 6)),
-            *(nn.ReLU(), nn.Linear(6, 20)),
-        )
-    )
-    return capture(net, images())
+def network(kind: str) -> nn.Module:
+    """The network in evaluation mode, kept: tests do not change it."""
+    return seeded(NETWORKS[kind]).eval()
 
 
-def network(name: str) -> StateEquations:
-    if name in teachers.PHIS:
-        return teachers.read(name)
-    if name == MANY:
-        return many()
-    if name == "concatenation, images":
-        return structured("concatenation")
-    return structured(name) if name in CONVOLUTIONAL and name not in MATRICES else captured(name)
+@cache
+def inputs(kind: str) -> Tensor:
+    return images(40, SHAPES[kind])
 
 
-def inputs(equations: StateEquations, m: int) -> Tensor:
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(m, equations.p, generator=random, dtype=torch.float64).to(equations.like)
+@cache
+def read(kind: str) -> StateEquations:
+    """The equations of `network`; kept, since reading takes a while."""
+    return capture(network(kind), inputs(kind))
 
 
-def moved(equations: StateEquations, shift: float, seed: int = 0) -> StateEquations:
-    """The network with other weights, relative to their size; shared ones stay shared."""
-    random, new = torch.Generator().manual_seed(seed), {}
-    for e in equations.layers:
-        for term in e.terms:
-            own = term.weight
-            change = torch.randn(own.shape, generator=random, dtype=torch.float64).to(own)
-            size = own.square().mean().sqrt()
-            new.setdefault(id(own), own + shift * size * change * (own != 0))
-    weights = [[new[id(t.weight)] for t in e.terms] for e in equations.layers]
-    return with_weights(equations, weights, [None] * len(equations.layers))
+def quick_fit(kind: str, recipe: Recipe, u: Tensor | None = None, **options: Any) -> fit.Fit:
+    """`fit` of `network`, which is not read again."""
+    with patch.object(fit, "capture", lambda *_: read(kind)):
+        given = inputs(kind) if u is None else u
+        return fit.fit(network(kind), given, recipe, **{"workers": 1, **options})
 
 
-def job(name: str, shift: float = 0.0, m: int = 60, **options) -> tuple[Sweeps, Tensor]:
-    """Sweeps of a moved network, and their inputs."""
-    return job_of(network(name), shift, m, **options)
+def numbers(model: ImplicitModel) -> Tensor:
+    """All weights and full biases, one behind the other."""
+    parts = [torch.zeros(0, dtype=torch.float64)]
+    for equation in model.equations.layers:
+        parts += [term.weight.detach().flatten() for term in equation.terms]
+        parts += [] if equation.full_bias is None else [equation.full_bias.detach()]
+    return torch.cat(parts)
 
 
-def job_of(
-    teacher: StateEquations, shift: float = 0.0, m: int = 60, **options
-) -> tuple[Sweeps, Tensor]:
-    u = inputs(teacher, m)
-    with torch.no_grad():
-        T = teacher.replay(u)[1]
-    model = moved(teacher, shift)
-    return Sweeps(model, rows_of(model), u, T, **options), u
+def same(one: ImplicitModel, two: ImplicitModel) -> bool:
+    """Whether two models are the same to the bit."""
+    return one.structure == two.structure and torch.equal(numbers(one), numbers(two))

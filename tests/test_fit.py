@@ -10,24 +10,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import simplicit
+from kinds import NETWORKS, same
+from kinds import inputs as of_kind
+from kinds import network as network_of
+from kinds import quick_fit as fit_kind
 from simplicit import fit
 from simplicit.calibration.ball import RowConstraint
 from simplicit.errors import InputError
 from simplicit.fit import Fit
-from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.solvers import Settings
 from teachers import N0, PHIS, quick_fit, read, samples, teacher
 
 STRUCTURES = ("triangular", "layered", "full")
-
-
-def weights(model: ImplicitModel) -> list[Tensor]:
-    return [t for t in (model.A, model.B, model.C, model.D, model.b, model.d) if t is not None]
-
-
-def same(one: ImplicitModel, two: ImplicitModel) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(two), strict=True))
 
 
 def solved(result: Fit) -> bool:
@@ -117,7 +112,7 @@ def test_to_explicit_computes_the_same(structure):
 def test_a_full_model_keeps_its_ball(phi, kappa):
     model = quick_fit(Recipe(structure="full", kappa=kappa), phi).model
     certificate = model.certificate
-    assert model.weights is not None
+    assert model.omega is not None
     assert certificate.well_posed and certificate.method == "weighted norm"
     assert certificate.norm <= kappa * (1 + 1e-9)
     assert model.equilibrium(samples(300, seed=7)).converged.all()
@@ -130,11 +125,13 @@ def test_elimination_stays_in_the_ball_at_the_exact_budget(options, phi):
     result = quick_fit(recipe, phi)
     model = result.model
     constraint = RowConstraint(read(phi), recipe.constraint, 0.6)
-    norms = model.A.abs().double() @ constraint.omega
+    norms = model.A.to_dense().abs().double() @ constraint.omega
     if recipe.constraint == "row":
-        norms += model.B.abs().sum(1)
+        norms += model.B.to_dense().abs().sum(1)
     assert (norms <= 0.6 * constraint.omega * (1 + 1e-6)).all() and norms.any()
-    assert model.nonzeros == round(0.4 * N0) and "sweeps" not in result.seconds
+    assert model.nonzeros == round(0.4 * N0) and not any(
+        "sweep" in row["stage"] for row in result.budgets
+    )
     assert all(row["bound"] <= row["objective"] for row in result.rows)
     assert unexplained(model, teacher(phi)) < 0.6
 
@@ -146,7 +143,8 @@ def test_robustness_has_smaller_norms_the_less_the_match_weighs():
         result = quick_fit(recipe, "tanh")
         assert solved(result)
         model = result.model
-        rows = torch.cat([torch.cat([model.A, model.B], 1), torch.cat([model.C, model.D], 1)])
+        A, B, C, D = (part.to_dense() for part in (model.A, model.B, model.C, model.D))
+        rows = torch.cat([torch.cat([A, B], 1), torch.cat([C, D], 1)])
         norms.append(float(rows.detach().abs().sum(1).sum()))
         assert model.equilibrium(samples()).converged.all()
     assert 0 < norms[0] < norms[1]
@@ -172,7 +170,7 @@ def test_auto_is_triangular_and_inputs_keep_their_shape():
     u = samples().double().reshape(-1, 2, 3)
     model = simplicit.implicitize(net, u, sparsity=0.5)
     assert model.structure == "triangular" and model.input_shape == (2, 3)
-    assert model.A.dtype == torch.float64 and model(u).shape == (200, 3)
+    assert model(u).dtype == torch.float64 and model(u).shape == (200, 3)
     assert (model.nonzeros, model.reference_nonzeros) == (N0 // 2, N0)
 
 
@@ -212,13 +210,10 @@ def test_any_source_of_batches_will_do():
         assert same(whole, quick_fit(recipe, inputs=source).model)
 
 
-def test_a_generator_serves_where_one_pass_is_enough():
-    recipe = Recipe(closed_loop=False)
+def test_inputs_are_passed_over_once():
     halves = (half for half in samples().split(100))
-    assert same(quick_fit(recipe, inputs=halves).model, quick_fit(recipe, batch_size=100).model)
-    halves = (half for half in samples().split(100))
-    with pytest.raises(InputError, match="generator that is used up, and several passes"):
-        quick_fit(Recipe(), inputs=halves)
+    whole = quick_fit(Recipe(), batch_size=100).model
+    assert same(quick_fit(Recipe(), inputs=halves).model, whole)
 
 
 def spoilt(value: float) -> Tensor:
@@ -238,8 +233,9 @@ def spoilt(value: float) -> Tensor:
         (samples()[:, :4], {}, r"does not run on inputs of shape \(8, 4\)"),
         (samples(), {"sparsty": 0.5}, "unknown option 'sparsty': accepted are objective, sparsity"),
         (samples(), {"sparsity": 1.0}, "sparsity=1.0: accepted is"),
-        (samples(), {"preset": "best"}, "preset 'best': accepted are paper, acml2025"),
+        (samples(), {"preset": "best"}, "preset 'best': accepted are seed, paper, acml2025"),
         (samples(), {"device": "nowhere"}, "device 'nowhere' is not available here"),
+        (samples(), {"device": "meta"}, "device 'meta' is not available here: cpu always is"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(inputs, options, says):
@@ -263,7 +259,7 @@ for net, options in (({}, {}), (net, {"sparsity": "half"}), (net, {"sweeps": 4.5
     assert run.stdout.splitlines() == [
         "the network is a dict: accepted is a torch.nn.Module",
         "sparsity='half': accepted is a number",
-        "sweeps=4.5: accepted is 0, or a whole number, at least 4",
+        "sweeps=4.5: accepted is None, 0, or a whole number, at least 4",
     ]
 
 
@@ -278,3 +274,47 @@ def test_a_teacher_with_nan_is_named():
 def test_one_sample_is_enough():
     model = quick_fit(Recipe(alpha=1e-6), inputs=samples(1)).model
     torch.testing.assert_close(model(samples(1)), teacher()(samples(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_neither_workers_nor_the_named_device_change_a_bit(kind, monkeypatch):
+    monkeypatch.setattr("simplicit.system.threads.available", lambda: 2)
+    recipe = Recipe(sparsity=0.5)
+    one = fit_kind(kind, recipe)
+    for options in ({"workers": 2}, {"device": "cpu"}):
+        other = fit_kind(kind, recipe, **options)
+        assert same(one.model, other.model) and one.rows == other.rows
+
+
+def test_another_seed_changes_what_is_random():
+    recipe = Recipe(sparsity=0.5)  # the outputs are probed in random directions
+    assert not same(fit_kind("matrices", recipe).model, fit_kind("matrices", recipe, seed=1).model)
+    recipe = Recipe(sparsity=0.5, sensitivity=False)  # all outputs, one after the other
+    assert same(fit_kind("matrices", recipe).model, fit_kind("matrices", recipe, seed=1).model)
+
+
+def test_kept_weights_that_exceed_the_budget_are_refused_with_the_figures():
+    with pytest.raises(InputError) as error:
+        fit_kind("kept operations", Recipe(sparsity=0.9))
+    assert str(error.value) == (
+        "sparsity=0.9: the budget is 4 of 40 weights, but 8 are in operations that are kept as "
+        "they are: 2: matmul (8); accepted is at most 0.8"
+    )
+
+
+@pytest.mark.parametrize(("sparsity", "said"), [(0.5, True), (None, False)])
+def test_kept_weights_are_named_where_they_are_a_notable_part(sparsity, said, capsys):
+    fit_kind("kept operations", Recipe(sparsity=sparsity))
+    line = "8 of the 20 weights in the budget are in operations that cannot be read as linear maps"
+    assert capsys.readouterr().err.count(line) == said
+
+
+def test_robustness_alone_is_the_level_of_one_point_with_half_of_the_weights():
+    net, u = network_of("matrices"), of_kind("matrices")
+    alone = simplicit.implicitize(net, u, objective="robustness")
+    spelt = {"objective": "robustness", "sparsity": 0.5, "robustness": 0.01}
+    assert same(alone, simplicit.implicitize(net, u, **spelt))
+    other = simplicit.implicitize(net, u, objective="robustness", sparsity=0.3)
+    assert same(other, simplicit.implicitize(net, u, **spelt | {"sparsity": 0.3}))
+    first = simplicit.implicitize(net, u, objective="robustness", preset="seed", lambda1=3.0)
+    assert same(first, fit_kind("matrices", Recipe(objective="robustness", lambda1=3.0)).model)

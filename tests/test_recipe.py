@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.errors import InputError
-from simplicit.recipe import Recipe, prune_smallest
+from simplicit.recipe import Recipe
+from simplicit.sparsity.choice import prune_smallest
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_the_papers_preset():
     assert Recipe().with_preset(None) == Recipe()
     successor = Recipe(kappa=0.5).with_preset("acml2025")
     assert (successor.constraint, successor.alpha, successor.kappa) == ("row", 0.0, 0.5)
-    with pytest.raises(InputError, match="preset 'papers': accepted are paper, acml2025"):
+    with pytest.raises(InputError, match="preset 'papers': accepted are seed, paper, acml2025"):
         Recipe().with_preset("papers")
 
 

@@ -19,7 +19,7 @@ from simplicit.matching.records import Row
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
-from simplicit.refine.dead_states import without_dead_states
+from simplicit.refine.dead_states import folded, without_dead_states
 from simplicit.system import progress, threads
 from simplicit.system import workers as system_workers
 
@@ -76,7 +76,8 @@ def implicitize(
         kappa: Bound on ‖A‖∞,ω for `full`.
         preset: `seed`, the first release's formulas; `paper` or `acml2025`, reconstructions of the
             recipes of two papers.
-        seed: Seed of whatever is random; the convex solve itself is not.
+        seed: Seed of what is random: the directions in which the outputs are probed, and the noise
+            of a level of robustness. The convex solve is not.
         **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
             of `fit`.
 
@@ -99,7 +100,7 @@ def implicitize(
     ).with_preset(preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return fit(net, inputs, recipe, **options).model
+        return fit(net, inputs, recipe, seed=seed, **options).model
 
 
 def fit(
@@ -111,6 +112,7 @@ def fit(
     workers: int | None = None,
     device: torch.device | str | None = None,
     checkpoint: Path | None = None,
+    seed: int = 0,
 ) -> Fit:
     """Do what `implicitize` does, and keep the certificates of the rows.
 
@@ -122,6 +124,7 @@ def fit(
         workers: Parallel blocks of rows and batches; all processors when omitted.
         device: Where states, Grams and rows are computed; the network's own by default.
         checkpoint: Folder that keeps finished blocks, for a run that is stopped and taken up.
+        seed: Seed of what is random, see `implicitize`.
 
     Returns:
         The model and its records.
@@ -137,12 +140,14 @@ def fit(
         raise InputError("the network has no non-zero weights: at least one is needed")
     structure = structure_of(recipe, network)
     recipe.require_heard(not network.structured, structure)
+    if recipe.robustness is not None:
+        robustify.require_slopes(network, stream.m)
     home = network.like.device
     if device is not None:
         network = network.changed(lambda tensor: tensor.to(device))
     many = system_workers.count(workers)
     with system_workers.pool(many) as executor:
-        matching = Matching(network, structure, stream, recipe, many, executor, checkpoint)
+        matching = Matching(network, structure, stream, recipe, many, executor, checkpoint, seed)
         clock.lap("capture")
         # products of few rows are short: threads of one product would mostly wait for each other
         with torch.no_grad(), threads.single_threaded():
@@ -153,14 +158,15 @@ def fit(
             matching.sweep()
             clock.lap("sweeps")
             levels = _level(matching, recipe, clock)
+    if matching.sweeps:
+        # only the sweeps spend again what dead states had of the budget
+        matching.take(folded(matching.matched), "dead states")
     equations = matching.matched.changed(lambda tensor: tensor.to(home))
     constraint = matching.constraint
     omega = constraint.omega if constraint and structure == "full" else None
     model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
     if matching.sweeps:
-        # only the sweeps spend again what dead states had of the budget
         model = without_dead_states(model)
-        matching.note("dead states", model.equations)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.rows, matching.trace, seconds, levels, matching.budgets)
 
@@ -176,7 +182,9 @@ def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
             recipe.robustness,
             step,
             bias=recipe.bias,
+            inactive=matching.inactive,
             workers=matching.workers,
+            seed=matching.seed,
         )
     matching.take(found, "robustness")
     clock.lap("robustness")

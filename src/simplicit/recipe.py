@@ -228,9 +228,9 @@ class Recipe:
                 "it is the loss of objective robustness without a level; accepted there",
             ),
             "support": (
-                budget and (self.objective == "sparsity" or self._small_rows),
-                "supports are chosen to meet a budget; accepted with a sparsity and no level of "
-                "robustness",
+                budget and self.objective == "sparsity",
+                "objective robustness has one way to choose supports; accepted with objective "
+                "sparsity and a sparsity",
             ),
             "sweeps": (
                 not self.sweeps or (self.eliminates and not bounded),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinds import KINDS, MANY, inputs, moved, network
+from moved_networks import KINDS, MANY, inputs, moved, network
 from simplicit.calibration.rows import Rows, rows_of
 from simplicit.equations.network import StateEquations
 from simplicit.outputs.distance import Distance

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from example_networks import Net, example, seeded
-from kinds import KINDS, MANY, inputs, job, job_of, moved, network
+from moved_networks import KINDS, MANY, inputs, job, job_of, moved, network
 from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.equations.equation import Equation

@@ -1,8 +1,8 @@
 """A level of robustness: less path norm, for no more accuracy than is allowed."""
 
 import pytest
-import torch
 
+from kinds import inputs, quick_fit, read, same
 from simplicit.bounds.certify import certify
 from simplicit.data import datasets as data
 from simplicit.errors import InputError
@@ -47,8 +47,7 @@ def test_the_level_taken_is_the_strongest_that_is_allowed(fits, allowed):
     fine = [level for level in levels if level["loss"] <= allowed]
     assert levels[0]["price"] == 0 and len(levels) > 2
     assert fits[allowed].model.sparsity >= 0.5 - 1e-9
-    # dead states may take weights with them, so the rows have at least the model's
-    assert sum(row["nonzeros"] for row in fits[allowed].rows) >= fits[allowed].model.nonzeros
+    assert sum(row["nonzeros"] for row in fits[allowed].rows) == fits[allowed].model.nonzeros
     # what was tried above it costs more
     strongest = max(level["price"] for level in fine)
     assert all(level["loss"] > allowed for level in levels if level["price"] > strongest)
@@ -59,7 +58,7 @@ def test_the_structure_and_the_same_bits(taught, fits):
     digits, net = taught
     recipe = Recipe(objective="robustness", sparsity=0.5, sweeps=4, robustness=0.01)
     again = fit(net, digits.train_inputs, recipe, workers=1).model
-    assert torch.equal(again.A, fits[0.01].model.A) and torch.equal(again.B, fits[0.01].model.B)
+    assert same(again, fits[0.01].model)
     assert again.certificate.well_posed and again.structure == "triangular"
 
 
@@ -89,3 +88,28 @@ def test_too_few_inputs_are_refused(taught):
         implicitize(
             net, digits.train_inputs[:15], objective="robustness", sparsity=0.5, robustness=0.01
         )
+
+
+@pytest.mark.parametrize("kind", ["tokens", "kept operations"])
+def test_operations_without_a_known_slope_are_refused_before_any_work(kind, monkeypatch):
+    def work(*_):
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("simplicit.matching.layers.Matching.plan", work)
+    recipe = Recipe(objective="robustness", sparsity=0.5, robustness=0.01)
+    with pytest.raises(InputError, match=r"^robustness: .* is kept as it is"):
+        quick_fit(kind, recipe)
+
+
+def test_how_much_inactive_states_count_is_heard():
+    from simplicit.calibration.rows import rows_of
+    from simplicit.equations.operators import nonzeros
+    from simplicit.refine.robustify import robustify
+
+    equations, u = read("matrices"), inputs("matrices")
+    _, y = equations.replay(u)
+    found = [
+        robustify(equations, rows_of(equations), u, y.detach(), 0.5, inactive=inactive)[1]
+        for inactive in (0.1, 1.0)
+    ]
+    assert nonzeros(equations) and found[0] != found[1]

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from simplicit.calibration.batches import batches
+from simplicit.calibration.rows import rows_of
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
+from simplicit.outputs.distance import Distance
 from simplicit.outputs.sensitivity import sensitivity
-from simplicit.sparsity.choice import choose, plan
+from simplicit.sparsity.choice import choose, share_out
 from simplicit.sparsity.refit import refit
 from teachers import read, samples, teacher
 
@@ -31,9 +33,9 @@ def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows():
     one, two = problem(0), problem(1, K=3)
     equal = [torch.ones(5), torch.ones(3)]
     for budget in (0, 7, 40, 88):
-        _, keep, _ = plan([one, two], equal, budget)
+        _, keep, _ = share_out([one, two], equal, budget)
         assert [len(k) for k in keep] == [5, 3] and sum(map(sum, keep)) == budget
-    _, keep, _ = plan([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
+    _, keep, _ = share_out([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
     assert sum(keep[1]) > 25
 
 
@@ -47,7 +49,7 @@ def test_each_row_gets_its_number_refitted():
 
 def test_the_plans_order_gives_the_same_support():
     rows = problem()
-    _, (keep,), (order,) = plan([rows], [torch.ones(5)], 20)
+    _, (keep,), (order,) = share_out([rows], [torch.ones(5)], 20)
     assert torch.equal(choose(rows, keep, order), choose(rows, keep))
 
 
@@ -60,15 +62,19 @@ def test_elimination_beats_the_smallest_weights():
     assert (loss(rows, W) <= loss(rows, refit(rows, mask)) + 1e-12).all()
 
 
-def test_sensitivity_is_the_mean_square_of_the_jacobian():
+def test_sensitivity_is_the_curvature_of_the_outputs_distance_in_every_row():
+    """By random directions: their mean over 8,000 is within a few percent."""
     net, u = teacher("tanh"), samples(40)
-    found = sensitivity(read("tanh"), batches(u, 16))
-    expected = torch.zeros(9, dtype=torch.float64)
-    for x in u:
-        z1 = net[0](x)
-        z2 = net[2](net[1](z1))
-        J1 = torch.func.jacrev(lambda z: net[2:](net[1](z)))(z1)
-        J2 = torch.func.jacrev(lambda z: net[4:](net[3](z)))(z2)
-        expected += torch.cat([J2, J1], 1).detach().double().square().sum(0) / 40
-    torch.testing.assert_close(found[:9], expected, rtol=1e-4, atol=1e-8)
-    assert (found[9:] == 1).all()
+    equations = read("tanh")
+    layers = rows_of(equations)
+    found = sensitivity(equations, equations, layers, batches(u.repeat(100, 1), 1000))
+    Y = net(u).detach()
+    distance = Distance(Y)
+    for depth, layer in zip((1, 3, 5), found, strict=True):
+        z = net[:depth](u).detach()
+        J = torch.stack([torch.func.jacrev(net[depth:])(row) for row in z])
+        if depth == 5:
+            J = torch.eye(3).expand(40, 3, 3)
+        expected = (J.mT @ distance.curved(Y, J)).mean(0).detach().double()
+        error = (layer.coupling[0] - expected).norm() / expected.norm()
+        assert error < 0.05 and layer.coherence < 1e-9  # one position

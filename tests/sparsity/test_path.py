@@ -11,7 +11,6 @@ from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Status
 from simplicit.errors import InputError
 from simplicit.solvers import solve
-from simplicit.sparsity import path
 from simplicit.sparsity.path import count, solve_to_budget, zero_level
 
 N, K = 12, 5
@@ -83,8 +82,7 @@ def test_the_ball_stays():
     assert (solution.W[:, :6].abs() @ weights <= 0.5 * (1 + 1e-12)).all()
 
 
-def test_more_than_there_is_gives_all_there_is(monkeypatch):
-    monkeypatch.setattr(path, "DESCENT", 1e-3)  # fewer levels on the way
+def test_more_than_there_is_gives_all_there_is():
     problem = rows(PENALTIES["l1"])
     problem.gram.R[:, 3] = 0
     problem.gram.G[3], problem.gram.G[:, 3] = 0, 0

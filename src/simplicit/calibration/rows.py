@@ -207,6 +207,25 @@ def rows_of(equations: StateEquations) -> list[Rows]:
     return found
 
 
+def shared(rows: Rows, layers: Sequence[Equation]) -> bool:
+    """Say whether other equations use a weight of some rows.
+
+    Args:
+        rows: The rows.
+        layers: All equations.
+
+    Returns:
+        Whether one of them does.
+    """
+    own = {layers[rows.index].terms[t].parameter for t in rows.terms} - {""}
+    return any(
+        term.parameter in own
+        for index, equation in enumerate(layers)
+        for term in equation.terms
+        if index != rows.index
+    )
+
+
 def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
     """Take over the weights that an equation shares with earlier ones.
 

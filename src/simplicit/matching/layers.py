@@ -14,7 +14,7 @@ from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Candidate, moments
-from simplicit.calibration.rows import Rows, follow, rows_of
+from simplicit.calibration.rows import Rows, follow, rows_of, shared
 from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
@@ -49,6 +49,7 @@ class Matching:
         workers: Parallel blocks of rows.
         executor: Takes batches side by side.
         checkpoint: Folder that keeps finished layers.
+        seed: Of the directions in which the outputs are probed, and of noise.
 
     Attributes:
         model: The equations matched so far.
@@ -67,9 +68,11 @@ class Matching:
         workers: int,
         executor: Executor | None,
         checkpoint: Path | None,
+        seed: int = 0,
     ) -> None:
         self.network, self.stream, self.recipe = network, stream, recipe
-        self.workers, self.executor = workers, executor
+        self.workers, self.executor, self.seed = workers, executor, seed
+        self.inactive = INACTIVE if recipe.relu_aware else 1.0
         self.equations = structured(network, structure)
         self.layers = rows_of(self.equations)
         self.every = self.equations.layers
@@ -92,7 +95,11 @@ class Matching:
             self.budget = wanted(network.nonzeros, recipe.sparsity, network.kept_weights)
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
         sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
-        self.checkpoint = Checkpoint(checkpoint, recipe, structure, shapes, sizes)
+        with torch.no_grad():
+            first = network.replay(stream.example[:1])[1]
+        teacher = [t.weight for e in network.layers for t in e.terms] + [first]
+        teacher = [f"{float(t.abs().double().sum()):.6e}" for t in teacher]
+        self.checkpoint = Checkpoint(checkpoint, recipe, structure, shapes, sizes, teacher, seed)
         self._count("network", self.every)
 
     def plan(self) -> None:
@@ -105,9 +112,12 @@ class Matching:
             begin = time.monotonic()
             found = None
             if self.recipe.sensitivity and self.recipe.eliminates:
-                found = sensitivity(self.network, self.equations, self.layers, self.stream)
+                found = sensitivity(
+                    self.network, self.equations, self.layers, self.stream, self.seed
+                )
             budget = self.budget
-            if self.sweeps:
+            # sweeps remove no weight that equations share
+            if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
                 budget = first_budget(budget, self.network.nonzeros)
             self.planned = plan_layers(
                 self.equations,
@@ -154,7 +164,7 @@ class Matching:
             self.budgets += noted
             return
         begin, before = time.monotonic(), len(self.budgets)
-        joint = self.outputs(INACTIVE if self.recipe.relu_aware else 1.0)
+        joint = self.outputs()
 
         def after(stage: str) -> None:
             self._count(stage, joint.every)
@@ -168,11 +178,8 @@ class Matching:
             "sweeps", self._read(), records | {"seconds": time.monotonic() - begin}
         )
 
-    def outputs(self, inactive: float) -> Sweeps:
+    def outputs(self) -> Sweeps:
         """Prepare sweeps of the model.
-
-        Args:
-            inactive: Weight of samples whose state is off.
 
         Returns:
             The model on all calibration inputs.
@@ -188,8 +195,10 @@ class Matching:
         needed = 2.0 * like.element_size() * self.stream.m * (states + features)
         memory.require(needed, f"the states of {self.stream.m} samples in sweeps", like.device)
         u, T = self.samples()
-        bias = self.recipe.bias
-        return Sweeps(self.matched, self.layers, u, T, bias, inactive, self.workers)
+        return Sweeps(
+            self.matched, self.layers, u, T, self.recipe.bias, self.inactive, self.workers,
+            self.seed,
+        )  # fmt: skip
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Collect the calibration inputs and the teacher's outputs on them.
@@ -229,20 +238,6 @@ class Matching:
         )
         for row, count in zip(self.rows, counts.tolist(), strict=True):
             row["nonzeros"] = count
-
-    def note(self, stage: str, equations: StateEquations) -> None:
-        """Write down how many weights the layers have in a model whose layers may be fewer.
-
-        Args:
-            stage: After which stage.
-            equations: The model.
-        """
-        left: dict[str, int] = {}
-        for e in equations.layers:
-            weights = sum(int(term.weight.count_nonzero()) for term in e.terms)
-            left[e.name] = left.get(e.name, 0) + weights
-        for name in dict.fromkeys(rows.name for rows in self.layers):
-            self._note(stage, name, left.get(name, 0))
 
     # a layer is matched on features of its own if the model's states differ from the teacher's
     def _looped(self, rows: Rows) -> bool:
@@ -352,12 +347,14 @@ class Matching:
         return torch.cat(parts)[:, None]
 
     def _write(self, flat: Tensor) -> None:
-        left = flat[:, 0].to(self.equations.like.device)
-        for k, e in enumerate(self.model):
+        left, known = flat[:, 0].to(self.equations.like.device), {}
+        for k, e in enumerate(tuple(self.model)):  # what is shared stays shared
             terms = []
             for term in e.terms:
                 weight, left = left[: term.weight.numel()], left[term.weight.numel() :]
-                weight = weight.view_as(term.weight).to(term.weight)
+                weight = known.setdefault(
+                    id(term.weight), weight.view_as(term.weight).to(term.weight)
+                )
                 terms.append(replace(term, map=replace(term.map, weight=weight)))
             bias, left = left[: e.size].to(self.equations.like), left[e.size :]
             biased = e.bias is not None or bool(bias.any())

@@ -245,7 +245,6 @@ class Expansion:
         self.down, self.z = down.contiguous(), z.contiguous()
         self.Y, self.distance, self.inactive = Y, distance, inactive
         self.dY = J.new_zeros(J.shape[1:3])
-        self.dz = torch.zeros_like(self.z)
 
     def expand(self, k: int) -> tuple[Float[Tensor, "m r P"], Float[Tensor, "m P"]]:
         """Expand in the pre-activations of one channel.
@@ -254,7 +253,7 @@ class Expansion:
             k: The channel.
 
         Returns:
-            Rows r with Σ r r' the curvature, and the downward slope g.
+            Derivatives r in the pre-activations, r'Fr the curvature, and the downward slope g.
         """
         J = self.J[k]
         pull = self.dY if self.distance is None else self.distance.curved(self.Y, self.dY)
@@ -311,10 +310,22 @@ class Expansion:
         """
         one = self.V.ndim == 2
         dz = (w @ self.V[S])[:, None] if one else self.V[..., S] @ w
-        self.dz[k] = dz
         z = self.z[k]
         dx = dz if self.phi is None else self.phi(z + dz) - self.phi(z)
         self.dY += (self.J[k] * dx[:, None]).sum(2)
+
+    def shift(self, change: Float[Tensor, "K d"]) -> Float[Tensor, "m P K"]:
+        """Compute what changes of the channels' weights do to their pre-activations.
+
+        Args:
+            change: What is added to the weights.
+
+        Returns:
+            The change of every pre-activation.
+        """
+        if self.V.ndim == 2:
+            return (change @ self.V).T[:, None]
+        return self.V @ change.T
 
     def _root(self, D: Tensor) -> Tensor:
         return D if self.distance is None else self.distance.root(self.Y, D)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.rows import Rows
+from simplicit.calibration.rows import Rows, shared
 from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
@@ -104,22 +104,13 @@ class Sweeps:
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in layers]
         firsts = [0, *accumulate(groups * K for groups, K, _ in shapes)]
         self.layers = [
-            _Layer(rows, first, *shape, plain=not self._tied(rows))
+            _Layer(rows, first, *shape, plain=not shared(rows, self.every))
             for rows, first, shape in zip(layers, firsts, shapes, strict=False)
         ]
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self._random = torch.Generator().manual_seed(seed)
         self.costs: dict[int, Tensor] = {}
         self.price = 0.0
-
-    def _tied(self, rows: Rows) -> bool:
-        own = {self.every[rows.index].terms[t].parameter for t in rows.terms} - {""}
-        return any(
-            term.parameter in own
-            for index, equation in enumerate(self.every)
-            for term in equation.terms
-            if index != rows.index
-        )
 
     @property
     def equations(self) -> StateEquations:
@@ -413,8 +404,8 @@ class Sweeps:
                 part.change(k, S, change[k, S])
         self._take(layer, group, channels, parts, change, before, removed > 0, price)
 
-    # the channels' change, or a shorter one where a refit would take the outputs further away;
-    # what makes room for the budget may do so
+    # The channels' change, or a shorter one where it would take the outputs further away. Weights
+    # that make room for the budget go in any case; of the lengths of the rest the best is taken.
     def _take(
         self,
         layer: _Layer,
@@ -429,28 +420,34 @@ class Sweeps:
         equation, index = self.every[layer.rows.index], layer.rows.index
         W = layer.rows.weights(equation).clone()
         old, d = W[group, channels].clone(), layer.d
-        most = torch.inf if removed else self.distance + before
-        for halving in range(HALVINGS):
-            part = 0.5**halving
-            new = old + part * change[:, :d]
+        gone = torch.nn.functional.pad((change[:, :d] == -old) & (old != 0), (0, int(self.bias)))
+        most, best = self.distance + before, None
+        for length in (*(0.5**k for k in range(HALVINGS)), *([0.0] if removed else [])):
+            step = torch.where(gone, change, length * change)
 
-            def move(down: Downstream, expansion: Expansion, part: float = part) -> Any:
-                dz = layer.rows.place(
-                    equation, group, channels, part * expansion.dz.permute(1, 2, 0)
+            def move(down: Downstream, own: Expansion, step: Tensor = step) -> Any:
+                return down.move(
+                    index, layer.rows.place(equation, group, channels, own.shift(step))
                 )
-                return down.move(index, dz)
 
             moves = list(self._pool.map(move, self.parts, parts))
-            distance = sum(m.distance for m in moves) / self.m
+            new = old + step[:, :d]
             worth = 0.0 if price is None else float((price[channels][:, :d] * new.abs()).sum())
-            if distance + worth <= most:
-                W[group, channels] = new
-                shift = W.new_zeros(W.shape[:2])
-                shift[group, channels] = part * change[:, d:].sum(1)
-                self.every[index] = layer.rows.put(equation, W, shift)
-                for down, accepted in zip(self.parts, moves, strict=True):
-                    down.accept(accepted)
-                return
+            found = sum(m.distance for m in moves) / self.m + worth
+            good = found <= most
+            if good or (removed and (best is None or found < best[0])):
+                best = found, step, moves
+            if good:
+                break
+        if best is None:
+            return
+        _, step, moves = best
+        W[group, channels] = old + step[:, :d]
+        shift = W.new_zeros(W.shape[:2])
+        shift[group, channels] = step[:, d:].sum(1)
+        self.every[index] = layer.rows.put(equation, W, shift)
+        for down, accepted in zip(self.parts, moves, strict=True):
+            down.accept(accepted)
 
 
 # One row: refitted, or shrunk at a price; with `measure` the weights that go, and what further

@@ -36,21 +36,34 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
         columns are only removed.
     """
     equations = model.equations.changed(lambda t: t.detach().clone())
-    while True:
-        fewer = _without_unread(_folded(equations))
-        if nonzeros(fewer) == nonzeros(equations):
-            break
-        equations = fewer
+    fewer = folded(equations)
     terms = [term for e in equations.layers for term in e.terms]
     # skip connections, which the network has none of, cannot be loaded into it: nothing is lost
     own = any(not t.parameter and bool(t.weight.any()) for t in terms)
     own |= not any(t.parameter for t in terms)
-    plain = not equations.structured and not any(e.fixed for e in equations.layers)
+    plain = not (equations.structured or _shared(equations))
+    plain &= not any(e.fixed for e in equations.layers)
     if own and plain and not any(t.fixed for t in terms):
         return _shrunk(model, fewer)
     return ImplicitModel.from_equations(
         fewer, model.reference_nonzeros, model.structure, model.omega
     )
+
+
+def folded(equations: StateEquations) -> StateEquations:
+    """Fold constant states into biases and drop the weights of what nothing reads.
+
+    Args:
+        equations: Those of any model; they are not changed.
+
+    Returns:
+        The same function of the inputs, with all of the states and no more non-zero weights.
+    """
+    while True:
+        fewer = _without_unread(_folded(equations))
+        if nonzeros(fewer) == nonzeros(equations):
+            return fewer
+        equations = fewer
 
 
 # 1 for every weight and entry of a fixed map that is not 0, no constants

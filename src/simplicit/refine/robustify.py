@@ -16,7 +16,7 @@ from torch import Tensor
 from simplicit.calibration.rows import Rows
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.outputs.sweeps import INACTIVE, Sweeps
 
 HELD_OUT = 0.1
 """Part of the inputs on which the loss is estimated."""
@@ -60,6 +60,7 @@ def robustify(
     report: Step = lambda *_: None,
     *,
     bias: bool = True,
+    inactive: float = INACTIVE,
     workers: int = 1,
     seed: int = 0,
 ) -> tuple[StateEquations, list[Level]]:
@@ -73,25 +74,15 @@ def robustify(
         allowed: Loss of accuracy, a fraction, that the strongest price may be estimated to cost.
         report: Called after each price.
         bias: Whether rows correct their biases.
+        inactive: Weight of samples whose state is off, see `Sweeps`.
         workers: Threads that share the samples.
         seed: Of the noise and of the part held out.
 
     Returns:
-        The new model, on a part of the old one's support, and the path.
-
-    Raises:
-        InputError: If there are fewer than 20 inputs, or the model has feedback or operations that
-            are kept as they are.
+        The new model, on a part of the old one's support, and the path. What `require_slopes`
+        refuses is an `InputError`.
     """
-    if model.feedback:
-        raise InputError("robustness: accepted are structures triangular and layered")
-    if model.kept:
-        raise InputError(
-            f"robustness: {model.kept[0]} is kept as it is, so no slope of it is known; accepted "
-            "are networks whose operations are all read"
-        )
-    if len(inputs) < 20:
-        raise InputError(f"robustness: {len(inputs)} calibration inputs; at least 20 are needed")
+    require_slopes(model, len(inputs))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=generator)
     held, rest = order.split([int(HELD_OUT * len(order)), len(order) - int(HELD_OUT * len(order))])
@@ -100,7 +91,7 @@ def robustify(
     noise = NOISE * float(inputs.max() - inputs.min())
 
     def swept(equations: StateEquations, u: Tensor, y: Tensor) -> Sweeps:
-        return Sweeps(equations, layers, u, y, bias, workers=workers)
+        return Sweeps(equations, layers, u, y, bias, inactive, workers, seed)
 
     def at(price: float, equations: StateEquations) -> tuple[Level, StateEquations]:
         for _ in range(SWEEPS):
@@ -136,6 +127,28 @@ def robustify(
         else:
             bad = price
     return model, path
+
+
+def require_slopes(equations: StateEquations, m: int) -> None:
+    """Refuse a network or model for which no level can be found.
+
+    Args:
+        equations: The network or model.
+        m: Calibration inputs.
+
+    Raises:
+        InputError: If there are fewer than 20 inputs, or there is feedback, or an operation is kept
+            as it is.
+    """
+    if equations.feedback:
+        raise InputError("robustness: accepted are structures triangular and layered")
+    if equations.kept:
+        raise InputError(
+            f"robustness: {equations.kept[0]} is kept as it is, so no slope of it is known; "
+            "accepted are networks whose operations are all read"
+        )
+    if m < 20:
+        raise InputError(f"robustness: {m} calibration inputs; at least 20 are needed")
 
 
 # what the network's probabilities say that the model's classes lose

@@ -93,9 +93,7 @@ def test_metrics_have_every_column_and_true_numbers(finished):
         assert (row["converged"], row["max_steps"]) == (1.0, 2) and row["max_residual"] < 1e-6
         assert row["rows"] == row["rows_solved"] == 30 and row["max_relative_gap"] <= 1e-4
         assert 0 <= row["rows_l0_gap"] < 1
-        phases = sum(
-            row[f"seconds_{name}"] for name in ("capture", "level", "solve", "sweeps")
-        )
+        phases = sum(row[f"seconds_{name}"] for name in ("capture", "level", "solve", "sweeps"))
         assert row["seconds"] == pytest.approx(phases)
     for row in rows[::2]:
         assert row["nonzeros"] == row["parameters"] == N0

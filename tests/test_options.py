@@ -1,0 +1,102 @@
+"""Every option is heard, or refused by its name: for every kind of network, whatever else is asked.
+
+An option that changes nothing would be believed to have done something.
+"""
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import pytest
+
+from kinds import NETWORKS, quick_fit, same
+from simplicit.errors import InputError
+from simplicit.fit import Fit
+from simplicit.recipe import Recipe
+
+OTHER: dict[str, tuple[Any, ...]] = {
+    "objective": ("robustness", "sparsity"),
+    "sparsity": (0.7,),
+    "structure": ("full", "layered"),
+    "kappa": (0.5,),
+    "constraint": ("row", "states"),
+    "robustness": (0.9, 0.8),
+    "loss": ("squared",),
+    "bias": (False,),
+    "support": ("relaxation", "elimination"),
+    "sweeps": (4, 5),
+    "relu_aware": (False,),
+    "sensitivity": (False,),
+    "closed_loop": (False,),
+    "alpha": (3.0,),
+    "lambda1": (0.7,),
+    "sparsity_ratio": (30.0,),
+    "l0": (2.0,),
+    "l2": (2.0,),
+    "tol": (0.5,),
+}
+"""Values of every field; the first that is not there already is tried. A new field needs one."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "no budget": {},
+    "a budget": {"sparsity": 0.5},
+    "a budget, swept": {"sparsity": 0.5, "sweeps": 4},
+    "a budget, relaxed": {"sparsity": 0.5, "support": "relaxation"},
+    "small rows": {"objective": "robustness", "lambda1": 10.0},
+    "small rows to a budget": {"objective": "robustness", "sparsity": 0.3},
+    "a level": {"objective": "robustness", "sparsity": 0.5, "sweeps": 4, "robustness": 0.001},
+    "feedback": {"structure": "full"},
+    "feedback to a budget": {"structure": "full", "sparsity": 0.5},
+    "rows in a ball": {"constraint": "row"},
+    "rows in a ball to a budget": {"constraint": "row", "sparsity": 0.5},
+}
+"""What else is asked for."""
+
+
+@cache
+def fitted(kind: str, *options: tuple[str, Any]) -> Fit | str:
+    """The fit, or why it is refused."""
+    try:
+        return quick_fit(kind, Recipe(**dict(options)))
+    except InputError as error:
+        return str(error)
+
+
+def refused_by_name(answer: str, options: dict[str, Any]) -> bool:
+    return "\n" not in answer and any(
+        answer.startswith((f"{name}=", f"{name}: ")) for name in options
+    )
+
+
+def differs(field: str, one: Fit, two: Fit) -> bool:
+    # which weights are largest may be the same under a hundred penalties: the certificates are not
+    certified = field in ("tol", "l0", "l2") and one.rows != two.rows
+    return certified or not same(one.model, two.model)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_another_value_changes_the_model_or_is_refused_by_name(kind, field):
+    silent = []
+    for base, options in BASES.items():
+        before = fitted(kind, *options.items())
+        if isinstance(before, str):
+            assert refused_by_name(before, options), before
+            continue
+        default = getattr(Recipe(), field)
+        value = next(v for v in OTHER[field] if v != options.get(field, default))
+        changed = options | {field: value}
+        after = fitted(kind, *changed.items())
+        if isinstance(after, str):
+            assert refused_by_name(after, changed), (base, after)
+        elif not differs(field, before, after):
+            silent.append(base)
+    # a tolerance does nothing where rows are solved exactly at once
+    exact = (
+        set(BASES) - {"a budget, relaxed", "small rows to a budget"} if field == "tol" else set()
+    )
+    assert not set(silent) - exact, f"{field} changes nothing: {silent}"
+
+
+def test_every_field_has_another_value():
+    assert OTHER.keys() == {field.name for field in fields(Recipe)}
