@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from simplicit._moved import MOVED
 from simplicit.convex.solution import Status
 from simplicit.explicit.training import OPTIMIZERS
 from simplicit.lab.config.config import Config, load, load_each
 from simplicit.lab.config.errors import dotted_keys
+from simplicit.lab.methods import KINDS, Kind
 from simplicit.lab.plots import COMPARED, FIGURES, ROBUSTNESS, SKIPPED
 from simplicit.lab.run.run import run
+from simplicit.lab.run.seed import FIRST
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -100,11 +103,50 @@ def test_every_metric_is_documented(folder: Path) -> None:
         assert record.keys() == wanted
 
 
-@pytest.mark.parametrize("table", ["rows.csv", "layers.csv", "trace.csv", "convergence.csv"])
+@pytest.mark.parametrize(
+    "table", ["rows.csv", "layers.csv", "budget.csv", "trace.csv", "convergence.csv"]
+)
 def test_every_column_is_documented(folder: Path, table: str) -> None:
     with (folder / table).open(encoding="utf-8", newline="") as file:
         columns = next(csv.reader(file))
     assert sorted(columns) == sorted(first_column(section(page("run-folder"), table)))
+
+
+def test_every_phase_of_a_run_is_documented(folder: Path) -> None:
+    text = section(page("run-folder"), "metrics.json and metrics.csv")
+    phases = {k for r in json.loads((folder / "metrics.json").read_text("utf-8")) for k in r}
+    phases = {name for name in phases if name.startswith("seconds_")}
+    # a level of robustness is searched for in other runs than this one
+    assert set(re.findall(r"`(seconds_\w+)`", text)) == phases | {"seconds_robustness"}
+
+
+def test_stages_of_the_budget_are_documented(folder: Path) -> None:
+    (row,) = [r for r in cells(section(page("run-folder"), "budget.csv")) if r[0] == "`stage`"]
+    with (folder / "budget.csv").open(encoding="utf-8", newline="") as file:
+        stages = {record["stage"] for record in csv.DictReader(file)}
+    named = set(re.findall(r"`([\w ]+)`", row[1]))
+    assert {re.sub(r"\d+", "1", stage) for stage in stages} == named - {"robustness"}
+
+
+def test_kinds_of_methods_are_documented() -> None:
+    rows = section(page("run-folder"), "The folder of a comparison").splitlines()
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "|" in row]
+    documented = {kind: set(names.split(", ")) for kind, names in table[2:]}
+    methods = {str(kind): {name for name in KINDS if KINDS[name] is kind} for kind in Kind}
+    assert documented == methods
+
+
+def test_old_paths_lead_where_the_page_says() -> None:
+    rows = cells(section(page("api"), "Places that have moved"))
+    assert rows
+    assert not [row for row in rows if MOVED.get(row[0].strip("`")) != row[1].strip("`")]
+
+
+def test_options_that_do_nothing_are_told_apart() -> None:
+    text = page("configuration").split("## explicit")[0]
+    told = re.search(r"Four keys of the first release(.*?)A note", text, re.DOTALL)
+    assert told
+    assert set(re.findall(r"`(\w+)`", told[1])) == set(FIRST)
 
 
 def test_every_status_of_a_row_but_the_internal_one_is_documented() -> None:
