@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -281,7 +282,8 @@ def test_neither_workers_nor_the_named_device_change_a_bit(kind, monkeypatch):
     monkeypatch.setattr("simplicit.system.threads.available", lambda: 2)
     recipe = Recipe(sparsity=0.5)
     one = fit_kind(kind, recipe)
-    for options in ({"workers": 2}, {"device": "cpu"}):
+    others: list[dict[str, Any]] = [{"workers": 2}, {"device": "cpu"}]
+    for options in others:
         other = fit_kind(kind, recipe, **options)
         assert same(one.model, other.model) and one.rows == other.rows
 
@@ -312,9 +314,10 @@ def test_kept_weights_are_named_where_they_are_a_notable_part(sparsity, said, ca
 def test_robustness_alone_is_the_level_of_one_point_with_half_of_the_weights():
     net, u = network_of("matrices"), of_kind("matrices")
     alone = simplicit.implicitize(net, u, objective="robustness")
-    spelt = {"objective": "robustness", "sparsity": 0.5, "robustness": 0.01}
+    spelt: dict[str, Any] = {"objective": "robustness", "sparsity": 0.5, "robustness": 0.01}
     assert same(alone, simplicit.implicitize(net, u, **spelt))
     other = simplicit.implicitize(net, u, objective="robustness", sparsity=0.3)
-    assert same(other, simplicit.implicitize(net, u, **spelt | {"sparsity": 0.3}))
+    spelt["sparsity"] = 0.3
+    assert same(other, simplicit.implicitize(net, u, **spelt))
     first = simplicit.implicitize(net, u, objective="robustness", preset="seed", lambda1=3.0)
     assert same(first, fit_kind("matrices", Recipe(objective="robustness", lambda1=3.0)).model)

@@ -32,7 +32,7 @@ def test_states_are_a_fixed_point_of_the_operators(name):
         assert found.converged.all() and (found.residual <= 1e-12).all()
         A, B, C, D = (M.to_dense() for M in (some.A, some.B, some.C, some.D))
         x, flat = found.states, u.flatten(1)
-        assert some.equations is not None and x.shape == (3, some.n)
+        assert some.b is not None and some.d is not None and x.shape == (3, some.n)
         again = some.equations.activate(x @ A.T + flat @ B.T + some.b)
         torch.testing.assert_close(again, x, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(x @ C.T + flat @ D.T + some.d, some(u), rtol=1e-9, atol=1e-9)

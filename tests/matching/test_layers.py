@@ -288,8 +288,10 @@ def test_states_that_overflow_are_named():
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_layer_that_is_always_off_is_matched_by_nothing(kind):
     net, u = seeded(NETWORKS[kind]).eval(), inputs(kind)
-    first = next(m for m in net if isinstance(m, (nn.Linear, nn.Conv2d)))
-    off = net[1] if isinstance(net[1], (nn.BatchNorm2d, nn.LayerNorm)) else first
+    modules = list(net.children())
+    first = next(m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d)))
+    off = modules[1] if isinstance(modules[1], (nn.BatchNorm2d, nn.LayerNorm)) else first
+    assert off.bias is not None
     with torch.no_grad():
         off.bias.fill_(-100.0)
     result = fit(net, u, Recipe(sparsity=0.5))

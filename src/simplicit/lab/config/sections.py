@@ -151,7 +151,7 @@ class Implicit(Section):
     support: Literal["elimination", "relaxation"] = key(
         "elimination",
         "which weights a budget keeps: removed one by one, or those of the convex penalty, which "
-        "full and robustness always take",
+        "objective robustness without a level always takes",
         ("elimination", "relaxation"),
     )
     sweeps: Annotated[int, Field(ge=0)] | None = key(
