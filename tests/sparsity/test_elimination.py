@@ -57,3 +57,53 @@ def test_rows_do_not_depend_on_their_neighbours():
     orders, _ = eliminate(torch.linalg.inv(G), W, none)
     for k in range(len(W)):
         assert torch.equal(eliminate(torch.linalg.inv(G), W[k : k + 1], none)[0][0], orders[k])
+
+
+def test_updates_in_blocks_are_exact():
+    G, W = problem(N=100, K=9)
+    none = torch.zeros(100, dtype=torch.bool)
+    orders, costs = eliminate(torch.linalg.inv(G + 0.1 * torch.eye(100)), W, none, keep=10)
+    assert orders.shape == (9, 90)
+    G = G + 0.1 * torch.eye(100)
+    for w, order, cost in zip(W, orders.tolist(), costs, strict=True):
+        for removed in (1, 63, 64, 65, 66, 90):
+            left = [j for j in range(100) if j not in order[:removed]]
+            assert float(cost[:removed].sum()) == pytest.approx(least(G, w, left), rel=1e-6)
+
+
+class NofM:
+    """n of every m neighbours stay."""
+
+    def __init__(self, n: int, m: int) -> None:
+        self.n, self.m = n, m
+
+    def removable(self, features: int) -> int:
+        return features // self.m * (self.m - self.n)
+
+    def open(self, gone: Tensor) -> Tensor:
+        whole = gone.shape[1] // self.m * self.m
+        full = gone[:, :whole].unflatten(1, (-1, self.m)).sum(2) < self.m - self.n
+        may = torch.zeros_like(gone)
+        may[:, :whole] = full.repeat_interleave(self.m, 1)
+        return may
+
+
+@pytest.mark.parametrize(("n", "m", "N"), [(2, 4, 13), (1, 4, 160), (1, 2, 9)])
+def test_a_pattern_holds_at_every_removal_and_the_cheapest_that_it_allows_goes(n, m, N):
+    G, W = problem(N=N)
+    G = G + 0.1 * torch.eye(N)
+    bias = torch.arange(N) == N - 1
+    pattern = NofM(n, m)
+    orders, costs = eliminate(torch.linalg.inv(G), W, bias, pattern=pattern)
+    assert orders.shape[1] == pattern.removable(N - 1) and costs.isfinite().all()
+    gone = torch.zeros(len(W), N, dtype=torch.bool).scatter(1, orders, True)
+    counts = (~gone[:, : (N - 1) // m * m]).unflatten(1, (-1, m)).sum(2)
+    assert (counts == n).all() and not gone[:, -1].any()
+    w, order = W[0], orders[0].tolist()
+    for t in {0, 1, len(order) // 2}:
+        left = [j for j in range(N) if j not in order[:t]]
+        mask = torch.zeros(1, N, dtype=torch.bool)
+        mask[0, order[:t]] = True
+        may = pattern.open(mask[:, :-1])[0].tolist() + [False]
+        prices = {j: least(G, w, [i for i in left if i != j]) for j in left if may[j]}
+        assert prices[order[t]] <= min(prices.values()) * (1 + 1e-8) + 1e-12

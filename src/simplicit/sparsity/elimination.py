@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.system.workers import pool, run
 
 LAZY = 64
@@ -26,6 +27,7 @@ def eliminate(
     protected: Bool[Tensor, " s"],
     keep: int = 0,
     workers: int | None = None,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> tuple[Int[Tensor, "K T"], Float[Tensor, "K T"]]:
     """Remove one weight after another from each row, exactly.
 
@@ -35,34 +37,43 @@ def eliminate(
         protected: Features never removed.
         keep: Weights left in each row, protected ones not counted.
         workers: Threads that take tiles of rows side by side; one a processor when omitted.
+        pattern: Which weights may go together; protected features come last, as the bias does.
 
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
     tiles = W.split(TILE)
     with pool(workers, len(tiles)) as executor:
-        parts = list(run(partial(_tile, H, protected, keep), tiles, executor))
+        parts = list(run(partial(_tile, H, protected, keep, pattern), tiles, executor))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 
-def _tile(H: Tensor, protected: Tensor, keep: int, w: Tensor) -> tuple[Tensor, Tensor]:
+def _tile(
+    H: Tensor, protected: Tensor, keep: int, pattern: Pattern, w: Tensor
+) -> tuple[Tensor, Tensor]:
     K, s = w.shape
     rows = torch.arange(K, device=w.device)
-    removals = max(s - int(protected.sum()) - keep, 0)
+    features = s - int(protected.sum())
+    removals = max(min(features - keep, pattern.removable(features)), 0)
     order, cost = rows.new_empty(K, removals), w.new_empty(K, removals)
     H, w, index = H.expand(K, s, s), w.clone(), torch.arange(s, device=w.device).expand(K, s)
     out, gone = protected.expand(K, s).clone(), torch.zeros_like(protected).repeat(K, 1)
     diagonal = H.diagonal(dim1=1, dim2=2).clone()
     # H less what was removed since its last update is H − P'P
     P, r = w.new_zeros(K, LAZY, s), 0
+    lost = torch.zeros_like(protected).repeat(K, 1)
     for t in range(removals):
-        least, j = (w * w / diagonal).masked_fill_(out, torch.inf).min(1)
+        price = (w * w / diagonal).masked_fill_(out, torch.inf)
+        if (may := pattern.open(lost[:, :features])) is not None:
+            may = torch.nn.functional.pad(may, (0, s - features))
+            price = price.masked_fill_(~may.gather(1, index), torch.inf)
+        least, j = price.min(1)
         order[:, t], cost[:, t] = index[rows, j], least / 2
         column = H[rows, j] - torch.bmm(P[rows, :r, j][:, None], P[:, :r])[:, 0]
         p = column / column[rows, j].sqrt()[:, None]
         w -= (w[rows, j] / p[rows, j])[:, None] * p
         diagonal -= p * p
-        out[rows, j] = gone[rows, j] = True
+        out[rows, j] = gone[rows, j] = lost[rows, order[:, t]] = True
         P[:, r] = p
         r += 1
         if r == LAZY and t + 1 < removals:
