@@ -281,7 +281,10 @@ class Matching:
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         if planned is not None and self.recipe.eliminates:
             anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
-            problems, W = choice.eliminate(problems, planned.shares[k], anchors, retarget)
+            given = planned.shares[k]
+            if ball is None and self.constraint is not None:
+                given = [given[0].more(self._missing(k)), *given[1:]]
+            problems, W = choice.eliminate(problems, given, anchors, retarget)
         solutions: list[Solution] = []
         solved: list[RowProblem] = []
         for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
@@ -304,6 +307,15 @@ class Matching:
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
         return rows.put(equation, found.W, found.shift)
+
+    # weights for which balls of earlier layers had no room
+    def _missing(self, k: int) -> int:
+        assert self.planned is not None
+        missing = 0
+        for rows, shares in zip(self.layers[:k], self.planned.shares, strict=False):
+            weights = rows.weights(self.model[rows.index]).count_nonzero()
+            missing += sum(share.weights for share in shares) - int(weights)
+        return missing
 
     def _moments(
         self,

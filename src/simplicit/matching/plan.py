@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,20 @@ class Share:
     def weights(self) -> int:
         """Weights of all its rows."""
         return sum(self.keep) or self.quota
+
+
+    def more(self, count: int) -> "Share":
+        """Give more weights, row after row.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The share with them.
+        """
+        each, rest = divmod(max(count, 0), len(self.keep))
+        keep = [n + each + (k < rest) for k, n in enumerate(self.keep)]
+        return replace(self, keep=keep)
 
 
 @dataclass

@@ -375,9 +375,9 @@ class Sweeps:
         equation = self.every[layer.rows.index]
         W = layer.rows.weights(equation)
         parts = self._expansions(layer, group, channels, V)
-        change = W.new_zeros(
-            channels.stop - channels.start, V[0].shape[-2 if V[0].ndim == 2 else -1]
-        )
+        change = W.new_zeros(channels.stop - channels.start, layer.d + int(self.bias))
+        squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
+        size = torch.stack(squares).sum(0).double().clamp_min(torch.finfo(torch.float32).tiny)
         before = after = removed = 0.0
         for k, row in enumerate(W[group, channels]):
             row = torch.nn.functional.pad(row, (0, int(self.bias)))
@@ -391,8 +391,10 @@ class Sweeps:
             sums = self._pool.map(lambda part, k=k, S=S: part.moments(k, S), parts)
             H, slope = (torch.stack(both).sum(0) / self.m for both in zip(*sums, strict=True))
             cost = torch.zeros_like(old) if price is None else price[channels][k, S].double()
-            floor = float(torch.finfo(W.dtype).eps * H.diagonal().max())
-            H.diagonal().mul_(1 + DAMPING).add_(floor + torch.finfo(torch.float32).tiny)
+            # A feature may move no output, as the bias of attention's keys. What is left of its
+            # curvature is rounding, relative to the others' in units of the features' own size.
+            rounding = torch.finfo(W.dtype).eps * size[S] * (H.diagonal() / size[S]).max()
+            H.diagonal().mul_(1 + DAMPING).add_(rounding + torch.finfo(torch.float32).tiny)
             w, own, gone = _row(H, slope, old, cost, free[S], keep.get(number), measure)
             if own is not None:
                 self.costs[number] = own

@@ -12,7 +12,6 @@ from torch import Tensor
 from simplicit.bounds.intervals import LEAST
 from simplicit.equations.equation import Equation
 from simplicit.equations.layer_phi import StatePhi
-from simplicit.equations.weighted_maps import Dense
 from simplicit.errors import InputError
 from simplicit.model.certificate import absolute
 from simplicit.model.implicit import ImplicitModel
@@ -126,7 +125,7 @@ def _leads(output: Equation, sizes: Equation, radii: list[Tensor]) -> Tensor:
     parts = []
     for term, size in zip(output.terms, sizes.terms, strict=True):
         reads = size.reads(radii[term.source])
-        if isinstance(term.map, Dense) and term.map.positions == 1:
+        if term.is_matrix:
             rows = (term.weight[:, None] - term.weight).abs().flatten(0, 1)
             parts.append((reads @ rows.T).unflatten(1, (len(term.weight), -1)))
         else:
