@@ -135,7 +135,7 @@ def test_a_run_prints_a_table_and_where_the_report_is(call, tmp_path):
     assert any("explicit" in line and "0.0 %" in line for line in lines)
     assert any("implicit" in line and "-" in line for line in lines)
     assert lines[-1] == f"report: {folder / 'report.html'}"
-    assert f"run folder: {folder}" in err and "training" in err and "solving rows of 1" in err
+    assert f"run folder: {folder}" in err and "training" in err and "matching the layers" in err
     assert "\x1b" not in out + err
     # the same command again finds everything done
     code, out, err = call(*RUN, "--out", folder, "--json")
@@ -200,7 +200,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(call, tmp_path, 
 
     command = (*RUN, "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("simplicit.matching.dense.Matching.model", stop)
+        patch.setattr("simplicit.fit.ImplicitModel.from_equations", stop)
         code, out, err = call(*command)
     assert code == 130 and out == ""
     last = err.splitlines()[-1]

@@ -68,7 +68,6 @@ def test_the_structure_and_the_same_bits(taught, fits):
         {"objective": "sparsity"},
         {"sparsity": None},
         {"structure": "full"},
-        {"sweeps": 0},
         {"support": "relaxation"},
         {"robustness": 1.0},
     ],

@@ -268,9 +268,9 @@ class Matching:
 
         grams = self._moments(rows, equation, frontier, coherence)
         parts = rows.sources(self.equations)
-        problems = [row_problem(gram, self.recipe, parts, ball) for gram in grams]
         for gram in grams:
             require_finite(gram, rows.name)
+        problems = [row_problem(gram, self.recipe, parts, ball) for gram in grams]
         choice = Choice(
             self.recipe,
             coupled=self.recipe.sensitivity and ball is None,
