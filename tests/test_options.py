@@ -53,6 +53,19 @@ BASES: dict[str, dict[str, Any]] = {
 """What else is asked for."""
 
 
+SLACK = {
+    ("matrices", "kappa"): {"feedback to a budget"},
+    ("matrices", "constraint"): {"small rows to a budget"},
+    ("matrices", "closed_loop"): {"small rows to a budget"},
+    ("kept operations", "closed_loop"): {"small rows to a budget"},
+    ("convolutions", "robustness"): {"a level"},
+    ("convolutions", "sweeps"): {"a budget, swept", "a level"},
+}
+"""Where these small networks do not feel it: the ball's weights grow until the network fits, layers
+that are reproduced exactly give the same states in both loops, the convolutions' live weights are
+fewer than the budget. Everywhere else another value is felt."""
+
+
 @cache
 def fitted(kind: str, *options: tuple[str, Any]) -> Fit | str:
     """The fit, or why it is refused."""
@@ -100,7 +113,8 @@ def test_another_value_changes_the_model_or_is_refused_by_name(kind, field):
     exact = (
         set(BASES) - {"a budget, relaxed", "small rows to a budget"} if field == "tol" else set()
     )
-    assert not set(silent) - exact, f"{field} changes nothing: {silent}"
+    silent = set(silent) - exact - SLACK.get((kind, field), set())
+    assert not silent, f"{field} changes nothing: {silent}"
 
 
 def test_every_field_has_another_value():

@@ -54,7 +54,6 @@ class Share:
         """Weights of all its rows."""
         return sum(self.keep) or self.quota
 
-
     def more(self, count: int) -> "Share":
         """Give more weights, row after row.
 

@@ -93,9 +93,7 @@ def test_a_stopped_comparison_is_taken_up_and_a_finished_one_extended(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            "simplicit.fit.without_dead_states", stop
-        )
+        patch.setattr("simplicit.fit.without_dead_states", stop)
         compare(wanted(0.5), out)
     compare(wanted(0.5), out)
     monkeypatch.setattr(explicit, "train", stop)  # networks are trained, and gmp has run
