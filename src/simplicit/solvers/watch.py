@@ -51,6 +51,8 @@ class Watch:
         done: Rows finished so far.
         stop: Why to stop; None to go on.
         away: Whether this is a copy in another process.
+        said: Largest number of rows that was reported as done; what is reported never falls, though
+            tiles that are solved side by side each know their own rows alone.
     """
 
     limit: float | None
@@ -61,6 +63,7 @@ class Watch:
     stop: Status | None = None
     away: bool = False
     lock: Lock = field(default_factory=Lock)
+    said: int = 0
 
     def look(
         self, rows: Int[Tensor, " k"], gap: Float[Tensor, " k"], iteration: int, done: int
@@ -82,7 +85,8 @@ class Watch:
                 self.stop = self.stop or Status.TIME_LIMIT
             if self.callback is None or self.stop is not None:
                 return self.stop is not None
-            seen = Progress(rows, iteration, seconds, gap, self.done + done, self.total)
+            self.said = max(self.said, self.done + done)
+            seen = Progress(rows, iteration, seconds, gap, self.said, self.total)
             if self.callback(seen):
                 self.stop = Status.INTERRUPTED
             return self.stop is not None
