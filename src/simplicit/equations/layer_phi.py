@@ -115,11 +115,6 @@ class Kept:
         """Infinite: nothing is known, so nothing is certified."""
         return math.inf
 
-    @property
-    def nnz(self) -> int:
-        """Non-zero weights, of what would be a linear map if it could be matched."""
-        return sum(int(self.constants[k].count_nonzero()) for k in self.weights)
-
     def __call__(self, z: Float[Tensor, "m rows"]) -> Float[Tensor, "m states"]:
         """Apply φ.
 

@@ -378,7 +378,7 @@ class Sweeps:
         change = W.new_zeros(channels.stop - channels.start, layer.d + int(self.bias))
         squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
         size = torch.stack(squares).sum(0).double().clamp_min(torch.finfo(torch.float32).tiny)
-        before = after = removed = 0.0
+        before, removed = 0.0, 0
         for k, row in enumerate(W[group, channels]):
             row = torch.nn.functional.pad(row, (0, int(self.bias)))
             free = torch.zeros_like(row, dtype=torch.bool)
@@ -400,7 +400,6 @@ class Sweeps:
                 self.costs[number] = own
             removed += gone
             before += float(cost @ old.abs())
-            after += float(cost @ w.abs())
             change[k, S] = (w - old).to(change)
             for part in parts:
                 part.change(k, S, change[k, S])
