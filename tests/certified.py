@@ -4,7 +4,8 @@ It shares no code with the package: extended precision where numpy has it, no Gr
 evaluated as a value and not as a sum of Fenchel-Young gaps, the ball's multiplier by closing grids.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,25 +18,42 @@ Array = NDArray[np.longdouble]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer is worth; every field is (K,).
+    """What an answer is worth; every attribute is (K,).
 
     Attributes:
         primal: Objective.
-        dual: A lower bound on the optimum.
         norm: Σ ω|w|.
         excess: How far that exceeds the radius, relative; 0 inside the ball.
         unit: ½·mean t² (squared loss) or √mean t² (rooted), what `tol` is relative to.
     """
 
-    primal: NDArray[np.float64]
-    dual: NDArray[np.float64]
-    norm: NDArray[np.float64]
-    excess: NDArray[np.float64]
-    unit: NDArray[np.float64]
+    answers: list["_Answer"] = field(repr=False)
+
+    @cached_property
+    def primal(self) -> NDArray[np.float64]:
+        return np.array([answer.primal for answer in self.answers], np.float64)
+
+    @cached_property
+    def norm(self) -> NDArray[np.float64]:
+        return np.array([answer.norm for answer in self.answers], np.float64)
+
+    @cached_property
+    def excess(self) -> NDArray[np.float64]:
+        return np.array([answer.excess for answer in self.answers], np.float64)
+
+    @cached_property
+    def unit(self) -> NDArray[np.float64]:
+        return np.array([answer.unit for answer in self.answers], np.float64)
 
     @property
     def gap(self) -> NDArray[np.float64]:
-        return self.primal - self.dual
+        """Objective minus a lower bound on the optimum, looked for when it is asked for."""
+        return self.gaps(np.ones(len(self.answers), bool))
+
+    def gaps(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The gaps of some rows, which takes much longer than the rest."""
+        chosen = [answer for answer, one in zip(self.answers, rows, strict=True) if one]
+        return np.array([answer.primal - answer.dual() for answer in chosen], np.float64)
 
 
 def judge(problem: RowProblem, V: Tensor, T: Tensor, W: Tensor) -> Verdict:
@@ -45,10 +63,10 @@ def judge(problem: RowProblem, V: Tensor, T: Tensor, W: Tensor) -> Verdict:
         One verdict on all rows.
     """
     assert W.shape == (T.shape[1], V.shape[1])
-    rows = [
-        _judge(_Row.of(problem, k), _array(V), _array(T[:, k]), _array(W[k])) for k in range(len(W))
-    ]
-    return Verdict(*np.array(rows, dtype=np.float64).reshape(len(W), 5).T)
+    data = _array(V)
+    return Verdict(
+        [_Answer(_Row.of(problem, k), data, _array(T[:, k]), _array(W[k])) for k in range(len(W))]
+    )
 
 
 def _array(x: Tensor) -> Array:
@@ -98,45 +116,71 @@ class _Row:
         z = np.where(v > 0, np.minimum(1.0, best), 1.0)
         return (self.l1 * v + (v > 0) * (self.l0 * z + self.l2 * v * v / (2 * z))).sum()
 
-    def conjugate(self, c: Array) -> float:
-        """Least over μ ≥ 0 of Σ pen*((|c| − μω)₊) + radius·μ."""
+    def conjugates(self, c: Array) -> Array:
+        """Least over μ ≥ 0 of Σ pen*((|c| − μω)₊) + radius·μ, for every c of (S, N); (S,)."""
         c, curvature = np.where(self.free, 0.0, abs(c)), self.curvature
 
         def at(mu: Array) -> Array:
-            a = np.maximum(c - mu[:, None] * self.omega - self.l1 * self.rho, 0)
+            a = np.maximum(c[:, None] - mu[:, :, None] * self.omega - self.l1 * self.rho, 0)
             curved = np.divide(a * a, 2 * curvature, out=np.zeros_like(a), where=curvature > 0)
             # an excess in the last place of c is rounding
-            wall = np.where((curvature == 0) & (a > 1e-17 * c), np.inf, 0.0)
-            return (np.maximum(curved - self.l0, 0) + wall).sum(1) + self.radius * mu
+            wall = np.where((curvature == 0) & (a > 1e-17 * c[:, None]), np.inf, 0.0)
+            return (np.maximum(curved - self.l0, 0) + wall).sum(2) + self.radius * mu
 
         need = np.zeros_like(c)
         np.divide(c - self.l1 * self.rho, self.omega, out=need, where=self.omega > 0)
         if not need.any():
-            return float(at(np.zeros(1, np.longdouble))[0])
-        low = (need * (curvature == 0)).max(initial=0) * (1 + 1e-15)
-        grid = np.linspace(low, need.max(initial=low), 17, dtype=np.longdouble)
-        values = at(grid)
-        for _ in range(13):  # convex: the least lies beside the best point of the grid
-            i = int(values.argmin())
-            grid = np.linspace(grid[max(i - 1, 0)], grid[min(i + 1, 16)], 17, dtype=np.longdouble)
+            return at(np.zeros((len(c), 1), np.longdouble))[:, 0]
+        low = (need * (curvature == 0)).max(1, initial=0) * (1 + 1e-15)
+        steps = np.linspace(0, 1, 17, dtype=np.longdouble)
+        high, every = np.maximum(need.max(1), low), np.arange(len(c))
+        for _ in range(14):  # convex: the least lies beside the best point of the grid
+            grid = low[:, None] + (high - low)[:, None] * steps
             values = at(grid)
-        return float(values.min())
+            i = values.argmin(1)
+            low, high = grid[every, np.maximum(i - 1, 0)], grid[every, np.minimum(i + 1, 16)]
+        return values.min(1)
 
 
-def _judge(row: _Row, V: Array, t: Array, w: Array) -> tuple[float, ...]:
-    m = max(len(t), 1)
-    r = t - V @ w
-    q, t2 = (r @ r) / m, (t @ t) / m
-    norm = (row.omega * abs(w)).sum()
-    primal = (np.sqrt(q) if row.root else q / 2) + row.penalty(w)
-    unit = np.sqrt(t2) if row.root else t2 / 2
-    excess = max(norm - row.radius, 0.0)
-    excess = excess / row.radius if excess > 0 and row.radius > 0 else excess
-    dual = 0.0  # θ = 0: the objective is never negative
-    for theta in _directions(row, V, t, r):
-        if primal - dual > 1e-12 * unit:
-            dual = max(dual, _best_on_ray(row, V, t, theta, float(primal)))
-    return tuple(map(float, (primal, dual, norm, excess, unit)))
+@dataclass(frozen=True)
+class _Answer:
+    """Weights w of one row, and its data."""
+
+    row: _Row
+    V: Array
+    t: Array
+    w: Array
+
+    @cached_property
+    def residual(self) -> Array:
+        return self.t - self.V @ self.w
+
+    @cached_property
+    def primal(self) -> np.longdouble:
+        q = (self.residual @ self.residual) / max(len(self.t), 1)
+        return (np.sqrt(q) if self.row.root else q / 2) + self.row.penalty(self.w)
+
+    @property
+    def unit(self) -> np.longdouble:
+        t2 = (self.t @ self.t) / max(len(self.t), 1)
+        return np.sqrt(t2) if self.row.root else t2 / 2
+
+    @property
+    def norm(self) -> np.longdouble:
+        return (self.row.omega * abs(self.w)).sum()
+
+    @property
+    def excess(self) -> np.longdouble:
+        excess, radius = np.maximum(self.norm - self.row.radius, 0), self.row.radius
+        return excess / radius if radius > 0 else excess
+
+    def dual(self) -> float:
+        best = 0.0  # θ = 0: the objective is never negative
+        for theta in _directions(self.row, self.V, self.t, self.residual):
+            if self.primal - best > 1e-12 * self.unit:
+                found = _best_on_ray(self.row, self.V, self.t, theta, float(self.primal))
+                best = max(best, found)
+        return best
 
 
 def _directions(row: _Row, V: Array, t: Array, r: Array) -> list[Array]:
@@ -164,32 +208,35 @@ def _best_on_ray(row: _Row, V: Array, t: Array, r: Array, primal: float) -> floa
     """The best dual value at a multiple of r that is feasible for the loss."""
     square, unit, m = r @ r, t @ t, len(t)
     if not row.root:
-        return max(_bound(row, V, t, r), _bound(row, V, t, (r @ t) / square * r))
+        return float(_bounds(row, V, t, r, np.array([1, (r @ t) / square])).max())
     point: Array = r * np.sqrt(m / square)
-    best = _bound(row, V, t, point)
+    best = float(_bounds(row, V, t, point, np.ones(1, np.longdouble))[0])
     if primal - best > 1e-9 * np.sqrt(unit / m):
         # beside the optimum the residual has a direction, but its length means little
         shares = np.linspace(0, 1, 9, dtype=np.longdouble)
-        moments, norms = V.T @ point, (V * V).sum(0)
         for _ in range(12):
-            values = [_bound(row, V, t, point * s, (moments * s, norms)) for s in shares]
+            values = _bounds(row, V, t, point, shares)
             i = int(np.argmax(values))
             shares = np.linspace(shares[max(i - 1, 0)], shares[min(i + 1, 8)], 9)
-            best = max(best, *values)
+            best = max(best, float(values[i]))
     return best
 
 
-def _bound(
-    row: _Row, V: Array, t: Array, theta: Array, known: tuple[Array, Array] | None = None
-) -> float:
-    """The best dual value on the way from 0 to θ that stays feasible, of two guesses."""
-    m, best = len(t), 0.0
-    moments, norms = known or (V.T @ theta, (V * V).sum(0))
-    noise = 1e-16 * np.sqrt(norms * (theta @ theta)) / m
-    c: Array = np.maximum(abs(moments) / m - noise, 0)
-    for curved in (row.curvature > 0, np.zeros(len(c), bool)):
-        flat = (row.omega == 0) & ~row.free & ~curved & (c > 0)
-        s = min([1.0, *((row.l1 * row.rho)[flat] / c[flat])]) * (1 - 1e-16)
-        value = s * (theta @ t) / m - (0.0 if row.root else s * s * (theta @ theta) / (2 * m))
-        best = max(best, float(value) - row.conjugate(s * c))
+def _bounds(row: _Row, V: Array, t: Array, point: Array, shares: Array) -> Array:
+    """The best dual value on the way from 0 to each share of a point, of two guesses; (S,).
+
+    The way ends where it leaves what is feasible.
+    """
+    m, norms, square = len(t), (V * V).sum(0), point @ point
+    noise = 1e-16 * np.sqrt(norms * square) / m
+    c: Array = np.outer(abs(shares), np.maximum(abs(V.T @ point) / m - noise, 0))
+    slopes = np.broadcast_to(row.l1 * row.rho, c.shape)
+    best = np.zeros(len(shares), np.longdouble)
+    for curved in (row.curvature > 0, np.zeros(len(row.rho), bool)):
+        flat = ((row.omega == 0) & ~row.free & ~curved) & (c > 0)
+        limits = np.divide(slopes, c, out=np.ones_like(c), where=flat)
+        s = np.minimum(1, limits.min(1, initial=1)) * (1 - 1e-16)
+        value = s * shares * (point @ t) / m
+        value = value if row.root else value - (s * shares) ** 2 * square / (2 * m)
+        best = np.maximum(best, value - row.conjugates(s[:, None] * c))
     return best

@@ -92,7 +92,7 @@ class SolverSuite:
         assert (bound <= verdict.unit * (1 + 1e-12) + slack).all()
         solved = solution.solved.numpy()
         assert (solution.gap.numpy() <= tol * verdict.unit)[solved].all()
-        assert (verdict.gap <= tol * verdict.unit + slack)[solved].all()
+        assert (verdict.gaps(solved) <= (tol * verdict.unit + slack)[solved]).all()
         assert (solution.iterations >= 0).all()
         return solution
 

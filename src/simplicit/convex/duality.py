@@ -4,6 +4,7 @@ The gap is Fenchel's at a multiple of the residual, which needs one product with
 & Salmon 2015 for the lasso; the solver page of the docs has the rest).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -111,16 +112,7 @@ def gap(
     s = (limit.amin(1) if W.shape[1] else torch.ones_like(q)).clamp_max(1.0)
     # rounding of s·c may leave it a last bit outside: step just inside
     s = torch.where(s < 1, s * (1 - 1e-15), s)
-
-    def at(s: Tensor) -> Tensor:
-        # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
-        loss_gap = primal - s * inner if loss == "root" else primal - (s - 0.5 * s * s) * inner
-        moments = c * s[:, None]
-        best = terms.dual_multiplier(moments) if mu is None else mu
-        if mu is not None and terms.has_ball:
-            best = torch.maximum(mu, terms.smallest_multiplier(moments))
-        return loss_gap + terms.value(W) + terms.conjugate(moments, best) - (moments * W).sum(1)
-
+    at = _Ray(terms, loss, W, c, primal, inner, mu)
     found = at(s)
     if loss == "root" and residual is None:
         loose = found > LOOSE * torch.sqrt(gram.t2)
@@ -133,6 +125,29 @@ def gap(
             found = torch.minimum(found, at(s))
     # the dual point 0 always proves that the objective is not negative
     return torch.minimum(found, primal + terms.value(W)).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class _Ray:
+    """The gap at the dual points s r/σ, as a function of s."""
+
+    terms: Separable
+    loss: Loss
+    W: Tensor
+    c: Tensor
+    primal: Tensor
+    inner: Tensor
+    mu: Tensor | None
+
+    def __call__(self, s: Tensor) -> Tensor:
+        # the dual value of the loss at θ = s r/σ is ⟨θ, t⟩ (root) or ⟨θ, t⟩ − ½‖θ‖² (squared)
+        terms, moments = self.terms, self.c * s[:, None]
+        earned = (s if self.loss == "root" else s - 0.5 * s * s) * self.inner
+        mu = terms.dual_multiplier(moments) if self.mu is None else self.mu
+        if self.mu is not None and terms.has_ball:
+            mu = torch.maximum(mu, terms.smallest_multiplier(moments))
+        penalised = self.primal - earned + terms.value(self.W)
+        return penalised + terms.conjugate(moments, mu) - (moments * self.W).sum(1)
 
 
 def _explained(terms: Separable, W: Tensor, c: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ Row k over N features, with the Gram statistics of its target:
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,23 +66,19 @@ class RowProblem:
     @cached_property
     def terms(self) -> Separable:
         """Penalty and ball as float64 arrays of every row and feature."""
-        K, N = self.gram.R.shape
-
-        def column(value: Coefficient) -> Tensor:
-            entries = torch.as_tensor(value, dtype=torch.float64).to(self.gram.G)
-            return entries.expand(K)[:, None].clone()
-
-        def ones() -> Tensor:
-            return self.gram.G.new_ones(N)
-
-        rho = ones() if self.penalty.scales is None else self.penalty.scales.to(self.gram.G)
-        omega, radius = 0 * ones(), column(float("inf"))
+        G, N, p = self.gram.G, self.gram.R.shape[1], self.penalty
+        rho = G.new_ones(N) if p.scales is None else p.scales.to(G)
+        omega, radius = G.new_zeros(N), torch.inf
         if self.ball is not None:
             weights = self.ball.weights
             omega[self.ball.features] = 1.0 if weights is None else weights.to(omega)
-            radius = column(self.ball.radius)
-        p = self.penalty
-        return Separable(column(p.l0), column(p.l1), column(p.l2), rho, omega, radius)
+            radius = self.ball.radius
+        l0, l1, l2, radius = (self._column(value) for value in (p.l0, p.l1, p.l2, radius))
+        return Separable(l0, l1, l2, rho, omega, radius)
+
+    def _column(self, value: Coefficient) -> Tensor:
+        entries = torch.as_tensor(value, dtype=torch.float64).to(self.gram.G)
+        return entries.expand(len(self.gram.R))[:, None].clone()
 
     @cached_property
     def valid(self) -> Bool[Tensor, " K"]:
@@ -145,17 +140,11 @@ class RowProblem:
         Returns:
             Their problem, on the same Gram.
         """
-
-        def pick(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) and value.ndim else value
-
         p, b = self.penalty, self.ball
-        return replace(
-            self,
-            gram=self.gram.with_targets(self.gram.R[rows], self.gram.t2[rows]),
-            penalty=replace(p, l0=pick(p.l0), l1=pick(p.l1), l2=pick(p.l2)),
-            ball=None if b is None else replace(b, radius=pick(b.radius)),
-        )
+        penalty = replace(p, l0=_of(rows, p.l0), l1=_of(rows, p.l1), l2=_of(rows, p.l2))
+        gram = self.gram.with_targets(self.gram.R[rows], self.gram.t2[rows])
+        ball = None if b is None else replace(b, radius=_of(rows, b.radius))
+        return replace(self, gram=gram, penalty=penalty, ball=ball)
 
     def restrict(self, columns: Int[Tensor, " n"]) -> "RowProblem":
         """Keep some features.
@@ -241,6 +230,10 @@ class RowProblem:
         step = self.gram.G.new_ones(W.shape[1])
         moved, _ = terms.prox(W + moments, step)
         return (W - moved).abs().amax(1) if W.shape[1] else W.new_zeros(len(W))
+
+
+def _of(rows: slice | Tensor, value: Coefficient) -> float | Tensor:
+    return value[rows] if isinstance(value, Tensor) and value.ndim else value
 
 
 def _check_rows(name: str, value: Coefficient, K: int) -> None:

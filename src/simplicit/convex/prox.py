@@ -200,26 +200,16 @@ class Separable:
     def _ball_multiplier(self, size: Tensor, t: Tensor, mu: Tensor | None) -> Tensor:
         pull, left = t * self.omega, size - t * self.slope()
         fall = pull * self.omega
-        flat, slant = size - t * self.l1 * self.rho, 1 + t * self.l2 * self.rho**2
-
-        def above(mu: Tensor) -> tuple[Tensor, Tensor]:
-            # by how much the norm exceeds the radius, and how fast it falls
-            w, speed = torch.addcmul(left, pull, mu, value=-1), fall
-            if self.has_curve:
-                curved = torch.addcmul(flat, pull, mu, value=-1) / slant
-                speed = torch.where(w <= curved, fall, fall / slant)
-                w = torch.minimum(w, curved)
-            # the sign instead of a mask: choosing between two numbers takes many times longer
-            speed = (w.clamp_min_(0).sign() * speed).sum(1, keepdim=True)
-            return self.ball_norm(w)[:, None] - self.radius, speed
-
+        curve = None
+        if self.has_curve:
+            curve = size - t * self.l1 * self.rho, 1 + t * self.l2 * self.rho**2
         low = torch.zeros_like(self.l0)
         inverse = torch.where(self.omega > 0, 1 / self.omega, 0.0)
         high = (size / t * inverse).amax(1, keepdim=True) if size.shape[1] else low
-        active = moving = above(low)[0] > 0
+        active = moving = self._excess(low, left, pull, fall, curve)[0] > 0
         mu = torch.minimum(mu, high) if mu is not None else low
         for _ in range(NEWTON_STEPS):
-            excess, speed = above(mu)
+            excess, speed = self._excess(mu, left, pull, fall, curve)
             moving = moving & (excess.abs() > 64 * torch.finfo(size.dtype).eps * self.radius)
             if not bool(moving.any()):
                 break
@@ -232,6 +222,25 @@ class Separable:
             moving = moving & (trial != mu)
             mu = torch.where(moving, trial, mu)
         return torch.where(active, mu, 0.0)
+
+    # By how much the norm exceeds the radius, and how fast it falls with μ.
+    def _excess(
+        self,
+        mu: Tensor,
+        left: Tensor,
+        pull: Tensor,
+        fall: Tensor,
+        curve: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        w, speed = torch.addcmul(left, pull, mu, value=-1), fall
+        if curve is not None:
+            flat, slant = curve
+            curved = torch.addcmul(flat, pull, mu, value=-1) / slant
+            speed = torch.where(w <= curved, fall, fall / slant)
+            w = torch.minimum(w, curved)
+        # the sign instead of a mask: choosing between two numbers takes many times longer
+        speed = (w.clamp_min_(0).sign() * speed).sum(1, keepdim=True)
+        return self.ball_norm(w)[:, None] - self.radius, speed
 
     def conjugate(self, c: Float[Tensor, "K N"], mu: PerRow1) -> Float[Tensor, "K"]:
         """Bound the conjugate of penalty and ball from above: radius μ + Σ pen*((|c_j| − μ ω_j)₊).

@@ -124,16 +124,14 @@ class Admm:
         self, problem: ScaledRows, B: Tensor, rho: Tensor, A: Tensor | None = None
     ) -> Tensor:
         # B (G + ρ I)⁻¹, or A + ρ B (G + ρ I)⁻¹; rows of one ρ together
-        def some(value: float, rows: slice | Tensor) -> Tensor:
-            inverse = problem.shared.inverse(value, self.dtype)
-            if A is None:
-                return product(B[rows], inverse)
-            return product(B[rows], inverse, A[rows], value)
-
         if bool((rho == rho[0]).all()):
-            return some(float(rho[0]), slice(None))
+            return self._shifted(problem, B, float(rho[0]), A)
         X = torch.empty_like(B)
         for value in rho.unique().tolist():
             rows = (rho[:, 0] == value).nonzero()[:, 0]
-            X[rows] = some(value, rows)
+            X[rows] = self._shifted(problem, B[rows], value, None if A is None else A[rows])
         return X
+
+    def _shifted(self, problem: ScaledRows, B: Tensor, rho: float, A: Tensor | None) -> Tensor:
+        inverse = problem.shared.inverse(rho, self.dtype)
+        return product(B, inverse) if A is None else product(B, inverse, A, rho)
