@@ -157,21 +157,21 @@ class _Answer:
 
     @cached_property
     def primal(self) -> np.longdouble:
-        q = (self.residual @ self.residual) / max(len(self.t), 1)
+        q = np.longdouble(self.residual @ self.residual) / max(len(self.t), 1)
         return (np.sqrt(q) if self.row.root else q / 2) + self.row.penalty(self.w)
 
     @property
-    def unit(self) -> np.longdouble:
-        t2 = (self.t @ self.t) / max(len(self.t), 1)
-        return np.sqrt(t2) if self.row.root else t2 / 2
+    def unit(self) -> float:
+        t2 = float((self.t @ self.t) / max(len(self.t), 1))
+        return t2**0.5 if self.row.root else t2 / 2
 
     @property
-    def norm(self) -> np.longdouble:
-        return (self.row.omega * abs(self.w)).sum()
+    def norm(self) -> float:
+        return float((self.row.omega * abs(self.w)).sum())
 
     @property
-    def excess(self) -> np.longdouble:
-        excess, radius = np.maximum(self.norm - self.row.radius, 0), self.row.radius
+    def excess(self) -> float:
+        excess, radius = max(self.norm - self.row.radius, 0.0), self.row.radius
         return excess / radius if radius > 0 else excess
 
     def dual(self) -> float:
