@@ -12,6 +12,7 @@ from simplicit.calibration.ball import Constraint
 from simplicit.convex.duality import Loss
 from simplicit.convex.penalty import Penalty
 from simplicit.errors import InputError
+from simplicit.sparsity.choice import Method
 
 SWEEPS = 9
 """Sweeps on the outputs of a network of matrices."""
@@ -46,14 +47,15 @@ class Recipe:
             `row`, in any structure (see `constraint`).
         robustness: Accuracy, a fraction, that objective `robustness` may cost, as estimated on
             held-out calibration inputs; the strongest level that costs no more is taken (see
-            `robustify`). It needs a budget met by elimination, and sweeps. None: the seed's
+            `robustify`). It needs a budget met by chosen supports, and sweeps. None: the seed's
             formula with λ1, or the level that meets a budget.
         loss: Matching loss of the seed's objective `robustness`: `root`, as there, or `squared`.
         bias: Whether rows have a bias.
-        support: Which weights a budget keeps: `elimination`, one removed after another where the
-            loss of it is least, or `relaxation`, those of the convex penalty; the seed's
-            objective `robustness` always takes the latter.
-        sweeps: Passes of sweeps on the outputs after an elimination, in which the budget is
+        support: Which weights a budget keeps. `splitting` chooses them by ADMM, all rows of a layer
+            at once; `elimination` removes one after another where the loss of it is least, which
+            takes the cube of a row's length; `relaxation` keeps those of the convex penalty, as
+            the seed's objective `robustness` always does.
+        sweeps: Passes of sweeps on the outputs after a choice of supports, in which the budget is
             reached; 0 matches states alone, as do `full` and constraint `row`. None: `SWEEPS` for
             networks of matrices, 0 for others, where they have not paid (docs/method.md).
         relu_aware: Where a teacher's state is off, any pre-activation that leaves it off will do.
@@ -79,7 +81,7 @@ class Recipe:
     robustness: float | None = None
     loss: Loss = "root"
     bias: bool = True
-    support: Literal["elimination", "relaxation"] = "elimination"
+    support: Literal["splitting", "elimination", "relaxation"] = "splitting"
     sweeps: int | None = None
     relu_aware: bool = True
     sensitivity: bool = True
@@ -107,7 +109,11 @@ class Recipe:
             "auto, full, triangular or layered",
         )
         check(self.constraint in ("states", "row"), "constraint", "states or row")
-        check(self.support in ("elimination", "relaxation"), "support", "elimination or relaxation")
+        check(
+            self.support in ("splitting", "elimination", "relaxation"),
+            "support",
+            "splitting, elimination or relaxation",
+        )
         enough = self.sweeps is None or (
             isinstance(self.sweeps, int) and (self.sweeps == 0 or self.sweeps >= 4)
         )
@@ -122,10 +128,10 @@ class Recipe:
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
             check(
-                self.objective == "robustness" and self.eliminates and self._free,
+                self.objective == "robustness" and self.chooses and self._free,
                 "robustness",
-                "None, unless objective is robustness, with a sparsity to meet by elimination, in "
-                "structure triangular or layered",
+                "None, unless objective is robustness, with a sparsity, support splitting or "
+                "elimination, and structure triangular or layered",
             )
 
     def with_preset(self, preset: str | None) -> "Recipe":
@@ -161,9 +167,14 @@ class Recipe:
         return replace(self, **settings)
 
     @property
-    def eliminates(self) -> bool:
-        """Whether a budget is met by elimination."""
-        chosen = self.support == "elimination" and self.sparsity is not None
+    def method(self) -> Method:
+        """How supports are chosen, where they are."""
+        return "elimination" if self.support == "elimination" else "splitting"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a budget is met by choosing supports, and not by a penalty."""
+        chosen = self.support != "relaxation" and self.sparsity is not None
         return chosen and (self.objective == "sparsity" or self.robustness is not None)
 
     @property
@@ -180,7 +191,7 @@ class Recipe:
         Returns:
             Their number; 0 with feedback, or with a ball to stay in.
         """
-        if not self.eliminates or structure == "full" or self.constraint == "row":
+        if not self.chooses or structure == "full" or self.constraint == "row":
             return 0
         return (SWEEPS if matrices else 0) if self.sweeps is None else self.sweeps
 
@@ -212,6 +223,7 @@ class Recipe:
         budget = self.sparsity is not None
         seed_sparsity = not budget and self.objective == "sparsity"
         relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
+        chosen = "accepted with a sparsity and support splitting or elimination"
         rules = {
             "structure": (
                 matrices or structure == "layered",
@@ -233,12 +245,12 @@ class Recipe:
                 "sparsity and a sparsity",
             ),
             "sweeps": (
-                not self.sweeps or (self.eliminates and not bounded),
-                "sweeps follow an elimination in structure triangular or layered; accepted with a "
-                "sparsity, support elimination, and no ball",
+                not self.sweeps or (self.chooses and not bounded),
+                "sweeps follow a choice of supports in structure triangular or layered; accepted "
+                "with a sparsity, support splitting or elimination, and no ball",
             ),
-            "relu_aware": (self.eliminates, "accepted with a budget met by elimination"),
-            "sensitivity": (self.eliminates, "accepted with a budget met by elimination"),
+            "relu_aware": (self.chooses, chosen),
+            "sensitivity": (self.chooses, chosen),
             "alpha": (
                 seed_sparsity,
                 "it is the penalty's weight of objective sparsity without a budget; accepted there",

@@ -11,7 +11,7 @@ from example_networks import captured, example, seeded
 from simplicit.calibration import moments as module
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
-from simplicit.calibration.moments import Candidate, moments
+from simplicit.calibration.moments import Candidate, Readings
 from simplicit.calibration.rows import rows_of
 from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
@@ -31,7 +31,7 @@ def problem(m=7):
 @pytest.mark.parametrize("coherence", [0.0, 0.3, 1.0])
 def test_errors_of_the_positions_weigh_as_the_coherence_says(coherence):
     u, equation, rows, frontier = problem()
-    (gram,) = moments(rows, equation, frontier, True, coherence)
+    (gram,) = Readings(rows, equation, frontier, True, coherence).moments()
     W = torch.randn(gram.R.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = 0.5 * ((W @ gram.G * W).sum(1) - 2 * (W * gram.R).sum(1) + gram.t2)
     V = rows.features(equation, [u.flatten(1)])[0]
@@ -50,19 +50,19 @@ def test_errors_of_the_positions_weigh_as_the_coherence_says(coherence):
 def test_the_sum_over_positions_is_estimated_from_some_of_them(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 1)
     every = problem(200)
-    (whole,) = moments(every[2], every[1], every[3], True, 0.5)
+    (whole,) = Readings(every[2], every[1], every[3], True, 0.5).moments()
     monkeypatch.setattr(module, "POSITIONS", 12)
-    (part,) = moments(every[2], every[1], every[3], True, 0.5)
+    (part,) = Readings(every[2], every[1], every[3], True, 0.5).moments()
     assert float(part.G.trace()) == pytest.approx(float(whole.G.trace()), rel=0.05)
 
 
 def test_of_many_samples_each_contributes_fewer_positions(monkeypatch):
     _, equation, rows, frontier = problem(40)
     monkeypatch.setattr(module, "ENOUGH", 400)
-    (fewer,) = moments(rows, equation, frontier, True)
+    (fewer,) = Readings(rows, equation, frontier, True).moments()
     assert fewer.m == 40 * module.FEWEST == 640
     monkeypatch.setattr(module, "FEWEST", 1)
-    (fewest,) = moments(rows, equation, frontier, True)
+    (fewest,) = Readings(rows, equation, frontier, True).moments()
     assert fewest.m == 400
 
 
@@ -102,16 +102,38 @@ def processes():
 def test_any_executor_gives_the_same_bits(coherence, processes):
     _, equation, rows, frontier = problem(40)
     candidate = Candidate(rows.weights(equation), torch.zeros(1, 4).double())
+    one = Readings(rows, equation, frontier, True, coherence)
+    expected = [*one.moments(), *one.retargeted(one.moments(), candidate)]
     with ThreadPoolExecutor(2) as threads:
-        for aware in (None, candidate):
-            (one,) = moments(rows, equation, frontier, True, coherence, aware)
-            for executor in (threads, Reversed(), processes):
-                (other,) = moments(
-                    rows, equation, frontier, True, coherence, aware, executor=executor
-                )
+        for executor in (None, threads, Reversed(), processes):
+            # what is kept and what is read again are the same
+            many = Readings(rows, equation, frontier, True, coherence, executor)
+            grams = many.moments(keep=True)
+            for one, other in zip(
+                expected, [*grams, *many.retargeted(grams, candidate)], strict=True
+            ):
                 assert other.m == one.m
                 for name in ("G", "R", "t2"):
                     assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("far", [0.0, 1000.0])
+def test_single_precision_costs_a_millionth_of_the_variance_wherever_features_are(far):
+    u = (images(300) + far).float()
+    net = seeded(pooled).eval().float()
+    equations = capture(net, u)
+    rows, own = rows_of(equations)[0], equations.hidden[0]
+    (gram,) = Readings(rows, own, Frontier(equations, batches(u, 64), own=True), True).moments()
+    V = rows.features(own, [u.double().flatten(1)])[0]
+    V = torch.cat([V, torch.ones_like(V[:, :1])], 1)
+    exact = V.T @ V / len(V)
+    deviation = V.std(0)
+    deviation[-1] = 1.0
+    # as the rows see it: with the bias, features count from their means
+    mean = gram.G[-1:]
+    found, wanted = gram.G - mean.T @ mean, exact - exact[-1:].T @ exact[-1:]
+    error = (found - wanted).abs() / (deviation[:, None] * deviation)
+    assert float(error.max()) < 3e-6
 
 
 @pytest.mark.parametrize("structure", ["layered", "triangular", "full"])
@@ -129,7 +151,7 @@ def test_moments_of_matrices_are_means_over_all_samples(structure):
         zip(rows_of(equations), equations.layers, strict=True)
     ):
         for bias in (True, False):
-            (gram,) = moments(rows, equation, frontier, bias, 0.5)
+            (gram,) = Readings(rows, equation, frontier, bias, 0.5).moments()
             V = torch.cat([[*X, u][equation.terms[t].source] for t in rows.terms], 1)
             V = torch.cat([V, torch.ones(40, int(bias)).double()], 1)
             assert equation.bias is not None
@@ -144,10 +166,10 @@ def test_moments_of_matrices_are_means_over_all_samples(structure):
 
 def test_where_the_teacher_is_off_the_target_is_what_the_rows_make_of_it():
     u, equation, rows, frontier = problem()
-    (gram,) = moments(rows, equation, frontier, True)
+    (gram,) = Readings(rows, equation, frontier, True).moments()
     W = rows.weights(equation)
     lower = Candidate(W, torch.full_like(W[..., 0], -100.0))
-    (aware,) = moments(rows, equation, frontier, True, 0.0, lower, [gram])
+    (aware,) = Readings(rows, equation, frontier, True).retargeted([gram], lower)
     z = rows.targets(equation, equation.preactivation([u.flatten(1)]))[0]
     # targets of the last feature, the bias: present weights and as far below as the shift says
     moved = aware.R[:, -1] - gram.R[:, -1]

@@ -15,7 +15,7 @@ from kinds import CASES, NETWORKS, STRUCTURES, inputs, network, quick_fit, read
 from simplicit import fit as fits
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
-from simplicit.calibration.moments import moments
+from simplicit.calibration.moments import Readings
 from simplicit.calibration.rows import rows_of
 from simplicit.calibration.structure import structured as in_structure
 from simplicit.capture.read import capture
@@ -26,7 +26,7 @@ from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.matching.plan import teacher_moments
 from simplicit.recipe import Recipe
-from simplicit.sparsity.choice import refit_near
+from simplicit.sparsity.near import refit_near
 
 ROW = ["layer", "row", "status", "gap", "relative_gap", "objective", "bound", "nonzeros"]
 ROW += ["iterations"]
@@ -145,7 +145,7 @@ def test_other_summands_errors_are_in_the_target():
     done.append(first.put(equation, M @ W, (M @ bias - bias)[None]))
     for rows, equation in zip(others, equations.layers[1:], strict=True):
         frontier.advance(done[-1])
-        (gram,) = moments(rows, equation, frontier, bias=True)
+        (gram,) = Readings(rows, equation, frontier, bias=True).moments()
         every = torch.ones_like(gram.R, dtype=torch.bool)
         found = refit_near(RowProblem(gram, Penalty()), every, torch.zeros_like(gram.R))
         done.append(rows.put(equation, found[None, :, :-1], found[None, :, -1]))

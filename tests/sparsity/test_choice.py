@@ -1,5 +1,6 @@
-"""Supports by elimination, and the sensitivities that spend the budget."""
+"""Supports by either method, and the sensitivities that spend the budget."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.outputs.distance import Distance
 from simplicit.outputs.sensitivity import sensitivity
-from simplicit.sparsity.choice import choose, share_out
+from simplicit.sparsity.choice import METHODS, choose
 from simplicit.sparsity.refit import refit
 from teachers import read, samples, teacher
 
@@ -29,33 +30,35 @@ def loss(rows: RowProblem, W: Tensor) -> Tensor:
     return RowProblem(rows.gram, Penalty()).objective(W)
 
 
-def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows():
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows(method):
+    allot = METHODS[method].allot
     one, two = problem(0), problem(1, K=3)
     equal = [torch.ones(5), torch.ones(3)]
-    for budget in (0, 7, 40, 88):
-        _, keep, _ = share_out([one, two], equal, budget)
+    for budget in (0, 7, 40, 88, 96):
+        price, keep = allot([one, two], equal, budget)
         assert [len(k) for k in keep] == [5, 3] and sum(map(sum, keep)) == budget
-    _, keep, _ = share_out([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
+        assert price >= 0
+    _, keep = allot([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
     assert sum(keep[1]) > 25
+    # rows that no output hears keep a quarter of their share
+    _, keep = allot([one, two], [torch.ones(5), torch.zeros(3)], 64)
+    assert min(keep[1]) >= 2 and sum(map(sum, keep)) == 64
 
 
-def test_each_row_gets_its_number_refitted():
+@pytest.mark.parametrize("method", METHODS)
+def test_each_row_gets_its_number_refitted(method):
     rows, keep = problem(), [0, 1, 4, 8, 11]
-    W = choose(rows, keep)
+    W = choose(rows, keep, method)
     assert torch.count_nonzero(W[:, :-1], dim=1).tolist() == keep
     torch.testing.assert_close(W, refit(rows, W != 0))
     assert not W[:, 4].any()
 
 
-def test_the_plans_order_gives_the_same_support():
+@pytest.mark.parametrize("method", METHODS)
+def test_chosen_weights_beat_the_largest(method):
     rows = problem()
-    _, (keep,), (order,) = share_out([rows], [torch.ones(5)], 20)
-    assert torch.equal(choose(rows, keep, order), choose(rows, keep))
-
-
-def test_elimination_beats_the_smallest_weights():
-    rows = problem()
-    W = choose(rows, [4] * 5)
+    W = choose(rows, [4] * 5, method)
     full = refit(rows, torch.ones(5, 13, dtype=torch.bool))
     mask = torch.zeros(5, 13, dtype=torch.bool)
     mask.scatter_(1, full[:, :-1].abs().topk(4, dim=1).indices, True)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.choice import choose, refit_near
+from simplicit.sparsity.choice import choose
 from simplicit.sparsity.coupled import DAMPING, refit_coupled, shifted
+from simplicit.sparsity.near import refit_near
 
 
 def random(*shape, seed=0):

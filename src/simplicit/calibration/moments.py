@@ -1,12 +1,21 @@
-"""The Gram of a layer's rows, batch by batch."""
+"""The Gram of a layer's rows, block by block of calibration inputs.
 
-from collections.abc import Iterator, Sequence
+Target of the rows is the part of the teacher's pre-activations that all other summands of the
+model's equation leave over. So the last convolution of a residual block also corrects the errors of
+its shortcut.
+
+Products of a block are taken in the network's own precision and added up in float64. In float32
+the features are first moved by their mean over the first block, which is put back in float64. So
+the error is a millionth of their variance, however far from zero they are. The certificates hold
+for the Gram that results.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,14 +26,17 @@ from simplicit.equations.equation import Equation
 from simplicit.system import memory, workers
 
 BATCH, ALONE = 100, 1000
-"""Samples at a time: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 240 MB. So many
-where a sample has one position."""
+"""Samples of a block: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 120 MB in
+float32. So many where a sample has one position."""
 
 POSITIONS = 64
-"""Positions that a sample contributes at most, drawn anew for every batch."""
+"""Positions that a sample contributes at most, drawn anew for every block."""
 
 FEWEST, ENOUGH = 16, 128_000
 """Of many samples each contributes less, but not less than this; so many in all are enough."""
+
+KEPT = 2**30
+"""Bytes of features, at most, that are kept for new targets; above, they are read again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,28 +63,27 @@ class _Piece:
 class _Task:
     rows: Rows
     equation: Equation
-    bias: bool
     coherence: float
-    aware: Candidate | None
     most: int
-    features: bool
+    centre: Tensor | None = None
 
 
-def moments(
-    rows: Rows,
-    equation: Equation,
-    frontier: Frontier,
-    bias: bool,
-    coherence: float = 0.0,
-    aware: Candidate | None = None,
-    known: list[Gram] | None = None,
-    executor: Executor | None = None,
-) -> list[Gram]:
-    """Accumulate the row problems of a layer on the model's states.
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Centred features and their weight, of single positions and of samples' means."""
 
-    Target of the rows is the part of the teacher's pre-activations that all other summands of the
-    model's equation leave over. So the last convolution of a residual block also corrects the
-    errors of its shortcut.
+    features: list[tuple[float, Tensor]]
+    teacher: Tensor
+    rest: Tensor
+    samples: int
+
+
+_Answer = tuple[int, list[Tensor], _Block | None]
+"""Rows of the data, sums over them, and the block where it is kept."""
+
+
+class Readings:
+    """What the rows of a layer read and what they should give, on the model's states.
 
     With coherence c errors e at the P positions of a sample weigh as e' ((1 − c) I + c 11') e / P:
     a sample's mean over its positions is one more row of the data, of weight √c P.
@@ -83,91 +94,179 @@ def moments(
         frontier: States of teacher and model.
         bias: Whether rows correct their bias; then the last feature is 1.
         coherence: How far errors at different positions add up, 0 to 1.
-        aware: Where a teacher's state is off, the target is the pre-activation that these weights
-            give, at most 0: any pre-activation that leaves the state off will do. Only for ReLU.
-        known: Moments of the same features, of which only the targets change.
-        executor: Takes batches side by side; sums are taken in the order of the batches.
-
-    Returns:
-        Statistics of each group: float64, as the certificates need, of states in the network's
-        own dtype.
+        executor: Takes blocks side by side; sums are taken in the order of the blocks.
     """
-    W = rows.weights(equation)
-    groups, K, d = W.shape
-    N = d + int(bias)
-    entries = groups * (K * N + K + (0 if known else N * N))
-    # the sum, and the batches on their way to it
-    flight = 1 + 2 * getattr(executor, "_max_workers", 1)
-    memory.require(8.0 * entries * flight, f"moments of {equation.name}", W.device)
-    most = min(max(ENOUGH // frontier.m, FEWEST), POSITIONS)
-    task = _Task(rows, equation, bias, coherence, aware, most, not known)
-    batch = ALONE if rows.positions(equation) == 1 else BATCH
-    m, totals = 0, None
-    for count, sums in workers.run(partial(_of_batch, task), _split(frontier, batch), executor):
-        m += count
-        totals = sums if totals is None else [t.add_(s) for t, s in zip(totals, sums, strict=True)]
-    assert totals is not None
-    R, t2, *rest = (total / m for total in totals)
-    if known:
-        return [g.with_targets(r, s) for g, r, s in zip(known, R, t2, strict=True)]
-    return [Gram.of(g, r, s, m) for g, r, s in zip(*rest, R, t2, strict=True)]
+
+    def __init__(
+        self,
+        rows: Rows,
+        equation: Equation,
+        frontier: Frontier,
+        bias: bool,
+        coherence: float = 0.0,
+        executor: Executor | None = None,
+    ) -> None:
+        self.frontier, self.bias, self.executor = frontier, bias, executor
+        self._positions = rows.positions(equation)
+        most = min(max(ENOUGH // frontier.m, FEWEST), POSITIONS)
+        self._task = _Task(rows, equation, coherence, most)
+        W = rows.weights(equation)
+        groups, K, d = W.shape
+        # the sum, and those of the blocks on their way to it
+        flight = 1 + 2 * getattr(executor, "_max_workers", 1)
+        N = d + int(bias)
+        size = 8.0 * groups * (K * N + K + N * N) * flight
+        memory.require(size, f"moments of {equation.name}", W.device)
+        self._centre = W.new_zeros(groups, 1, d, dtype=torch.float64)
+        if W.dtype != torch.float64:
+            first = _block(self._task, next(self._pieces()))
+            centre = first.features[0][1].mean(1, keepdim=True)
+            self._task = replace(self._task, centre=centre)
+            self._centre = centre.double()
+        count = frontier.m * min(self._positions, most)
+        self._small = count * groups * (d + 2 * K) * W.element_size() <= KEPT
+        self._blocks: list[_Block] = []
+
+    def moments(self, keep: bool = False) -> list[Gram]:
+        """Accumulate the row problems.
+
+        Args:
+            keep: Whether new targets will be asked for: then features that take little memory are
+                kept.
+
+        Returns:
+            Statistics of each group.
+        """
+        step = partial(_read, self._task, keep and self._small)
+        m, totals = self._sum(workers.run(step, self._pieces(), self.executor))
+        tS, t, t2, SS, s, n = totals
+        c = self._centre
+        moved = s[:, :, None] * c
+        G = SS + moved + moved.mT + n[..., None] * (c.mT @ c)
+        if self.bias:
+            last = (s + n * c[:, 0])[:, :, None]
+            corner = n[..., None].expand(len(c), 1, 1)
+            G = torch.cat([torch.cat([G, last], 2), torch.cat([last.mT, corner], 2)], 1)
+        R = self._with_bias(tS, t)
+        return [Gram.of(g, r, square, m) for g, r, square in zip(G, R, t2, strict=True)]
+
+    def retargeted(self, grams: Sequence[Gram], found: Candidate) -> list[Gram]:
+        """Move targets where a teacher's state is off, in front of a ReLU.
+
+        There the target is the pre-activation that given weights have, at most 0: any
+        pre-activation that leaves the state off will do.
+
+        Args:
+            grams: Moments of the same features.
+            found: Weights of the rows.
+
+        Returns:
+            The moments with new targets.
+        """
+        if self._blocks:
+            step = partial(_retarget, self._task, found)
+            answers = workers.run(step, self._blocks, self.executor)
+        else:
+            again = partial(_read_again, self._task, found)
+            answers = workers.run(again, self._pieces(), self.executor)
+        _, (tS, t, t2) = self._sum(answers)
+        R = self._with_bias(tS, t)
+        return [g.with_targets(r, square) for g, r, square in zip(grams, R, t2, strict=True)]
+
+    def _pieces(self) -> Iterator[_Piece]:
+        size, index = ALONE if self._positions == 1 else BATCH, 0
+        for sources, z in self.frontier.batches():
+            for i in range(0, len(z), size):
+                yield _Piece(index, [s[i : i + size] for s in sources], z[i : i + size])
+                index += 1
+
+    def _sum(self, answers: Iterable[_Answer]) -> tuple[int, list[Tensor]]:
+        m, totals = 0, []
+        for count, sums, block in answers:
+            m += count
+            totals = [a.add_(b) for a, b in zip(totals, sums, strict=True)] if totals else sums
+            self._blocks += [block] if block else []
+        return m, [total / m for total in totals]
+
+    # moments with the features as they are, from those of the features less their centre
+    def _with_bias(self, tS: Tensor, t: Tensor) -> Tensor:
+        R = tS + t[:, :, None] * self._centre
+        return torch.cat([R, t[:, :, None]], 2) if self.bias else R
 
 
 @torch.no_grad()
-def _of_batch(task: _Task, piece: _Piece) -> tuple[int, list[Tensor]]:
+def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
+    block = _block(task, piece)
+    sums = _of_targets(block, block.teacher - block.rest)
+    sums.append(_added([weight * (S.mT @ S).double() for weight, S in block.features]))
+    sums.append(_added([weight * S.sum(1, dtype=torch.float64) for weight, S in block.features]))
+    weights = sum(weight * S.shape[1] for weight, S in block.features)
+    sums.append(sums[0].new_full((1, 1), weights))
+    count = block.features[0][1].shape[1]
+    return count, sums, block if keep else None
+
+
+@torch.no_grad()
+def _retarget(task: _Task, found: Candidate, block: _Block) -> _Answer:
+    V, W = block.features[0][1], found.W.to(block.teacher)
+    shift = found.shift.to(W)[:, None]
+    if task.centre is not None:
+        shift = shift + task.centre @ W.mT
+    given = (V @ W.mT).add_(shift)
+    off = torch.minimum(given, -block.rest)
+    target = torch.where(block.teacher > 0, block.teacher - block.rest, off)
+    return V.shape[1], _of_targets(block, target), None
+
+
+def _read_again(task: _Task, found: Candidate, piece: _Piece) -> _Answer:
+    return _retarget(task, found, _block(task, piece))
+
+
+def _of_targets(block: _Block, target: Tensor) -> list[Tensor]:
+    targets = [target]
+    if len(block.features) > 1:
+        targets.append(target.unflatten(1, (block.samples, -1)).mean(2))
+    parts = [(weight, S, t) for (weight, S), t in zip(block.features, targets, strict=True)]
+    return [
+        _added([weight * (t.mT @ S).double() for weight, S, t in parts]),
+        _added([weight * t.sum(1, dtype=torch.float64) for weight, _, t in parts]),
+        _added([weight * t.double().square().sum(1) for weight, _, t in parts]),
+    ]
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+@torch.no_grad()
+def _block(task: _Task, piece: _Piece) -> _Block:
     rows, equation, z = task.rows, task.equation, piece.z
     positions = rows.positions(equation)
     some = _positions(positions, task.most, rows.index, piece.index, z.device)
     chosen = some if len(some) < positions else None
-    V = rows.features(equation, piece.sources, chosen).double()
-    d = V.shape[2]
-    V = F.pad(V, (0, int(task.bias)), value=1.0)
+    V = rows.features(equation, piece.sources, chosen)
+    V = V if task.centre is None else V - task.centre
     others = equation.preactivation(piece.sources, without=rows.terms)
-    rest, teacher = (rows.targets(equation, t, chosen).double() for t in (others, z))
-    target = teacher - rest
-    if task.aware is not None:
-        found = V[..., :d] @ task.aware.W.to(V).mT + task.aware.shift.to(V)[:, None]
-        target = torch.where(teacher > 0, target, found.clamp_max(-rest))
-    parts = [(1.0, V, target)]
+    rest, teacher = (rows.targets(equation, t, chosen) for t in (others, z))
+    features = [(1.0, V)]
     if task.coherence and len(some) > 1:
-        parts = _with_means(V, target, len(z), positions, task.coherence)
-    sums = [
-        _sum([weight * (t.mT @ v) for weight, v, t in parts]),
-        _sum([weight * t.square().sum(1) for weight, v, t in parts]),
-    ]
-    if task.features:
-        sums.append(_sum([weight * (v.mT @ v) for weight, v, _ in parts]))
-    return V.shape[1], sums
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def _split(frontier: Frontier, size: int) -> Iterator[_Piece]:
-    index = 0
-    for sources, z in frontier.batches():
-        for i in range(0, len(z), size):
-            yield _Piece(index, [s[i : i + size] for s in sources], z[i : i + size])
-            index += 1
+        features = _with_means(V, len(z), positions, task.coherence)
+    return _Block(features, teacher, rest, len(z))
 
 
 # The mean over n of P positions overcounts their variance; this subtracts the excess from the
 # single rows.
-def _with_means(
-    V: Tensor, target: Tensor, samples: int, P: int, coherence: float
-) -> list[tuple[float, Tensor, Tensor]]:
+def _with_means(V: Tensor, samples: int, P: int, coherence: float) -> list[tuple[float, Tensor]]:
     n = V.shape[1] // samples
     excess = (P - n) / (n * (P - 1))
     together = coherence * P / (1 - excess)
     alone = max(1 - coherence - together * excess, 0.0)
-    mean_V, mean_target = (x.unflatten(1, (samples, n)).mean(2) for x in (V, target))
-    return [(alone, V, target), (together * n, mean_V, mean_target)]
+    return [(alone, V), (together * n, V.unflatten(1, (samples, n)).mean(2))]
 
 
-# other positions in every batch, the same in every pass over the data
-def _positions(count: int, most: int, layer: int, batch: int, device: torch.device) -> Tensor:
+# other positions in every block, the same in every pass over the data
+def _positions(count: int, most: int, layer: int, block: int, device: torch.device) -> Tensor:
     if count <= most:
         return torch.arange(count, device=device)
-    generator = torch.Generator().manual_seed(1_000_003 * layer + batch)
+    generator = torch.Generator().manual_seed(1_000_003 * layer + block)
     return torch.randperm(count, generator=generator)[:most].to(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
-from simplicit.calibration.moments import Candidate, moments
+from simplicit.calibration.moments import Candidate, Readings
 from simplicit.calibration.rows import Rows, follow, rows_of, shared
 from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
@@ -111,7 +111,7 @@ class Matching:
         else:
             begin = time.monotonic()
             found = None
-            if self.recipe.sensitivity and self.recipe.eliminates:
+            if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
                     self.network, self.equations, self.layers, self.stream, self.seed
                 )
@@ -127,7 +127,6 @@ class Matching:
                 budget,
                 found,
                 self.balls,
-                [not self._looped(rows) for rows in self.layers],
                 self.executor,
                 self.workers,
             )
@@ -239,11 +238,6 @@ class Matching:
         for row, count in zip(self.rows, counts.tolist(), strict=True):
             row["nonzeros"] = count
 
-    # a layer is matched on features of its own if the model's states differ from the teacher's
-    def _looped(self, rows: Rows) -> bool:
-        sources = set(self.every[rows.index].sources)
-        return self.recipe.closed_loop and bool(sources - {-1, rows.index})
-
     def _layer(self, k: int, rows: Rows, equation: Equation, frontier: Frontier) -> Equation:
         if saved := self._restore(f"layer-{k}", "solve"):
             self.rows += saved[1]["rows"]
@@ -263,10 +257,12 @@ class Matching:
             shares, coherence = planned.shares[k], planned.coherence[k]
 
         def retarget(W: list[Tensor], known: list[Gram]) -> list[Gram]:
-            found = self._candidate(W)
-            return self._moments(rows, equation, frontier, coherence, found, known)
+            return readings.retargeted(known, self._candidate(W))
 
-        grams = self._moments(rows, equation, frontier, coherence)
+        chooses = planned is not None and self.recipe.chooses
+        aware = chooses and self.recipe.relu_aware and _relu(equation)
+        readings = Readings(rows, equation, frontier, self.recipe.bias, coherence, self.executor)
+        grams = readings.moments(keep=aware)
         parts = rows.sources(self.equations)
         for gram in grams:
             require_finite(gram, rows.name)
@@ -274,17 +270,17 @@ class Matching:
         choice = Choice(
             self.recipe,
             coupled=self.recipe.sensitivity and ball is None,
-            aware=self.recipe.relu_aware and _relu(equation),
+            aware=aware,
             swept=bool(self.sweeps),
             workers=self.workers,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
-        if planned is not None and self.recipe.eliminates:
+        if planned is not None and chooses:
             anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
             given = planned.shares[k]
             if ball is None and self.constraint is not None:
                 given = [given[0].more(self._missing(k)), *given[1:]]
-            problems, W = choice.eliminate(problems, given, anchors, retarget)
+            problems, W = choice.choose(problems, given, anchors, retarget)
         solutions: list[Solution] = []
         solved: list[RowProblem] = []
         for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
@@ -317,18 +313,6 @@ class Matching:
             missing += sum(share.weights for share in shares) - int(weights)
         return missing
 
-    def _moments(
-        self,
-        rows: Rows,
-        equation: Equation,
-        frontier: Frontier,
-        coherence: float,
-        aware: Candidate | None = None,
-        known: list[Gram] | None = None,
-    ) -> list[Gram]:
-        bias = self.recipe.bias
-        return moments(rows, equation, frontier, bias, coherence, aware, known, self.executor)
-
     def _candidate(self, W: Sequence[Tensor]) -> Candidate:
         every = torch.stack(list(W))
         if not self.recipe.bias:
@@ -338,7 +322,7 @@ class Matching:
     def _keep_plan(self, planned: Plan, seconds: float) -> None:
         flat = [share for groups in planned.shares for share in groups]
         records = {
-            "allowed_loss": planned.allowed_loss,
+            "price": planned.price,
             "penalty_factor": planned.penalty_factor,
             "coherence": planned.coherence,
             "rows": [len(share.coupling) for share in flat],
@@ -403,7 +387,7 @@ def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> P
         Share(S.view(K, K), keep, quota) for S, (K, keep, quota) in zip(parts, shares, strict=True)
     )
     groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
-    return Plan(records["allowed_loss"], records["penalty_factor"], groups, records["coherence"])
+    return Plan(records["price"], records["penalty_factor"], groups, records["coherence"])
 
 
 # the states of an equation that reads itself

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.frontier import Frontier
-from simplicit.calibration.moments import moments
+from simplicit.calibration.moments import Readings
 from simplicit.calibration.rows import Rows
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball
@@ -20,7 +20,7 @@ from simplicit.errors import InputError
 from simplicit.outputs.sensitivity import Sensitivity
 from simplicit.recipe import Recipe
 from simplicit.sparsity.budget import shares
-from simplicit.sparsity.choice import Order, share_out
+from simplicit.sparsity.choice import METHODS
 from simplicit.sparsity.path import count, solve_to_budget
 from simplicit.system import progress
 
@@ -34,15 +34,13 @@ class Share:
 
     Attributes:
         coupling: What errors of the rows do to the outputs, one by one and together.
-        keep: Weights of each row, where supports are eliminated.
+        keep: Weights of each row, where supports are chosen.
         quota: Weights of all rows, where they are relaxed.
-        order: In which weights go, where the rows will read the same features again.
     """
 
     coupling: Float[Tensor, "K K"]
     keep: list[int]
     quota: int
-    order: Order | None = None
 
     @property
     def importance(self) -> Float[Tensor, " K"]:
@@ -73,15 +71,14 @@ class Plan:
     """What is known before any layer is matched.
 
     Attributes:
-        allowed_loss: Loss, times importance, up to which weights are removed; 0 where supports are
-            relaxed.
+        price: Loss, times importance, that a weight has to save; 0 where supports are relaxed.
         penalty_factor: Factor of the penalty at which rows have the budget; 0 where supports are
-            eliminated.
+            chosen.
         shares: Of every layer's groups.
         coherence: Of every layer's positions, see `Sensitivity`.
     """
 
-    allowed_loss: float
+    price: float
     penalty_factor: float
     shares: list[list[Share]]
     coherence: list[float]
@@ -136,11 +133,10 @@ def plan_layers(
     budget: int,
     found: Sequence[Sensitivity] | None,
     balls: Sequence[Ball | None],
-    again: Sequence[bool],
     executor: Executor | None,
     workers: int,
 ) -> Plan:
-    """Find the allowed loss, or the penalty's factor, and each row's share.
+    """Find the price of a weight, or the penalty's factor, and each row's share.
 
     Args:
         equations: The teacher, in the structure that is solved.
@@ -150,7 +146,6 @@ def plan_layers(
         budget: Weights to spend.
         found: What the outputs feel of each layer's rows; None to weigh rows alike.
         balls: What each layer's rows may not leave.
-        again: Which layers will be matched on the features of the plan.
         executor: Takes batches side by side.
         workers: Parallel blocks of rows.
 
@@ -171,18 +166,15 @@ def plan_layers(
     coupled = [part for groups in coupling for part in groups]
     worth = [part.diagonal() for part in coupled]
     keep: list[list[int]] = [[] for _ in flat]
-    quota, factor, allowed = [0 for _ in flat], 0.0, 0.0
-    orders: list[Order | None] = [None for _ in flat]
+    quota, factor, price = [0 for _ in flat], 0.0, 0.0
     with progress.task("spending the budget over the rows", total=1) as step:
-        if recipe.eliminates:
+        if recipe.chooses:
             anchors = [
                 anchor(W, recipe)
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            allowed, keep, every = share_out(flat, worth, budget, workers, anchors)
-            same = [stays for stays, groups in zip(again, problems, strict=True) for _ in groups]
-            orders = [o if stays else None for o, stays in zip(every, same, strict=True)]
+            price, keep = METHODS[recipe.method].allot(flat, worth, budget, workers, anchors)
             step(1, f"{sum(map(sum, keep))} weights")
         else:
 
@@ -195,9 +187,9 @@ def plan_layers(
             counts = [count(s, p.free) for s, p in zip(solved, flat, strict=True)]
             quota = list(shares(counts, budget))
             step(1, f"penalty factor {factor:.3g}")
-    parts = iter(zip(coupled, keep, quota, orders, strict=True))
+    parts = iter(zip(coupled, keep, quota, strict=True))
     given = [[Share(*next(parts)) for _ in groups] for groups in problems]
-    return Plan(allowed, factor, given, coherence)
+    return Plan(price, factor, given, coherence)
 
 
 def teacher_moments(
@@ -228,7 +220,8 @@ def teacher_moments(
             for rows, common in zip(layers, coherence, strict=True):
                 if rows.index != index:
                     continue
-                grams.append(moments(rows, own, frontier, recipe.bias, common, executor=executor))
+                readings = Readings(rows, own, frontier, recipe.bias, common, executor)
+                grams.append(readings.moments())
                 for gram in grams[-1]:
                     require_finite(gram, rows.name)
                 step(1, rows.name)

@@ -1,4 +1,4 @@
-"""A layer's rows, brought to their share: by elimination, or by the relaxation, and refitted."""
+"""A layer's rows, brought to their share: their weights are chosen, or relaxed, and refitted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +13,9 @@ from simplicit.convex.solution import Solution
 from simplicit.matching.plan import Plan, Share
 from simplicit.recipe import Recipe
 from simplicit.solvers import Callback, solve
-from simplicit.sparsity.choice import bounded, choose, refit_near
+from simplicit.sparsity.choice import bounded, choose
 from simplicit.sparsity.coupled import refit_coupled, shifted
+from simplicit.sparsity.near import refit_near
 from simplicit.sparsity.refit import REFILLS, fit_to_budget, refit, trim
 
 CHOICES = (2.0, 1.4, 1.0)
@@ -46,7 +47,7 @@ class Choice:
     swept: bool
     workers: int
 
-    def eliminate(
+    def choose(
         self,
         problems: list[RowProblem],
         shares: list[Share],
@@ -97,14 +98,13 @@ class Choice:
             if before is not None and self.coupled:
                 gram = shifted(gram, before, share.coupling)
             keep = [round(part * n) for n in share.keep]
-            order = share.order if before is None else None
-            W = choose(replace(problem, gram=gram), keep, order, self.workers, start)
+            W = self._choose(replace(problem, gram=gram), keep, start)
         else:
             assert before is not None
             W = refit_near(problem, before != 0, start)
         return refit_coupled(problem, W, share.coupling) if self.coupled else W
 
-    # The ball is not seen by the elimination. Where it sets weights of the refit to zero, the row
+    # The ball is not seen by the choice. Where it sets weights of the refit to zero, the row
     # is given more, and what is too much then goes over all rows together.
     def _in_ball(
         self, problem: RowProblem, share: Share, before: Tensor | None, part: float | None
@@ -113,8 +113,7 @@ class Choice:
             assert before is not None
             return refit(problem, before != 0)
         wanted, most = torch.tensor(share.keep), int((~problem.free).sum())
-        budget, order = sum(share.keep), share.order
-        W = choose(problem, share.keep, order, self.workers)
+        budget, W = sum(share.keep), self._choose(problem, share.keep)
         for _ in range(REFILLS):
             W = refit(problem, W != 0)
             left = torch.count_nonzero(W[:, ~problem.free], dim=1).cpu()
@@ -122,8 +121,11 @@ class Choice:
             if int(left.sum()) >= budget or bool((more == wanted).all()):
                 break
             wanted = more
-            W = choose(problem, wanted.tolist(), order, self.workers)
+            W = self._choose(problem, wanted.tolist())
         return trim(problem, W, budget)
+
+    def _choose(self, problem: RowProblem, keep: list[int], anchor: Tensor | None = None) -> Tensor:
+        return choose(problem, keep, self.recipe.method, self.workers, anchor)
 
     def certified(
         self, problem: RowProblem, plan: Plan | None, share: Share | None, W: Tensor, look: Callback
@@ -134,7 +136,7 @@ class Choice:
             problem: The rows.
             plan: The plan, under a budget.
             share: What the group may spend.
-            W: Weights that elimination has left; not read where the relaxation gives them.
+            W: Weights that were chosen; not read where the relaxation gives them.
             look: Called while the rows are solved.
 
         Returns:
@@ -144,7 +146,7 @@ class Choice:
         if plan is None or share is None:
             solution = solve(problem, tol=tol, callback=look, workers=workers)
             return problem, solution, solution.W
-        if not self.recipe.eliminates:
+        if not self.recipe.chooses:
             return fit_to_budget(
                 problem,
                 share.quota,
@@ -155,5 +157,5 @@ class Choice:
             )
         # rows that no output hears are worth nothing
         worth = share.importance.clamp_min(1e-30)
-        problem = bounded(problem, plan.allowed_loss / worth.to(W))
+        problem = bounded(problem, plan.price / worth.to(W))
         return problem, solve(problem, tol=tol, workers=workers, callback=look), W

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.choice import ridge
+from simplicit.sparsity.near import ridge
 
 DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""

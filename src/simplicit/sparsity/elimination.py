@@ -5,12 +5,16 @@ on many rows at once: with H the inverse of the Gram on a row's support, removin
 w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.convex.problem import RowProblem
+from simplicit.sparsity.budget import spend
+from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.system.workers import pool, run
 
@@ -19,6 +23,73 @@ LAZY = 64
 
 TILE = 8
 """Rows side by side; each has its own H."""
+
+
+def supports(
+    problem: RowProblem, keep: Sequence[int], workers: int = 1, anchor: Anchor = None
+) -> Bool[Tensor, "K N"]:
+    """Choose which weights each row keeps.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        keep: Weights of each row, free features not counted.
+        workers: Parallel blocks of rows.
+        anchor: Weights that the data may leave as they are; zero without.
+
+    Returns:
+        Which weights may be non-zero, free features among them.
+    """
+    most = min(keep, default=0)
+    order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, workers)
+    support = torch.ones_like(problem.gram.R, dtype=torch.bool)
+    total = int((~problem.free).sum())
+    for row, removed, left in zip(support, order, keep, strict=True):
+        row[removed[: max(total - left, 0)]] = False
+    return support
+
+
+def allot(
+    problems: Sequence[RowProblem],
+    importance: Sequence[Float[Tensor, "_"]],
+    budget: int,
+    workers: int = 1,
+    anchors: Sequence[Anchor] | None = None,
+) -> tuple[float, list[list[int]]]:
+    """Spend a budget over the rows of all problems, at one price for all weights.
+
+    Args:
+        problems: Blocks of rows; penalty and ball are left out.
+        importance: What a unit of each row's loss is worth, one vector per problem.
+        budget: Non-zeros to keep in all rows together, free features not counted.
+        workers: Parallel blocks of rows.
+        anchors: For each problem, the weights its data may leave as they are; zero without.
+
+    Returns:
+        The price: the loss, times importance, up to which weights were removed; and how many
+        weights each row keeps. Every row keeps a quarter of its equal share.
+    """
+    # these last weights of a row need no price
+    surely = budget // (4 * sum(len(p.gram.R) for p in problems))
+    costs: list[Tensor] = []
+    for problem, worth, anchor in zip(
+        problems, importance, anchors or [None] * len(problems), strict=True
+    ):
+        keep = min(surely, int((~problem.free).sum()))
+        _, cost = eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)
+        costs += [
+            torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
+            for row in cost * worth.to(cost)[:, None]
+        ]
+    kept = spend(costs, budget)
+    removed = [float(c[: len(c) - k].max()) for c, k in zip(costs, kept, strict=True) if len(c) > k]
+    counts = iter(kept)
+    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+
+
+def _least_squares(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:
+    G, R = normal_equations(problem, anchor)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
+    return inverse, R @ inverse
 
 
 def eliminate(

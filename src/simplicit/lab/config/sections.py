@@ -148,11 +148,12 @@ class Implicit(Section):
         COUNT,
     )
     bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
-    support: Literal["elimination", "relaxation"] = key(
-        "elimination",
-        "which weights a budget keeps: removed one by one, or those of the convex penalty, which "
-        "objective robustness without a level always takes",
-        ("elimination", "relaxation"),
+    support: Literal["splitting", "elimination", "relaxation"] = key(
+        "splitting",
+        "which weights a budget keeps: chosen by ADMM for all rows of a layer at once, left when "
+        "the others were removed one by one (the cube of a row's length), or those of the convex "
+        "penalty, which objective robustness without a level always takes",
+        ("splitting", "elimination", "relaxation"),
     )
     sweeps: Annotated[int, Field(ge=0)] | None = key(
         None,
@@ -193,12 +194,12 @@ class Implicit(Section):
 
     @model_validator(mode="after")
     def _level_of_robustness(self) -> "Implicit":
-        met = self.sparsity is not None and self.support == "elimination"
+        met = self.sparsity is not None and self.support != "relaxation"
         free = self.structure != "full" and self.constraint == "states"
         if self.robustness is not None and not (self.objective == "robustness" and met and free):
             raise ValueError(
-                "implicit.robustness: only with objective robustness, a sparsity to meet by "
-                "elimination, and structure triangular or layered"
+                "implicit.robustness: only with objective robustness, a sparsity, support "
+                "splitting or elimination, and structure triangular or layered"
             )
         return self
 

@@ -287,7 +287,7 @@ class SeedRun:
             "rows": len(result.rows),
             "rows_solved": sum(row["status"] == "solved" for row in result.rows),
             "max_relative_gap": max(row["relative_gap"] for row in result.rows),
-            **({"rows_l0_gap": measure.l0_gap(result.rows)} if recipe.eliminates else {}),
+            **({"rows_l0_gap": measure.l0_gap(result.rows)} if recipe.chooses else {}),
             **{f"seconds_{name}": value for name, value in result.seconds.items()},
         }
 

@@ -1,0 +1,72 @@
+"""Least squares near given weights: where the data do not say what a weight should be, it stays.
+
+States that are never on, and features that outnumber the samples, leave weights open. A small ridge
+around an anchor, the weights so far, decides them.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from simplicit.convex.problem import RowProblem
+
+RIDGE = 1e-6
+"""Curvature around the anchor, relative to the square of a feature's penalty scale."""
+
+Anchor = Float[Tensor, "_ _"] | None
+"""Weights (K, N) that the data may leave as they are; zero without."""
+
+
+def ridge(problem: RowProblem) -> Float[Tensor, " N"]:
+    """Say how much curvature keeps dependent features, and those that are never on, finite.
+
+    States and inputs may be in units that are far apart, so each group has a ridge of its own.
+
+    Args:
+        problem: The rows.
+
+    Returns:
+        What is added to the diagonal of the Gram.
+    """
+    return RIDGE * problem.terms.rho**2 + torch.finfo(problem.gram.G.dtype).tiny
+
+
+def normal_equations(
+    problem: RowProblem, anchor: Anchor = None
+) -> tuple[Float[Tensor, "N N"], Float[Tensor, "K N"]]:
+    """Write W G = R, whose solution is the least squares of all features near the anchor.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        anchor: The weights to stay near to; zero without.
+
+    Returns:
+        G, positive definite, and R.
+    """
+    G, small = problem.gram.G.clone(), ridge(problem)
+    G.diagonal().add_(small)
+    return G, problem.gram.R if anchor is None else problem.gram.R + small * anchor
+
+
+def refit_near(
+    problem: RowProblem, support: Bool[Tensor, "K N"], anchor: Float[Tensor, "K N"]
+) -> Float[Tensor, "K N"]:
+    """Minimise the bare loss of each row over its own support, as near to given weights as may be.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        support: Which weights may be non-zero, (K, N); free features may always.
+        anchor: The weights to stay near to.
+
+    Returns:
+        Weights, (K, N), zero off the support.
+    """
+    W, small = torch.zeros_like(problem.gram.R), ridge(problem)
+    for w, allowed, target, start in zip(W, support, problem.gram.R, anchor, strict=True):
+        columns = (allowed | problem.free).nonzero()[:, 0]
+        G = problem.gram.G[columns][:, columns]
+        missing = target[columns] - G @ start[columns]
+        G.diagonal().add_(small[columns])
+        step = torch.cholesky_solve(missing[:, None], torch.linalg.cholesky(G))[:, 0]
+        w[columns] = start[columns] + step
+    return W

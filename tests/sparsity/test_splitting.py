@@ -1,0 +1,82 @@
+"""Supports by splitting: as good as exact elimination, at any width, whatever the units."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from simplicit.convex.gram import Gram
+from simplicit.convex.penalty import Penalty
+from simplicit.convex.problem import RowProblem
+from simplicit.sparsity import elimination, splitting
+from simplicit.sparsity.refit import refit
+
+
+def problem(N: int = 120, K: int = 80, seed: int = 0, alike: float = 0.9) -> RowProblem:
+    """Features of neighbours alike, as pixels are, and a bias; a few large weights a row."""
+    random = torch.Generator().manual_seed(seed)
+    V = torch.randn(400, N + 1, generator=random).double()
+    for j in range(1, N):
+        V[:, j] = alike * V[:, j - 1] + (1 - alike**2) ** 0.5 * V[:, j]
+    V[:, -1] = 1.0
+    W = torch.randn(K, N + 1, generator=random).double() ** 3
+    T = V @ W.T + torch.randn(400, K, generator=random).double()
+    scales = torch.ones(N + 1).double()
+    scales[-1] = 0.0
+    return RowProblem(Gram.from_data(V, T), Penalty(l1=1.0, scales=scales))
+
+
+def loss(rows: RowProblem, support: Tensor) -> Tensor:
+    return RowProblem(rows.gram, Penalty()).objective(refit(rows, support))
+
+
+@pytest.mark.parametrize("part", [0.05, 0.1, 0.3, 0.6])
+def test_supports_are_about_as_good_as_those_of_exact_elimination(part):
+    rows = problem()
+    keep = [round(part * 120)] * 80
+    ours, exact = (loss(rows, way.supports(rows, keep)) for way in (splitting, elimination))
+    assert float(ours.mean()) <= 1.02 * float(exact.mean())
+
+
+def test_supports_do_not_depend_on_workers_units_or_neighbours():
+    rows = problem()
+    keep = list(range(1, 81))
+    found = splitting.supports(rows, keep)
+    assert torch.equal(splitting.supports(rows, keep, workers=2), found)
+    assert found[:, :-1].sum(1).tolist() == keep and found[:, -1].all()
+    G, R, t2 = rows.gram.G, rows.gram.R, rows.gram.t2
+    unit = 4.0 ** torch.arange(121).remainder(7).double()
+    scales = rows.penalty.scales
+    assert scales is not None
+    other = RowProblem(
+        Gram.of(unit[:, None] * G * unit, R * unit, t2, 400), Penalty(l1=1.0, scales=scales * unit)
+    )
+    assert torch.equal(splitting.supports(other, keep), found)
+    # a tile is rows that are solved together; others change nothing
+    assert torch.equal(splitting.supports(rows.select(slice(0, 64)), keep[:64]), found[:64])
+
+
+def test_features_that_are_never_on_and_rows_without_targets_are_no_obstacle():
+    rows = problem(N=20, K=3)
+    G, R = rows.gram.G.clone(), rows.gram.R.clone()
+    G[[4, 5]], G[:, [4, 5]], R[:, [4, 5]] = 0.0, 0.0, 0.0
+    R[1] = 0.0
+    dead = RowProblem(Gram.of(G, R, rows.gram.t2, 400), rows.penalty)
+    found = splitting.supports(dead, [5, 5, 20])
+    assert found[:, :-1].sum(1).tolist() == [5, 5, 20] and not found[0, [4, 5]].any()
+    assert splitting.supports(dead, [0, 0, 0])[:, :-1].sum() == 0
+    price, keep = splitting.allot([dead, dead], [torch.ones(3), torch.ones(3)], 31)
+    assert sum(map(sum, keep)) == 31 and price > 0
+
+
+def test_one_price_for_all_rows():
+    """No weight can be exchanged for one of another problem without a higher loss, nearly."""
+    parts = [problem(40, 10, seed) for seed in (1, 2)]
+    worth = [torch.full((10,), 4.0), torch.ones(10)]
+    _, ours = splitting.allot(parts, worth, 160)
+    _, exact = elimination.allot(parts, worth, 160)
+
+    def total(keep: list[list[int]]) -> float:
+        found = [loss(p, elimination.supports(p, k)) for p, k in zip(parts, keep, strict=True)]
+        return float(sum(w @ one.to(w) for w, one in zip(worth, found, strict=True)))
+
+    assert total(ours) <= 1.03 * total(exact)
