@@ -1,9 +1,10 @@
 """What each choice buys: the implicit model in many variants, on the same explicit networks.
 
     python benchmarks/ablation/run.py accuracy --out ablation implicit.sparsity=0.9
+    python benchmarks/ablation/run.py convolutions --out ablation-convolutions
     python benchmarks/ablation/run.py robustness --out ablation-robustness 'seeds=[0]'
 
-`accuracy` prints for each variant the test accuracy minus the explicit network's in points for each
+`accuracy`, and `convolutions` for a LeNet, prints for each variant the test accuracy minus the explicit network's in points for each
 seed, their mean, seconds. `robustness` prints means over the seeds: points lost, sparsity, accuracy
 under PGD and certified accuracy beside the explicit network's, and the mean certified radius as a
 multiple of the explicit network's, by intervals and by the tightest bound. Each variant is a run
@@ -36,7 +37,18 @@ ACCURACY: Variants = {
     "no joint matching, open loop": ("implicit.sweeps=0", "implicit.closed_loop=false"),
     "no joint matching, not ReLU-aware": ("implicit.sweeps=0", "implicit.relu_aware=false"),
     "full A, ball of 0.99": ("implicit.structure=full",),
+    "elimination chooses supports": ("implicit.support=elimination",),
     "relaxation chooses supports": ("implicit.support=relaxation",),
+}
+
+CONVOLUTIONS: Variants = {
+    "default": (),
+    "elimination chooses supports": ("implicit.support=elimination",),
+    "relaxation chooses supports": ("implicit.support=relaxation",),
+    "joint matching": ("implicit.sweeps=9",),
+    "not ReLU-aware": ("implicit.relu_aware=false",),
+    "no sensitivity weights": ("implicit.sensitivity=false",),
+    "open loop": ("implicit.closed_loop=false",),
 }
 
 MATCHING = ("implicit.objective=sparsity", "implicit.robustness=null")
@@ -68,13 +80,15 @@ PGD_AT, CERTIFIED_AT = 0.05, 0.02
 def main() -> None:
     """Run every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("accuracy", "robustness"), help="which table")
+    parser.add_argument("table", choices=("accuracy", "convolutions", "robustness"), help="which table")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="where to")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for all variants")
     options = parser.parse_intermixed_args()
     models = "evaluation.baselines=[explicit,implicit]"
-    if options.table == "accuracy":
+    if options.table != "robustness":
         name, variants, line = "fashion-mnist-sparsity.yaml", ACCURACY, accuracy
+        if options.table == "convolutions":
+            name, variants = "fashion-mnist-lenet.yaml", CONVOLUTIONS
         shared = ["implicit.sparsity=0.9", "implicit.finetune=0", models]
         lines = [f"{'variant':34} {'points':>24} {'mean':>7} {'seconds':>8}"]
     else:

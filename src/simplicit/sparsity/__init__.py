@@ -1,1 +1,1 @@
-"""Which weights stay: budget, elimination, relaxation, refit."""
+"""Which weights stay: budget, splitting, elimination, relaxation, refit."""
