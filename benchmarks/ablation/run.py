@@ -4,11 +4,11 @@
     python benchmarks/ablation/run.py convolutions --out ablation-convolutions
     python benchmarks/ablation/run.py robustness --out ablation-robustness 'seeds=[0]'
 
-`accuracy`, and `convolutions` for a LeNet, prints for each variant the test accuracy minus the explicit network's in points for each
-seed, their mean, seconds. `robustness` prints means over the seeds: points lost, sparsity, accuracy
-under PGD and certified accuracy beside the explicit network's, and the mean certified radius as a
-multiple of the explicit network's, by intervals and by the tightest bound. Each variant is a run
-folder; what is there already is not done again.
+`accuracy` (`convolutions`: of a LeNet) prints for each variant the test accuracy minus the explicit
+network's in points for each seed, their mean, seconds. `robustness` prints means over the seeds:
+points lost, sparsity, accuracy under PGD and certified accuracy beside the explicit network's, and
+the mean certified radius as a multiple of the explicit network's, by intervals and by the tightest
+bound. Each variant is a run folder; what is there already is not done again.
 """
 
 import argparse
@@ -80,7 +80,9 @@ PGD_AT, CERTIFIED_AT = 0.05, 0.02
 def main() -> None:
     """Run every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("accuracy", "convolutions", "robustness"), help="which table")
+    parser.add_argument(
+        "table", choices=("accuracy", "convolutions", "robustness"), help="which table"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="where to")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for all variants")
     options = parser.parse_intermixed_args()
