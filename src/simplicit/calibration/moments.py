@@ -35,6 +35,9 @@ POSITIONS = 64
 FEWEST, ENOUGH = 16, 128_000
 """Of many samples each contributes less, but not less than this; so many in all are enough."""
 
+SQUARE = 1024
+"""Columns of a wide Gram that are multiplied at once."""
+
 KEPT = 2**30
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
 
@@ -115,7 +118,7 @@ class Readings:
         # the sum, and those of the blocks on their way to it
         flight = 1 + 2 * getattr(executor, "_max_workers", 1)
         N = d + int(bias)
-        size = 8.0 * groups * (K * N + K + N * N) * flight
+        size = groups * (K * N + K + N * N) * (8.0 + (flight - 1) * W.element_size())
         memory.require(size, f"moments of {equation.name}", W.device)
         self._centre = W.new_zeros(groups, 1, d, dtype=torch.float64)
         if W.dtype != torch.float64:
@@ -184,7 +187,10 @@ class Readings:
         m, totals = 0, []
         for count, sums, block in answers:
             m += count
-            totals = [a.add_(b) for a, b in zip(totals, sums, strict=True)] if totals else sums
+            if totals:
+                totals = [total.add_(part) for total, part in zip(totals, sums, strict=True)]
+            else:
+                totals = [part.double() for part in sums]
             self._blocks += [block] if block else []
         return m, [total / m for total in totals]
 
@@ -198,10 +204,10 @@ class Readings:
 def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     block = _block(task, piece)
     sums = _of_targets(block, block.teacher - block.rest)
-    sums.append(_added([weight * (S.mT @ S).double() for weight, S in block.features]))
+    sums.append(_added([weight * _square(S) for weight, S in block.features]))
     sums.append(_added([weight * S.sum(1, dtype=torch.float64) for weight, S in block.features]))
     weights = sum(weight * S.shape[1] for weight, S in block.features)
-    sums.append(sums[0].new_full((1, 1), weights))
+    sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.teacher.device))
     count = block.features[0][1].shape[1]
     return count, sums, block if keep else None
 
@@ -228,10 +234,24 @@ def _of_targets(block: _Block, target: Tensor) -> list[Tensor]:
         targets.append(target.unflatten(1, (block.samples, -1)).mean(2))
     parts = [(weight, S, t) for (weight, S), t in zip(block.features, targets, strict=True)]
     return [
-        _added([weight * (t.mT @ S).double() for weight, S, t in parts]),
+        _added([weight * (t.mT @ S) for weight, S, t in parts]),
         _added([weight * t.sum(1, dtype=torch.float64) for weight, _, t in parts]),
         _added([weight * t.double().square().sum(1) for weight, _, t in parts]),
     ]
+
+
+# S'S, of which only one triangle is multiplied
+def _square(S: Tensor) -> Tensor:
+    d = S.shape[2]
+    if d <= SQUARE:
+        return S.mT @ S
+    whole = S.new_empty(len(S), d, d)
+    for i in range(0, d, SQUARE):
+        own = slice(i, i + SQUARE)
+        part = S[:, :, own].mT @ S[:, :, i:]
+        whole[:, own, i:] = part
+        whole[:, i + SQUARE :, own] = part[:, :, SQUARE:].mT
+    return whole
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

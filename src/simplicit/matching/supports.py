@@ -101,8 +101,8 @@ class Choice:
             W = self._choose(replace(problem, gram=gram), keep, start)
         else:
             assert before is not None
-            W = refit_near(problem, before != 0, start)
-        return refit_coupled(problem, W, share.coupling) if self.coupled else W
+            W = refit_near(problem, before != 0, start, self.workers)
+        return refit_coupled(problem, W, share.coupling, self.workers) if self.coupled else W
 
     # The ball is not seen by the choice. Where it sets weights of the refit to zero, the row
     # is given more, and what is too much then goes over all rows together.

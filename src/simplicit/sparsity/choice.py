@@ -42,7 +42,9 @@ def choose(
         Weights (K, N).
     """
     support = METHODS[method].supports(problem, keep, workers, anchor)
-    return refit(problem, support) if anchor is None else refit_near(problem, support, anchor)
+    return (
+        refit(problem, support) if anchor is None else refit_near(problem, support, anchor, workers)
+    )
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.near import ridge
+from simplicit.sparsity.near import factors
+from simplicit.system.workers import pool
 
 DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
 
 SWEEPS = 3
 """Times that each row is solved, the others as they are."""
+
+KEPT = 2**30
+"""Bytes of factors, at most, that are kept from sweep to sweep."""
 
 Coupling = Float[Tensor, "K K"]
 
@@ -41,7 +45,7 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
 
 
 def refit_coupled(
-    problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling
+    problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling, workers: int = 1
 ) -> Float[Tensor, "K N"]:
     """Minimise tr(S E G E') over the supports, one row after another.
 
@@ -49,22 +53,26 @@ def refit_coupled(
         problem: The rows; penalty and ball are left out.
         W: Weights, whose supports are kept; free features are in all of them.
         S: How the outputs couple the rows.
+        workers: Supports that are factorised side by side.
 
     Returns:
         Weights with no larger loss. Where the data do not say what one should be, it stays.
     """
     G, W = problem.gram.G, W.clone()
     ratios, missing = _ratios(S, W), problem.gram.R - W @ G
-    small = ridge(problem)
-    for _ in range(SWEEPS):
-        for i, w in enumerate(W):
-            columns = ((w != 0) | problem.free).nonzero()[:, 0]
-            own = G[columns][:, columns]
-            own.diagonal().add_(small[columns])
-            wanted = (ratios[i] @ missing)[columns, None]
-            step = torch.cholesky_solve(wanted, torch.linalg.cholesky(own))[:, 0]
-            w[columns] += step
-            missing[i] -= step @ G[columns]
+    support = W != 0
+    size = support.sum(1).double().square().sum() * G.element_size()
+    known: list[tuple[Tensor, Tensor]] = []
+    with pool(workers, len(W)) as executor:
+        for _ in range(SWEEPS):
+            found = factors(problem, support, executor)
+            if size <= KEPT:
+                found = known = known or list(found)
+            for i, (columns, factor) in enumerate(found):
+                wanted = (ratios[i] @ missing)[columns, None]
+                step = torch.cholesky_solve(wanted, factor)[:, 0]
+                W[i, columns] += step
+                missing[i] -= step @ G[columns]
     return W
 
 

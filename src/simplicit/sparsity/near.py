@@ -4,11 +4,16 @@ States that are never on, and features that outnumber the samples, leave weights
 around an anchor, the weights so far, decides them.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import partial
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
+from simplicit.system.workers import pool, run
 
 RIDGE = 1e-6
 """Curvature around the anchor, relative to the square of a feature's penalty scale."""
@@ -49,7 +54,10 @@ def normal_equations(
 
 
 def refit_near(
-    problem: RowProblem, support: Bool[Tensor, "K N"], anchor: Float[Tensor, "K N"]
+    problem: RowProblem,
+    support: Bool[Tensor, "K N"],
+    anchor: Float[Tensor, "K N"],
+    workers: int = 1,
 ) -> Float[Tensor, "K N"]:
     """Minimise the bare loss of each row over its own support, as near to given weights as may be.
 
@@ -57,16 +65,42 @@ def refit_near(
         problem: The rows; penalty and ball are left out.
         support: Which weights may be non-zero, (K, N); free features may always.
         anchor: The weights to stay near to.
+        workers: Rows side by side.
 
     Returns:
         Weights, (K, N), zero off the support.
     """
-    W, small = torch.zeros_like(problem.gram.R), ridge(problem)
-    for w, allowed, target, start in zip(W, support, problem.gram.R, anchor, strict=True):
-        columns = (allowed | problem.free).nonzero()[:, 0]
-        G = problem.gram.G[columns][:, columns]
-        missing = target[columns] - G @ start[columns]
-        G.diagonal().add_(small[columns])
-        step = torch.cholesky_solve(missing[:, None], torch.linalg.cholesky(G))[:, 0]
-        w[columns] = start[columns] + step
+    W = torch.zeros_like(problem.gram.R)
+    with pool(workers, len(W)) as executor:
+        found = factors(problem, support, executor)
+        for w, target, start, (columns, factor) in zip(
+            W, problem.gram.R, anchor, found, strict=True
+        ):
+            G = problem.gram.G[columns[:, None], columns]
+            missing = target[columns] - G @ start[columns]
+            step = torch.cholesky_solve(missing[:, None], factor)[:, 0]
+            w[columns] = start[columns] + step
     return W
+
+
+def factors(
+    problem: RowProblem, support: Bool[Tensor, "K N"], executor: Executor | None
+) -> Iterator[tuple[Int[Tensor, " s"], Float[Tensor, "s s"]]]:
+    """Factorise the normal equations of each row's support, ahead of who asks for them.
+
+    Args:
+        problem: The rows.
+        support: Which weights may be non-zero; free features may always.
+        executor: Takes rows side by side.
+
+    Yields:
+        For each row the columns of its support, and the Cholesky factor of G with the ridge there.
+    """
+    yield from run(partial(_factor, problem, ridge(problem)), support | problem.free, executor)
+
+
+def _factor(problem: RowProblem, small: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
+    columns = on.nonzero()[:, 0]
+    G = problem.gram.G[columns[:, None], columns]
+    G.diagonal().add_(small[columns])
+    return columns, torch.linalg.cholesky(G)
