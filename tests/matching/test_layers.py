@@ -26,7 +26,7 @@ from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.matching.plan import teacher_moments
 from simplicit.recipe import Recipe
-from simplicit.sparsity.near import refit_near
+from simplicit.sparsity.near import RIDGE, refit_near
 
 ROW = ["layer", "row", "status", "gap", "relative_gap", "objective", "bound", "nonzeros"]
 ROW += ["iterations"]
@@ -101,10 +101,16 @@ def test_a_layer_is_least_squares_on_the_states_that_it_will_read(kind, structur
     for rows in rows_of(equations):
         ours, teacher = model.layers[rows.index], [*Z, Y][rows.index]
         missing = rows.targets(ours, teacher - ours.preactivation(sources)).detach()
-        V = rows.features(ours, sources)
-        slope = missing.mT @ V * (rows.weights(ours) != 0)
-        size = 1e-3 * missing.norm(dim=1) + 1e-6 * rows.targets(ours, teacher).norm(dim=1)
-        assert (slope.abs() <= size[..., None] * V.norm(dim=1)[:, None]).all()
+        V, W = rows.features(ours, sources), rows.weights(ours)
+        slope = missing.mT @ V / V.shape[1]
+        # all that is left is the ridge's pull towards the network's own weights
+        sizes = [size for _, size in rows.sources(equations)]
+        squares = [part.mean() for part in V.square().mean((0, 1)).split(sizes)]
+        scale = torch.cat([s.expand(size) for s, size in zip(squares, sizes, strict=True)])
+        pull = RIDGE * scale * (W - rows.weights(equations.layers[rows.index]))
+        wrong = ((slope - pull) * (W != 0)).abs()
+        size = rows.targets(ours, teacher).square().mean(1).sqrt()
+        assert (wrong <= 1e-7 * size[..., None] * V.square().mean(1).sqrt()[:, None]).all()
         assert missing.mean(1).abs().max() <= 1e-3 * teacher.abs().mean()  # the bias is free
 
 
