@@ -4,10 +4,12 @@ jaxtyping asks for two checks of a function: one of its arguments before the cal
 arguments and its result afterwards, with the axes still bound as the arguments have them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from beartype import beartype
+from jaxtyping import config
 
 _built: dict[object, Callable[..., Any]] = {}
 
@@ -25,3 +27,14 @@ def checked(empty: Callable[..., Any]) -> Callable[..., Any]:
             empty.__annotations__ = {"return": annotations["return"]}
         _built[key] = beartype(empty)
     return _built[key]
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """No checks inside: for hundreds of runs of functions that the other tests check."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", before)
