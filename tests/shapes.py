@@ -1,4 +1,4 @@
-"""beartype, as pyproject.toml has jaxtyping use it to check shapes: nothing is built or asked twice.
+"""beartype, as pyproject.toml has jaxtyping use it on shapes: nothing is built or asked twice.
 
 jaxtyping asks for two checks of a function: one of its arguments before the call; one of its
 arguments and its result afterwards, with the axes still bound as the arguments have them.
@@ -31,7 +31,7 @@ def checked(empty: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """No checks inside: for hundreds of runs of functions that the other tests check."""
+    """No checks inside: for what runs hundreds of times and is checked elsewhere, on such shapes."""
     before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
