@@ -31,7 +31,7 @@ def checked(empty: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """No checks inside: for what runs hundreds of times and is checked elsewhere, on such shapes."""
+    """No checks inside: for what runs hundreds of times, and elsewhere with checks."""
     before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
