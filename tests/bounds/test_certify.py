@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from random_models import MIXED, PHIS, contraction, implicit_model, inputs, same
+from shapes import unchecked
 from simplicit.bounds.certify import as_model, certify, proved
 from simplicit.bounds.exact import equations_of
 from simplicit.bounds.intervals import around
@@ -28,6 +29,7 @@ def labelled(model: nn.Module, u: Tensor) -> Tensor:
         return model(u).argmax(1)
 
 
+@unchecked()
 def worst_margin(model: ImplicitModel, u: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Least margin found by signed gradient steps from many starts, and at random corners."""
     shape = (-1, *[1] * (u.ndim - 1))
