@@ -11,18 +11,19 @@ from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.outputs.distance import Distance
 from simplicit.outputs.sensitivity import sensitivity
-from simplicit.sparsity.choice import METHODS, choose
+from simplicit.sparsity import choice
+from simplicit.sparsity.choice import METHODS, allot, choose
 from simplicit.sparsity.refit import refit
 from teachers import read, samples, teacher
 
 
-def problem(seed: int = 0, K: int = 5) -> RowProblem:
+def problem(seed: int = 0, K: int = 5, N: int = 12) -> RowProblem:
     random = torch.Generator().manual_seed(seed)
-    V = torch.randn(100, 13, generator=random).double()
+    V = torch.randn(100, N + 1, generator=random).double()
     V[:, -1], V[:, 4] = 1.0, 0.0  # the bias, and a pixel that is always zero
-    W = torch.randn(K, 13, generator=random).double() ** 3
+    W = torch.randn(K, N + 1, generator=random).double() ** 3
     T = V @ W.T + 0.1 * torch.randn(100, K, generator=random).double()
-    scales = torch.cat([torch.ones(12), torch.zeros(1)]).double()
+    scales = torch.cat([torch.ones(N), torch.zeros(1)]).double()
     return RowProblem(Gram.from_data(V, T), Penalty(l1=1.0, scales=scales))
 
 
@@ -30,19 +31,35 @@ def loss(rows: RowProblem, W: Tensor) -> Tensor:
     return RowProblem(rows.gram, Penalty()).objective(W)
 
 
+def total(parts: list[RowProblem], worth: list[Tensor], keep: list[list[int]]) -> float:
+    found = [loss(p, choose(p, k, "elimination")) for p, k in zip(parts, keep, strict=True)]
+    return float(sum(w @ one.to(w) for w, one in zip(worth, found, strict=True)))
+
+
+def test_wide_rows_are_priced_among_candidates_nearly_as_among_all(monkeypatch):
+    parts = [problem(seed, K=6, N=60) for seed in (1, 2, 3)]
+    worth = [torch.full((6,), w) for w in (9.0, 1.0, 0.1)]
+    for budget in (40, 150, 400):
+        _, exact = allot(parts, worth, budget)
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "WIDE", 10)
+            price, keep = allot(parts, worth, budget)
+        assert sum(map(sum, keep)) == budget and price > 0
+        assert total(parts, worth, keep) <= 1.03 * total(parts, worth, exact)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows(method):
-    allot = METHODS[method].allot
     one, two = problem(0), problem(1, K=3)
     equal = [torch.ones(5), torch.ones(3)]
     for budget in (0, 7, 40, 88, 96):
-        price, keep = allot([one, two], equal, budget)
+        price, keep = allot([one, two], equal, budget, method)
         assert [len(k) for k in keep] == [5, 3] and sum(map(sum, keep)) == budget
         assert price >= 0
-    _, keep = allot([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30)
+    _, keep = allot([one, two], [torch.ones(5), torch.full((3,), 1e6)], 30, method)
     assert sum(keep[1]) > 25
     # rows that no output hears keep a quarter of their share
-    _, keep = allot([one, two], [torch.ones(5), torch.zeros(3)], 64)
+    _, keep = allot([one, two], [torch.ones(5), torch.zeros(3)], 64, method)
     assert min(keep[1]) >= 2 and sum(map(sum, keep)) == 64
 
 

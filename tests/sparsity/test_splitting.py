@@ -64,19 +64,3 @@ def test_features_that_are_never_on_and_rows_without_targets_are_no_obstacle():
     found = splitting.supports(dead, [5, 5, 20])
     assert found[:, :-1].sum(1).tolist() == [5, 5, 20] and not found[0, [4, 5]].any()
     assert splitting.supports(dead, [0, 0, 0])[:, :-1].sum() == 0
-    price, keep = splitting.allot([dead, dead], [torch.ones(3), torch.ones(3)], 31)
-    assert sum(map(sum, keep)) == 31 and price > 0
-
-
-def test_one_price_for_all_rows():
-    """No weight can be exchanged for one of another problem without a higher loss, nearly."""
-    parts = [problem(40, 10, seed) for seed in (1, 2)]
-    worth = [torch.full((10,), 4.0), torch.ones(10)]
-    _, ours = splitting.allot(parts, worth, 160)
-    _, exact = elimination.allot(parts, worth, 160)
-
-    def total(keep: list[list[int]]) -> float:
-        found = [loss(p, elimination.supports(p, k)) for p, k in zip(parts, keep, strict=True)]
-        return float(sum(w @ one.to(w) for w, one in zip(worth, found, strict=True)))
-
-    assert total(ours) <= 1.03 * total(exact)

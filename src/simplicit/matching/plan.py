@@ -20,7 +20,7 @@ from simplicit.errors import InputError
 from simplicit.outputs.sensitivity import Sensitivity
 from simplicit.recipe import Recipe
 from simplicit.sparsity.budget import shares
-from simplicit.sparsity.choice import METHODS
+from simplicit.sparsity.choice import allot
 from simplicit.sparsity.path import count, solve_to_budget
 from simplicit.system import progress
 
@@ -174,7 +174,7 @@ def plan_layers(
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            price, keep = METHODS[recipe.method].allot(flat, worth, budget, workers, anchors)
+            price, keep = allot(flat, worth, budget, recipe.method, workers, anchors)
             step(1, f"{sum(map(sum, keep))} weights")
         else:
 

@@ -11,15 +11,85 @@ from torch import Tensor
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity import elimination, splitting
-from simplicit.sparsity.near import Anchor, refit_near
+from simplicit.sparsity.budget import spend
+from simplicit.sparsity.near import Anchor, refit_near, without_free
 from simplicit.sparsity.refit import refit
 
 BOUND_RIDGE = 1e-2
 """Ridge of the bound, relative to a feature's curvature: without one the dual knows no l0."""
 
+WIDE = 1024
+"""Features of a row from which on exact prices are those of candidates only."""
+
+SPARE = 1.5
+"""Candidates of such a row for each weight that it seems to need."""
+
 Method = Literal["splitting", "elimination"]
 METHODS = {"splitting": splitting, "elimination": elimination}
-"""Two ways to the same: `supports` of rows, and how a budget is spent on them, `allot`."""
+"""Two ways to the `supports` of rows."""
+
+
+def allot(
+    problems: Sequence[RowProblem],
+    importance: Sequence[Float[Tensor, "_"]],
+    budget: int,
+    method: Method = "splitting",
+    workers: int = 1,
+    anchors: Sequence[Anchor] | None = None,
+) -> tuple[float, list[list[int]]]:
+    """Spend a budget over the rows of all problems, at one price for all weights.
+
+    Prices are those of an exact elimination. With `splitting`, wide rows are priced among
+    candidates only: it would take the cube of their length.
+
+    Args:
+        problems: Blocks of rows; penalty and ball are left out.
+        importance: What a unit of each row's loss is worth, one vector per problem.
+        budget: Non-zeros to keep in all rows together, free features not counted.
+        method: How supports are chosen.
+        workers: Parallel blocks of rows.
+        anchors: For each problem, the weights its data may leave as they are; zero without.
+
+    Returns:
+        The price: the loss, times importance, up to which weights were removed; and how many
+        weights each row keeps. Every row keeps a quarter of its equal share.
+    """
+    anchors = anchors or [None] * len(problems)
+    # these last weights of a row need no price
+    surely = budget // (4 * sum(len(p.gram.R) for p in problems))
+    wide = [method == "splitting" and int((~p.free).sum()) > WIDE for p in problems]
+    screened = splitting.screen(problems, importance, budget, workers, anchors) if any(wide) else []
+    prices: list[Tensor] = []
+    for k, (problem, worth, anchor) in enumerate(zip(problems, importance, anchors, strict=True)):
+        keep = min(surely, int((~problem.free).sum()))
+        if wide[k]:
+            costs = _among_candidates(problem, *screened[k], keep, workers, anchor)
+        else:
+            costs = list(elimination.costs(problem, keep, workers, anchor))
+        for row, unit in zip(costs, worth.tolist(), strict=True):
+            priced = torch.cat([unit * row, row.new_full((keep,), torch.inf)])
+            prices.append(priced.cpu())
+    kept = spend(prices, budget)
+    removed = [
+        float(c[: len(c) - k].max()) for c, k in zip(prices, kept, strict=True) if len(c) > k
+    ]
+    counts = iter(kept)
+    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+
+
+def _among_candidates(
+    problem: RowProblem,
+    size: Tensor,
+    keep: Sequence[int],
+    surely: int,
+    workers: int,
+    anchor: Anchor,
+) -> list[Tensor]:
+    order = size.argsort(dim=1, descending=True, stable=True)
+    most = [max(round(SPARE * count), surely, 1) for count in keep]
+    candidates = [row[:count].sort().values for row, count in zip(order, most, strict=True)]
+    G, R = without_free(problem, anchor)
+    return elimination.costs_among(G, R, candidates, surely, workers)
 
 
 def choose(

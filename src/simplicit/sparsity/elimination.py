@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.budget import spend
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.system.workers import pool, run
@@ -48,42 +47,52 @@ def supports(
     return support
 
 
-def allot(
-    problems: Sequence[RowProblem],
-    importance: Sequence[Float[Tensor, "_"]],
-    budget: int,
-    workers: int = 1,
-    anchors: Sequence[Anchor] | None = None,
-) -> tuple[float, list[list[int]]]:
-    """Spend a budget over the rows of all problems, at one price for all weights.
+def costs(
+    problem: RowProblem, keep: int, workers: int = 1, anchor: Anchor = None
+) -> Float[Tensor, "K T"]:
+    """Price the weights of each row, all features in it at first.
 
     Args:
-        problems: Blocks of rows; penalty and ball are left out.
-        importance: What a unit of each row's loss is worth, one vector per problem.
-        budget: Non-zeros to keep in all rows together, free features not counted.
+        problem: The rows; penalty and ball are left out.
+        keep: Weights of each row that need no price.
         workers: Parallel blocks of rows.
-        anchors: For each problem, the weights its data may leave as they are; zero without.
+        anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
-        The price: the loss, times importance, up to which weights were removed; and how many
-        weights each row keeps. Every row keeps a quarter of its equal share.
+        The loss that each removal adds.
     """
-    # these last weights of a row need no price
-    surely = budget // (4 * sum(len(p.gram.R) for p in problems))
-    costs: list[Tensor] = []
-    for problem, worth, anchor in zip(
-        problems, importance, anchors or [None] * len(problems), strict=True
-    ):
-        keep = min(surely, int((~problem.free).sum()))
-        _, cost = eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)
-        costs += [
-            torch.cat([row, row.new_full((keep,), torch.inf)]).cpu()
-            for row in cost * worth.to(cost)[:, None]
-        ]
-    kept = spend(costs, budget)
-    removed = [float(c[: len(c) - k].max()) for c, k in zip(costs, kept, strict=True) if len(c) > k]
-    counts = iter(kept)
-    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+    return eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)[1]
+
+
+def costs_among(
+    G: Float[Tensor, "n n"],
+    R: Float[Tensor, "K n"],
+    candidates: Sequence[Int[Tensor, "_"]],
+    keep: int,
+    workers: int = 1,
+) -> list[Float[Tensor, "_"]]:
+    """Price the weights of rows that have candidates of their own.
+
+    Args:
+        G: Positive definite.
+        R: Moments; W G = R is solved by the weights of all features.
+        candidates: Columns of each row.
+        keep: Weights of each row that need no price.
+        workers: Parallel rows.
+
+    Returns:
+        For each row the loss that each removal adds.
+    """
+    pieces = [(r[columns], columns) for r, columns in zip(R, candidates, strict=True)]
+    with pool(workers, len(pieces)) as executor:
+        return list(run(partial(_among, G, keep), pieces, executor))
+
+
+def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
+    target, columns = piece
+    H = torch.cholesky_inverse(torch.linalg.cholesky(G[columns[:, None], columns]))
+    none = torch.zeros_like(columns, dtype=torch.bool)
+    return _tile(H, none, keep, UNSTRUCTURED, (target @ H)[None])[1][0]
 
 
 def _least_squares(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.convex.gram import pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.system.workers import pool, run
 
@@ -51,6 +52,27 @@ def normal_equations(
     G, small = problem.gram.G.clone(), ridge(problem)
     G.diagonal().add_(small)
     return G, problem.gram.R if anchor is None else problem.gram.R + small * anchor
+
+
+def without_free(
+    problem: RowProblem, anchor: Anchor = None
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "K n"]]:
+    """Write the normal equations of the features that are not free, these projected out.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        anchor: The weights to stay near to; zero without.
+
+    Returns:
+        G, positive definite, and R.
+    """
+    G, R = normal_equations(problem, anchor)
+    free, own = problem.free.nonzero()[:, 0], (~problem.free).nonzero()[:, 0]
+    if len(free):
+        slopes = G[own][:, free] @ pseudo_inverse(G[free][:, free])
+        R = R[:, own] - R[:, free] @ slopes.T
+        G = G[own][:, own] - slopes @ G[free][:, own]
+    return G, R
 
 
 def refit_near(

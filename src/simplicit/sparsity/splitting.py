@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.gram import pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.budget import shares
-from simplicit.sparsity.near import Anchor, normal_equations
+from simplicit.sparsity.near import Anchor, without_free
 from simplicit.system.workers import pool, run
 
 LEVELS = tuple(0.05 * 2.0**i for i in range(8))
@@ -82,17 +81,18 @@ def supports(
     return support
 
 
-def allot(
+def screen(
     problems: Sequence[RowProblem],
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
     workers: int = 1,
     anchors: Sequence[Anchor] | None = None,
-) -> tuple[float, list[list[int]]]:
-    """Spend a budget over the rows of all problems, at one price for all weights.
+) -> list[tuple[Float[Tensor, "_ _"], list[int]]]:
+    """Spend a budget roughly over the rows of all problems.
 
-    After each level the weights of all problems are compared by what they are worth, and a problem
-    goes on with as many as it has among the best.
+    After each level the squares of all weights are compared by what they are worth, and a problem
+    goes on with as many as it has among the best. A square is only a bound on what a removal costs,
+    and a loose one where features are alike: the exact price is `elimination.costs_among`.
 
     Args:
         problems: Blocks of rows; penalty and ball are left out.
@@ -102,8 +102,8 @@ def allot(
         anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
-        The price: the loss, times importance, that a weight at least saves; and how many weights
-        each row keeps. Every row keeps a quarter of its equal share.
+        For each problem the sizes of the weights, of features that are not free, by which they
+        rank, and how many weights each row keeps.
     """
     pairs = zip(problems, anchors or [None] * len(problems), strict=True)
     parts = [_of_unit_length(*pair) for pair in pairs]
@@ -112,31 +112,21 @@ def allot(
     unit = 2.0 ** frexp(most)[1]
     worth = [(w / unit).to(R) for w, (_, R) in zip(importance, parts, strict=True)]
     states = [_State.first(R) for _, R in parts]
-    surely = budget // (4 * sum(len(R) for _, R in parts))
-    chosen = [torch.ones_like(R, dtype=torch.bool) for _, R in parts]
-    price = 0.0
+    counts = shares([R.numel() for _, R in parts], budget)
+    chosen: list[Tensor] = []
     with pool(workers, len(parts)) as executor:
         for level in range(len(LEVELS)):
-            if level:
-                counts = [int(c.sum()) for c in chosen]
-            else:
-                counts = shares([R.numel() for _, R in parts], budget)
             pieces = zip(parts, states, counts, worth, strict=True)
             states = list(run(partial(_problem, level), pieces, executor))
-            scores = [s.Y.square() * w[:, None] for s, w in zip(states, worth, strict=True)]
-            price, chosen = _best(scores, budget, surely)
-    return unit * price / 2, [c.sum(1).tolist() for c in chosen]
+            chosen = _best([s.Y for s in states], worth, budget)
+            counts = [int(c.sum()) for c in chosen]
+    return [(s.Y.abs(), c.sum(1).tolist()) for s, c in zip(states, chosen, strict=True)]
 
 
-# The normal equations of the features that are not free, these projected out, in unit length.
-# Single precision decides which weights are largest; their values come from a refit in double.
+# In unit length, and single precision: it decides which weights are largest, and their values come
+# from a refit in double.
 def _of_unit_length(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:
-    G, R = normal_equations(problem, anchor)
-    free, own = problem.free.nonzero()[:, 0], (~problem.free).nonzero()[:, 0]
-    if len(free):
-        slopes = G[own][:, free] @ pseudo_inverse(G[free][:, free])
-        R = R[:, own] - R[:, free] @ slopes.T
-        G = G[own][:, own] - slopes @ G[free][:, own]
+    G, R = without_free(problem, anchor)
     length = G.diagonal().clamp_min(torch.finfo(G.dtype).tiny).sqrt()
     return (G / length / length[:, None]).float(), (R / length).float()
 
@@ -192,19 +182,10 @@ def _largest(size: Tensor, keep: Tensor) -> Tensor:
     return torch.zeros_like(size, dtype=torch.bool).scatter(1, order, ranks < keep[:, None])
 
 
-# the best scores of all problems, and of each row the `surely` best
-def _best(scores: list[Tensor], budget: int, surely: int) -> tuple[float, list[Tensor]]:
-    sure = [
-        _largest(s, s.new_full((len(s),), min(surely, s.shape[1]), dtype=torch.long))
-        for s in scores
-    ]
-    raised = torch.cat(
-        [s.masked_fill(own, torch.inf).flatten() for s, own in zip(scores, sure, strict=True)]
-    )
-    best = raised.topk(min(budget, len(raised)))
-    chosen = torch.zeros_like(raised, dtype=torch.bool)
-    chosen[best.indices] = True
-    finite = best.values[best.values.isfinite()]
-    parts = chosen.split([s.numel() for s in scores])
-    masks = [part.view_as(s) for part, s in zip(parts, scores, strict=True)]
-    return float(finite.min()) if len(finite) else 0.0, masks
+# the best weights of all problems, by what their squares are worth
+def _best(Y: list[Tensor], worth: list[Tensor], budget: int) -> list[Tensor]:
+    scores = torch.cat([(y.square() * w[:, None]).flatten() for y, w in zip(Y, worth, strict=True)])
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.topk(min(budget, len(scores))).indices] = True
+    parts = chosen.split([y.numel() for y in Y])
+    return [part.view_as(y) for part, y in zip(parts, Y, strict=True)]
