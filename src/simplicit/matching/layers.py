@@ -20,6 +20,7 @@ from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
 from simplicit.equations.equation import Equation
+from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
@@ -208,8 +209,7 @@ class Matching:
         like = self.equations.like
         u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
         with torch.no_grad():
-            T = torch.cat([self.network.replay(batch)[1] for batch in self.stream])
-        return u, T
+            return u, predict(self.network, u)
 
     @property
     def matched(self) -> StateEquations:
