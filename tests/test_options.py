@@ -35,6 +35,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "l0": (2.0,),
     "l2": (2.0,),
     "tol": (0.5,),
+    "skip": (("0",),),
 }
 """Values of every field: one of them must be heard, or refused. A new field needs one."""
 

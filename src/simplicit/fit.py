@@ -1,7 +1,7 @@
 """implicitize(): a trained network in, a sparse and certified implicit model out."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Fit:
 
     Attributes:
         model: The model, in the teacher's dtype and on its device.
-        rows: One record per row problem: layer, row, status, gap, objective, bound, …
+        rows: One record per row, those of skipped layers included: layer, row, status, gap, …
         trace: Relative gaps of the solves against time, one record per stage of a solve.
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
         levels: The path to a level of robustness: price, loss, path norm; empty without one.
@@ -58,6 +58,7 @@ def implicitize(
     structure: Literal["auto", "full", "triangular", "layered"] = "auto",
     kappa: float = 0.99,
     preset: str | None = None,
+    skip: Sequence[str] = (),
     seed: int = 0,
     **options: Any,
 ) -> ImplicitModel:
@@ -76,6 +77,9 @@ def implicitize(
         kappa: Bound on ‖A‖∞,ω for `full`.
         preset: `seed`, the first release's formulas; `paper` or `acml2025`, reconstructions of the
             recipes of two papers.
+        skip: Layers to leave as they are, weights and biases: glob patterns of module paths, e.g.
+            `["fc", "layer4.*"]`. Their weights count against the budget; a layer that shares one of
+            them is skipped, too. `finetune` may change non-zeros of them as of all layers.
         seed: Seed of what is random: the directions in which the outputs are probed, and the noise
             of a level of robustness. The convex solve is not.
         **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
@@ -92,6 +96,7 @@ def implicitize(
     if unknown:
         accepted = (*Recipe.__annotations__, "batch_size", "workers", "device", "checkpoint")
         raise InputError(f"unknown option {min(unknown)!r}: accepted are {', '.join(accepted)}")
+    settings["skip"] = tuple(skip) if isinstance(skip, list) else skip
     if objective == "robustness" and preset is None and settings.get("robustness") is None:
         settings["robustness"] = ONE_POINT
         sparsity = HALF if sparsity is None else sparsity
@@ -160,15 +165,15 @@ def fit(
             levels = _level(matching, recipe, clock)
     if matching.sweeps:
         # only the sweeps spend again what dead states had of the budget
-        matching.take(folded(matching.matched), "dead states")
+        matching.take(folded(matching.matched, matching.left), "dead states")
     equations = matching.matched.changed(lambda tensor: tensor.to(home))
     constraint = matching.constraint
     omega = constraint.omega if constraint and structure == "full" else None
     model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
-    if matching.sweeps:
+    if matching.sweeps and not recipe.skip:  # whose layers read all the states that they read
         model = without_dead_states(model)
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.rows, matching.trace, seconds, levels, matching.budgets)
+    return Fit(model, matching.records, matching.trace, seconds, levels, matching.budgets)
 
 
 def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:

@@ -68,6 +68,9 @@ class Recipe:
         l0: Share of the perspective penalty under a budget: price of a non-zero relative to l1 = 1.
         l2: Its curvature, > 0 where l0 is.
         tol: Accepted relative duality gap of a row.
+        skip: Layers that stay as they are: glob patterns of module paths (`fc`, `layer4.*`). Their
+            weights count against the budget. A weight that other layers share is skipped there,
+            too.
 
     Raises:
         InputError: On an impossible value.
@@ -92,6 +95,7 @@ class Recipe:
     l0: float = 0.2
     l2: float = 0.2
     tol: float = 1e-4
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         def check(good: bool, name: str, accepted: str) -> None:
@@ -124,6 +128,8 @@ class Recipe:
         check(0 < self.lambda1 < float("inf"), "lambda1", "a finite number above 0")
         check(0 <= self.sparsity_ratio < 100, "sparsity_ratio", "a percentage in [0, 100)")
         check(0 < self.tol < 1, "tol", "a number above 0 and below 1")
+        several = isinstance(self.skip, tuple) and all(isinstance(p, str) for p in self.skip)
+        check(several, "skip", "a list of patterns")
         check(self.loss in ("root", "squared"), "loss", "root or squared")
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
@@ -251,6 +257,11 @@ class Recipe:
             ),
             "relu_aware": (self.chooses, chosen),
             "sensitivity": (self.chooses, chosen),
+            "skip": (
+                structure != "full",
+                "in structure full all hidden layers are one equation; accepted with structure "
+                "triangular or layered",
+            ),
             "alpha": (
                 seed_sparsity,
                 "it is the penalty's weight of objective sparsity without a budget; accepted there",

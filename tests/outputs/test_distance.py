@@ -60,13 +60,36 @@ def test_products_with_the_curvature_and_its_root_are_those_of_the_matrix(scale,
     torch.testing.assert_close(root.square().sum(1), (D * distance.curved(Y, D)).sum(1))
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3 * SPREAD])
+def test_orthogonal_vectors_become_some_with_exactly_the_curvature(scale):
+    Y, T = outputs(q=384, scale=scale)
+    distance = Distance(T)
+    orthogonal, _ = torch.linalg.qr(torch.randn(768, 768, dtype=torch.float64))
+    f = distance.adjoint(Y, orthogonal.expand(5, 768, 768))
+    torch.testing.assert_close(f @ f.mT, curvature(distance, Y))
+    D = torch.randn(5, 384, 2, dtype=torch.float64)
+    torch.testing.assert_close(f.mT @ D, orthogonal.T @ distance.root(Y, D))
+
+
+def test_random_vectors_of_a_sample_do_not_depend_on_the_batches():
+    Y, T = outputs(m=50, q=7)
+    distance = Distance(T)
+
+    def drawn(size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return torch.cat([distance.random(part, 2, generator) for part in Y.split(size)])
+
+    for size in (1, 7, 16, 49):
+        assert torch.equal(drawn(size), drawn(50))
+
+
 def test_random_vectors_have_the_curvature_as_their_second_moment():
     Y, T = outputs(m=3, q=5)
     distance, count = Distance(T), 200_000
     f = distance.random(Y, count, torch.Generator().manual_seed(0))
     assert f.shape == (3, 5, count) and f.dtype == torch.float64
     F = curvature(distance, Y)
-    # entries of a Wishart matrix: variance (F_ij² + F_ii F_jj) / count
+    # entries of a Wishart matrix vary by (F_ij² + F_ii F_jj) / count, those of signs by less
     diagonal = F.diagonal(dim1=1, dim2=2)
     spread = ((F.square() + diagonal[:, :, None] * diagonal[:, None]) / count).sqrt()
     assert ((f @ f.mT / count - F).abs() < 5 * spread).all()

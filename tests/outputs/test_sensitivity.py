@@ -1,3 +1,6 @@
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,6 +48,10 @@ def test_positions_with_weights_of_their_own_do_not_add_up():
     assert found.coupling[0].diagonal().min() > 0
 
 
+def in_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def exact(equations: StateEquations, u: Tensor) -> list[Tensor]:
     """F^½ ∂y/∂z for every layer, (m, r, size), by autograd; the outputs last."""
     Z, Y = equations.replay(u.clone().requires_grad_())
@@ -84,6 +91,58 @@ def test_full_and_triangular_rows_have_the_sensitivity_of_their_layers():
     # x begins with the last hidden layer
     for block, place in zip(layers, network.slices, strict=True):
         torch.testing.assert_close(whole[place, place], block)
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens", "functional"])
+def test_the_numbers_do_not_depend_on_the_batches(monkeypatch, name):
+    matrices = name == "residual"
+    network, u = (captured(name), example(30)) if matrices else (convolutional(name), images(12))
+    equations, u = network.changed(in_double), u.double()
+
+    def found(size: int) -> list[Tensor]:
+        every = sensitivity(equations, equations, rows_of(equations), batches(u, size))
+        coherence = torch.tensor([one.coherence for one in every])
+        return [coherence, *(S for one in every for S in one.coupling)]
+
+    whole = found(1000)
+    for size, room in ((5, 2.0**30), (1000, 1.0), (7, 10_000.0)):
+        monkeypatch.setattr("simplicit.outputs.sensitivity.MEMORY", room)
+        torch.testing.assert_close(found(size), whole)
+
+
+class Live:
+    """Bytes that autograd holds: now, and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __call__(self, tensor: Tensor) -> Callable[[], Tensor]:
+        self.now += tensor.nbytes
+        self.most = max(self.most, self.now)
+
+        def held() -> Tensor:
+            return tensor
+
+        weakref.finalize(held, self._free, tensor.nbytes)
+        return held
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", ["functional", "tokens", "encoder layer"])
+def test_a_batch_takes_the_memory_that_it_may_take(monkeypatch, name):
+    equations, u = convolutional(name), images(3000)
+    weights = sum(term.weight.nbytes for e in equations.layers for term in e.terms)
+    taken = []
+    for room in (2.0**18, 2.0**20):
+        monkeypatch.setattr("simplicit.outputs.sensitivity.MEMORY", room)
+        live = Live()
+        with torch.autograd.graph.saved_tensors_hooks(live, lambda held: held()):
+            sensitivity(equations, equations, rows_of(equations), batches(u, 1000))
+        assert live.most - weights <= room
+        taken.append(live.most - weights)
+    assert taken[1] > 2 * taken[0]  # what it may take it uses
 
 
 def test_one_seed_gives_the_same_bits():

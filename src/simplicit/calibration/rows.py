@@ -4,7 +4,7 @@ A dense layer on flattened samples has one position; a convolution has a positio
 its kernel, a dense layer on tokens one for every token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import lcm
@@ -178,13 +178,14 @@ class Rows:
         return parts
 
 
-def rows_of(equations: StateEquations) -> list[Rows]:
+def rows_of(equations: StateEquations, without: Collection[tuple[int, int]] = ()) -> list[Rows]:
     """List what there is to solve, first equation first.
 
     A weight that several equations share is solved where it is used first; see `follow`.
 
     Args:
         equations: The network.
+        without: Terms that stay as they are, see `skipped`.
 
     Returns:
         Its rows. Terms of one equation whose channels or positions are in different orders are
@@ -195,7 +196,7 @@ def rows_of(equations: StateEquations) -> list[Rows]:
     for index, equation in enumerate(equations.layers):
         layouts: dict[tuple[str, int, int], dict[int, list[int]]] = {}
         for t, term in enumerate(equation.terms):
-            if term.parameter in seen:
+            if term.parameter in seen or (index, t) in without:
                 continue
             slots = layouts.setdefault(term.map.layout, {})
             slots.setdefault(id(term.weight), []).append(t)
@@ -226,12 +227,15 @@ def shared(rows: Rows, layers: Sequence[Equation]) -> bool:
     )
 
 
-def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
+def follow(
+    equation: Equation, solved: Sequence[Equation], without: Collection[int] = ()
+) -> Equation:
     """Take over the weights that an equation shares with earlier ones.
 
     Args:
         equation: The equation.
         solved: The model's equations before it.
+        without: Terms that stay as they are.
 
     Returns:
         The equation with the model's weights where they are known, in its own batch norm's units.
@@ -240,7 +244,7 @@ def follow(equation: Equation, solved: Sequence[Equation]) -> Equation:
     shared.pop("", None)
     terms = list(equation.terms)
     for t, term in enumerate(terms):
-        if (first := shared.get(term.parameter)) is None:
+        if (first := shared.get(term.parameter)) is None or t in without:
             continue
         weight = _scaled(first.weight, first.gain, inverse=True)
         alike = (first.transposed, first.map.groups) == (term.transposed, term.map.groups)

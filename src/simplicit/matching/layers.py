@@ -15,17 +15,19 @@ from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Candidate, Readings
 from simplicit.calibration.rows import Rows, follow, rows_of, shared
+from simplicit.calibration.skipped import skipped, weights
 from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
 from simplicit.equations.equation import Equation
+from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
-from simplicit.matching.records import Row, row_records, trace_records
+from simplicit.matching.records import Row, row_records, skipped_records, trace_records
 from simplicit.matching.supports import Choice
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
@@ -74,7 +76,8 @@ class Matching:
         self.workers, self.executor, self.seed = workers, executor, seed
         self.inactive = INACTIVE if recipe.relu_aware else 1.0
         self.equations = structured(network, structure)
-        self.layers = rows_of(self.equations)
+        self.skipped = skipped(self.equations, recipe.skip)
+        self.layers = rows_of(self.equations, self.skipped)
         self.every = self.equations.layers
         self.model: list[Equation] = []
         self.planned: Plan | None = None
@@ -92,7 +95,9 @@ class Matching:
             for rows in self.layers
         ]
         if recipe.sparsity is not None:
-            self.budget = wanted(network.nonzeros, recipe.sparsity, network.kept_weights)
+            self.budget = wanted(
+                network.nonzeros, recipe.sparsity, network.kept_weights, weights(self.skipped)
+            )
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
         sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
         with torch.no_grad():
@@ -131,8 +136,7 @@ class Matching:
                 self.workers,
             )
             self._keep_plan(self.planned, time.monotonic() - begin)
-        for rows, shares in zip(self.layers, self.planned.shares, strict=True):
-            self._note("plan", rows.name, sum(share.weights for share in shares))
+        self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -142,8 +146,9 @@ class Matching:
         frontier = Frontier(self.equations, self.stream, self.recipe.closed_loop, _settle)
         with progress.task("matching the layers", total=len(self.layers)) as step:
             for index, teacher in enumerate(self.every):
-                equation = follow(teacher, self.model)
-                equation = equation if self.recipe.bias else equation.unbiased
+                left = [t for i, t in self.skipped if i == index]
+                equation = follow(teacher, self.model, left)
+                equation = equation if self.recipe.bias or left else equation.unbiased
                 for k, rows in enumerate(self.layers):
                     if rows.index == index:
                         equation = self._layer(k, rows, equation, frontier)
@@ -208,8 +213,7 @@ class Matching:
         like = self.equations.like
         u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
         with torch.no_grad():
-            T = torch.cat([self.network.replay(batch)[1] for batch in self.stream])
-        return u, T
+            return u, predict(self.network, u)
 
     @property
     def matched(self) -> StateEquations:
@@ -226,6 +230,25 @@ class Matching:
         self.model = list(equations.layers)
         self._count(stage, self.model)
         self.recount()
+
+    @property
+    def left(self) -> list[Tensor]:
+        """The model's weights that stay as they are."""
+        return [self.model[i].terms[t].weight for i, t in self.skipped]
+
+    @property
+    def records(self) -> list[Row]:
+        """One record per row, layer by layer, rows that stay as they are included."""
+        place: dict[str, int] = {rows.name: rows.index for rows in self.layers}
+        counts: dict[str, Tensor] = {}
+        for layer in self.skipped.values():
+            own = layer.weight.flatten(1).count_nonzero(1)
+            counts[layer.name] = counts[layer.name] + own if layer.name in counts else own
+            place.setdefault(layer.name, layer.index)
+        found = [*self.rows]
+        for name, own in counts.items():
+            found += skipped_records(name, own.tolist())
+        return sorted(found, key=lambda row: place[row["layer"]])
 
     def recount(self) -> None:
         """Write into the rows' records how many weights they have now."""
@@ -365,12 +388,15 @@ class Matching:
         return saved
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:
-        for rows in self.layers:
-            weights = int(rows.weights(layers[rows.index]).count_nonzero())
-            self._note(stage, rows.name, weights)
+        counts = [rows.weights(layers[rows.index]).count_nonzero() for rows in self.layers]
+        self._note(stage, [int(count) for count in counts])
 
-    def _note(self, stage: str, layer: str, weights: int) -> None:
-        self.budgets.append({"stage": stage, "layer": layer, "weights": weights})
+    def _note(self, stage: str, counts: Sequence[int]) -> None:
+        noted = [(r.index, r.name, n) for r, n in zip(self.layers, counts, strict=True)]
+        first = {layer.name: layer.index for layer in reversed(self.skipped.values())}
+        noted += [(first[name], name, n) for name, n in weights(self.skipped).items()]
+        for _, layer, n in sorted(noted, key=lambda one: one[0]):
+            self.budgets.append({"stage": stage, "layer": layer, "weights": n})
 
 
 def _relu(equation: Equation) -> bool:

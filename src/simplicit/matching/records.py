@@ -1,5 +1,6 @@
 """What is kept of the row problems: one record a row, one a stage of a solve."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,6 +52,29 @@ def row_records(
             "iterations": int(solution.iterations[k]),
         }
         for k in range(len(W))
+    ]
+
+
+SKIPPED = "skipped"
+"""Status of the rows of layers that stay as they are."""
+
+
+def skipped_records(layer: str, nonzeros: Sequence[int]) -> list[Row]:
+    """Write down the rows of a layer that stays as it is: there is no problem, hence no gap.
+
+    Args:
+        layer: Its name.
+        nonzeros: Of each row.
+
+    Returns:
+        One record per row.
+    """
+    nothing = dict.fromkeys(("gap", "relative_gap", "objective", "bound"), math.nan)
+    return [
+        {"layer": layer, "row": k, "status": SKIPPED}
+        | nothing
+        | {"nonzeros": count, "iterations": 0}
+        for k, count in enumerate(nonzeros)
     ]
 
 

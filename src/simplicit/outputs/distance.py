@@ -84,8 +84,8 @@ class Distance:
     def root(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
         """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
 
-        diag p − pp' = AA' with A = diag √p − p √p'. A difference of squares would do as well, but
-        may be negative where p is nearly one class.
+        diag p − pp' = AA' with A = diag √p − p √p', so no eigenvectors are needed. A difference of
+        squares would do as well, but may be negative where p is nearly one class.
 
         Args:
             Y: Outputs (m, q).
@@ -95,28 +95,50 @@ class Distance:
             R'D of every sample, F = RR', r = 2q.
         """
         p, centred = self._centred(Y, D)
-        parts = [D / (2 * self.variance) ** 0.5, p.sqrt() * centred / (2**0.5 * self.temperature)]
-        return torch.cat(parts, 1)
+        alike, sure = self._scales
+        return torch.cat([alike * D, sure * p.sqrt() * centred], 1)
+
+    def adjoint(self, Y: Outputs, E: Float[Tensor, "m r *k"]) -> Float[Tensor, "m q *k"]:
+        """Multiply by the adjoint of `root`: vectors with E εε' = I become some with E ff' = F.
+
+        Args:
+            Y: Outputs (m, q).
+            E: Vectors, r = 2q.
+
+        Returns:
+            R E of every sample.
+        """
+        a, b = E.chunk(2, 1)
+        alike, sure = self._scales
+        p = self._probabilities(Y, b)
+        b = p.sqrt() * b
+        return alike * a + sure * (b - p * b.sum(1, keepdim=True))
 
     def random(
         self, Y: Outputs, count: int, generator: torch.Generator
     ) -> Float[Tensor, "m q count"]:
-        """Draw vectors f with E ff' = F.
+        """Draw vectors f with E ff' = F, from random signs (Hutchinson, 1990).
 
         Args:
             Y: Outputs (m, q).
             count: How many for each sample.
-            generator: Of random numbers.
+            generator: Of random numbers, on the CPU. Samples draw one after the other, so that
+                theirs do not depend on the batches.
 
         Returns:
             The vectors.
         """
-        a, b = torch.randn(2, *Y.shape, count, generator=generator).to(Y)
-        p = (Y / self.temperature).softmax(1)[..., None]
-        b = p.sqrt() * b
-        apart = b - p * b.sum(1, keepdim=True)
-        return a / (2 * self.variance) ** 0.5 + apart / (2**0.5 * self.temperature)
+        m, q = Y.shape
+        signs = torch.randint(2, (m, 2 * q, count), generator=generator, dtype=torch.int8)
+        return self.adjoint(Y, 2 * signs.to(Y) - 1)
+
+    @property
+    def _scales(self) -> tuple[float, float]:
+        return (2 * self.variance) ** -0.5, 2**-0.5 / self.temperature
+
+    def _probabilities(self, Y: Tensor, D: Tensor) -> Tensor:
+        return (Y / self.temperature).softmax(1).reshape(*Y.shape, *[1] * (D.ndim - 2))
 
     def _centred(self, Y: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-        p = (Y / self.temperature).softmax(1).reshape(*Y.shape, *[1] * (D.ndim - 2))
+        p = self._probabilities(Y, D)
         return p, D - (p * D).sum(1, keepdim=True)

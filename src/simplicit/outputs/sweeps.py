@@ -232,15 +232,24 @@ class Sweeps:
 
     # Constant states fold into the biases of their readers; states that nothing reads lose their
     # weights. Only matrices on whole samples: elsewhere a constant may be read at some positions.
-    # Nor weights that equations share: they would be other ones in one of them.
+    # Nor weights that equations share: they would be other ones in one of them. Nor weights that
+    # are in no row: they stay as they are.
     def _drop_dead(self) -> None:
         hidden = range(len(self.every) - 1)
         uses = Counter(
             parameter for e in self.every for parameter in {term.parameter for term in e.terms}
         )
 
+        learned = {
+            id(self.every[layer.rows.index].terms[t])
+            for layer in self.layers
+            for t in layer.rows.terms
+        }
+
         def own(part: Term | Summand) -> bool:
-            return _matrix(part) and (not part.parameter or uses[part.parameter] == 1)
+            if not _matrix(part) or id(part) not in learned:
+                return False
+            return not part.parameter or uses[part.parameter] == 1
 
         readers = {k: [] for k in hidden}
         for j, equation in enumerate(self.every):

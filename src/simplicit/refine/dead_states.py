@@ -6,6 +6,7 @@ applied; where a kernel also reads zero padding, only the constant 0 does.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -50,17 +51,19 @@ def without_dead_states(model: ImplicitModel) -> ImplicitModel:
     )
 
 
-def folded(equations: StateEquations) -> StateEquations:
+def folded(equations: StateEquations, left: Iterable[Tensor] = ()) -> StateEquations:
     """Fold constant states into biases and drop the weights of what nothing reads.
 
     Args:
         equations: Those of any model; they are not changed.
+        left: Weights of it that stay as they are.
 
     Returns:
         The same function of the inputs, with all of the states and no more non-zero weights.
     """
+    fixed = _shared(equations) | {id(weight) for weight in left}
     while True:
-        fewer = _without_unread(_folded(equations))
+        fewer = _without_unread(_folded(equations, fixed), fixed)
         if nonzeros(fewer) == nonzeros(equations):
             return fewer
         equations = fewer
@@ -72,7 +75,7 @@ def _pattern(equations: StateEquations) -> StateEquations:
     return absolute(marked)
 
 
-def _folded(equations: StateEquations) -> StateEquations:
+def _folded(equations: StateEquations, fixed: set[int]) -> StateEquations:
     pattern, like = _pattern(equations), equations.like
     sizes = [*(e.states for e in equations.hidden), equations.p]
     # which states and inputs move, and the values of those that do not
@@ -106,21 +109,19 @@ def _folded(equations: StateEquations) -> StateEquations:
         return new if new.channel_bias is not None or e.channel_bias is None else e
 
     layers = []
-    shared = _shared(equations)
     for e, marks in zip(equations.layers, pattern.layers, strict=True):
         for k, term in enumerate(e.terms):
-            e = e if id(term.weight) in shared else fold(e, marks, k)
+            e = e if id(term.weight) in fixed else fold(e, marks, k)
         layers.append(e)
     return replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
 
 
-def _without_unread(equations: StateEquations) -> StateEquations:
-    shared = _shared(equations)
+def _without_unread(equations: StateEquations, fixed: set[int]) -> StateEquations:
     hidden = []
     for e, read in zip(equations.hidden, _reads(equations), strict=True):
         read = _preactivations_read(e, read)
         for k, term in enumerate(e.terms):
-            if id(term.weight) not in shared:
+            if id(term.weight) not in fixed:
                 zero = ~(term.map.by_channel(read)[0] > 0).any(0)
                 zero = zero.view(-1, *[1] * (term.weight.ndim - 1))
                 e = _with_weight(e, k, term.weight.masked_fill(zero, 0.0))

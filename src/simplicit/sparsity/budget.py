@@ -1,11 +1,11 @@
 """How a budget is spent, from top to bottom.
 
 `sparsity` says how many weights the model may have: `wanted`. Weights of operations that are kept
-as they are cannot be removed, so they come first. The plan puts a price on every weight that is
-left, the loss that its removal adds, and `spend` keeps the most expensive ones over all rows
-together; with a penalty in place of prices, `shares` splits the budget by what the penalty left.
-Where sweeps follow, layers are matched with more weights, `first_budget`, and the sweeps remove the
-rest, each by the same factor.
+as they are, and of skipped layers, are not removed, so they come first. The plan puts a price on
+every weight that is left, the loss that its removal adds, and `spend` keeps the most expensive ones
+over all rows together; with a penalty in place of prices, `shares` splits the budget by what the
+penalty left. Where sweeps follow, layers are matched with more weights, `first_budget`, and the
+sweeps remove the rest, each by the same factor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,33 +24,43 @@ NOTABLE = 0.1
 """Part of the budget from which on kept weights are worth a line."""
 
 
-def wanted(N0: int, sparsity: float, kept: Mapping[str, int]) -> int:
+def wanted(
+    N0: int, sparsity: float, kept: Mapping[str, int], skipped: Mapping[str, int] | None = None
+) -> int:
     """Say how many weights there are to spend.
 
     Args:
         N0: Non-zero weights of the explicit network.
         sparsity: Fraction of them to do without.
         kept: Weights of operations that are kept as they are: module path and operation -> number.
+        skipped: Weights of layers that are skipped: module path -> number.
 
     Returns:
-        The budget without the kept weights.
+        The budget without these weights.
 
     Raises:
-        InputError: If the kept weights alone are more than the budget.
+        InputError: If these weights alone are more than the budget.
     """
-    budget, fixed = round((1 - sparsity) * N0), sum(kept.values())
+    budget, skipped = round((1 - sparsity) * N0), skipped or {}
+    inside = sum(kept.values())
+    fixed = inside + sum(skipped.values())
     if not fixed:
         return budget
-    names = ", ".join(f"{name} ({count:,})" for name, count in kept.items() if count)
+    names, others = (
+        ", ".join(f"{name} ({count:,})" for name, count in group.items() if count)
+        for group in (kept, skipped)
+    )
     most = max(0.0, 1 - fixed / N0)
     if fixed > budget:
+        where = [f"{inside:,} are in operations that are kept as they are: {names}"] * bool(names)
+        where += [f"{fixed - inside:,} are in skipped layers: {others}"] * bool(others)
         raise InputError(
-            f"sparsity={sparsity:g}: the budget is {budget:,} of {N0:,} weights, but {fixed:,} are "
-            f"in operations that are kept as they are: {names}; accepted is at most {most:.4g}"
+            f"sparsity={sparsity:g}: the budget is {budget:,} of {N0:,} weights, but "
+            f"{' and '.join(where)}; accepted is at most {most:.4g}"
         )
-    if fixed >= NOTABLE * budget:
+    if inside >= NOTABLE * budget and inside:
         progress.say(
-            f"{fixed:,} of the {budget:,} weights in the budget are in operations that cannot be "
+            f"{inside:,} of the {budget:,} weights in the budget are in operations that cannot be "
             f"read as linear maps and stay as they are: {names}"
         )
     return budget - fixed

@@ -241,6 +241,30 @@ def test_the_implicit_model_alone(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+def test_skipped_layers_are_named_in_every_table(tmp_path):
+    alone = ("evaluation.baselines=[implicit]", "implicit.skip=['[!13]']")
+    folder = small_run(tmp_path / "out", *alone)
+    (row,) = metrics(folder)
+    skipped = [r for r in table(folder / "rows.csv") if r["status"] == "skipped"]
+    assert [(r["layer"], r["nonzeros"], r["gap"]) for r in skipped] == 10 * [("5", "8", "nan")]
+    assert row["rows"] == len(table(folder / "rows.csv")) - 10 == 20
+    assert math.isfinite(row["max_relative_gap"]) and math.isfinite(row["rows_l0_gap"])
+    counts = {r["layer"]: int(r["nonzeros"]) for r in table(folder / "layers.csv")}
+    assert [*counts] == ["1", "3", "5"] and counts["5"] == 80
+    assert sum(counts.values()) == row["nonzeros"]
+    assert {r["weights"] for r in table(folder / "budget.csv") if r["layer"] == "5"} == {"80"}
+    assert "10 × skipped<" in (folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pattern_that_skips_nothing_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(explicit, "train", forbid)
+    with pytest.raises(InputError, match="skip: no layer is called 'fc': accepted are 1, 3, 5"):
+        small_run(tmp_path / "out", "implicit.skip=[fc]")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_explicit_network_alone_and_from_weights(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(explicit, "train", forbid)
     given = f"explicit.weights={finished / 'explicit.safetensors'}"

@@ -162,6 +162,12 @@ class Implicit(Section):
     )
     relu_aware: bool = key(True, "where a state is off, match only that it is off", SWITCH)
     sensitivity: bool = key(True, "weigh rows by how much the outputs depend on them", SWITCH)
+    skip: tuple[str, ...] = key(
+        (),
+        "layers that stay as they are, weights and biases; they count against the budget",
+        "a list of glob patterns of module paths",
+        strict=False,
+    )
     closed_loop: bool = key(
         True,
         "match each layer on the states of the model so far; in full, the outputs on its own "

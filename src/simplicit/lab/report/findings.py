@@ -6,6 +6,7 @@ from typing import Any
 
 from simplicit.lab.methods import KINDS, Kind
 from simplicit.lab.results import read
+from simplicit.matching.records import SKIPPED
 
 Row = dict[str, Any]
 
@@ -184,7 +185,9 @@ def layers(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[
         everything = [row for rows in by_status.values() for row in rows]
         solved = by_status.pop("solved", [])
         other = [
-            f"{len(rows)} × {status} ({_worst(rows):.2g})" for status, rows in by_status.items()
+            f"{len(rows)} × {status}"
+            + (f" ({_worst(rows):.2g})" if status != SKIPPED else "")  # they have no bound
+            for status, rows in by_status.items()
         ]
         found.append(
             {

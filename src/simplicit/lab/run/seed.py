@@ -11,6 +11,7 @@ import safetensors.torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from simplicit.calibration.skipped import skipped
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
@@ -22,6 +23,7 @@ from simplicit.lab.config.config import Config
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
+from simplicit.matching.records import SKIPPED
 from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
@@ -102,6 +104,7 @@ class SeedRun:
         unheard = recipe.unheard(not equations.structured, structure)
         recipe = replace(recipe, **{name: FIRST[name] for name in unheard.keys() & FIRST.keys()})
         recipe.require_heard(not equations.structured, structure)
+        skipped(equations, recipe.skip)
         return recipe
 
     def explicit_row(self) -> Row:
@@ -282,12 +285,13 @@ class SeedRun:
         if result.levels:
             self._tables["levels"] = result.levels
         self._count("implicit", measure.by_layer(result.rows, net))
+        matched = [row for row in result.rows if row["status"] != SKIPPED]
         return result.model, {
             "seconds": sum(result.seconds.values()),
-            "rows": len(result.rows),
-            "rows_solved": sum(row["status"] == "solved" for row in result.rows),
-            "max_relative_gap": max(row["relative_gap"] for row in result.rows),
-            **({"rows_l0_gap": measure.l0_gap(result.rows)} if recipe.chooses else {}),
+            "rows": len(matched),
+            "rows_solved": sum(row["status"] == "solved" for row in matched),
+            "max_relative_gap": max(row["relative_gap"] for row in matched),
+            **({"rows_l0_gap": measure.l0_gap(matched)} if recipe.chooses else {}),
             **{f"seconds_{name}": value for name, value in result.seconds.items()},
         }
 
