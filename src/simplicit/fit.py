@@ -16,10 +16,11 @@ from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
+from simplicit.model.dead_states import folded
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
-from simplicit.refine.dead_states import folded, without_dead_states
+from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import progress, threads
 from simplicit.system import workers as system_workers
 

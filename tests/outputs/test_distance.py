@@ -53,11 +53,11 @@ def test_products_with_the_curvature_and_its_root_are_those_of_the_matrix(scale,
     distance = Distance(T)
     D = torch.randn(5, 4, *axes, generator=torch.Generator().manual_seed(2)).double()
     F, flat = curvature(distance, Y), D.reshape(5, 4, -1)
-    assert distance.curved(Y, D).shape == D.shape
-    torch.testing.assert_close(distance.curved(Y, D).reshape(flat.shape), F @ flat)
-    root = distance.root(Y, D)
+    assert distance.curvature(Y).times(D).shape == D.shape
+    torch.testing.assert_close(distance.curvature(Y).times(D).reshape(flat.shape), F @ flat)
+    root = distance.curvature(Y).root(D)
     assert root.shape == (5, 8, *axes)
-    torch.testing.assert_close(root.square().sum(1), (D * distance.curved(Y, D)).sum(1))
+    torch.testing.assert_close(root.square().sum(1), (D * distance.curvature(Y).times(D)).sum(1))
 
 
 def test_random_vectors_have_the_curvature_as_their_second_moment():
@@ -80,7 +80,7 @@ def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same(dtype):
     distance = Distance(T)
     distance.temperature, distance.variance = 1.0, 1e20
     D = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
-    root = distance.root(Y, D).square().sum(1)
+    root = distance.curvature(Y).root(D).square().sum(1)
     assert (root >= 0).all() and root.isfinite().all()
     exact = (D.double() * (curvature(distance, Y.double()) @ D.double()[..., None])[..., 0]).sum(1)
     error = (root - exact).abs() / D.square().sum(1)

@@ -68,35 +68,16 @@ class Distance:
         p, q = ((y / self.temperature).softmax(1) for y in (T, Y))
         return (T - Y) / (2 * self.variance) + (p - q) / (2 * self.temperature)
 
-    def curved(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m q *k"]:
-        """Multiply by the curvature.
+    def curvature(self, Y: Outputs) -> "Curvature":
+        """Find the curvature at some outputs.
 
         Args:
             Y: Outputs (m, q).
-            D: Changes of the outputs.
 
         Returns:
-            F D of every sample.
+            F of every sample.
         """
-        p, centred = self._centred(Y, D)
-        return D / (2 * self.variance) + p * centred / (2 * self.temperature**2)
-
-    def root(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
-        """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
-
-        diag p − pp' = AA' with A = diag √p − p √p'. A difference of squares would do as well, but
-        may be negative where p is nearly one class.
-
-        Args:
-            Y: Outputs (m, q).
-            D: Changes of the outputs.
-
-        Returns:
-            R'D of every sample, F = RR', r = 2q.
-        """
-        p, centred = self._centred(Y, D)
-        parts = [D / (2 * self.variance) ** 0.5, p.sqrt() * centred / (2**0.5 * self.temperature)]
-        return torch.cat(parts, 1)
+        return Curvature((Y / self.temperature).softmax(1), self.variance, self.temperature)
 
     def random(
         self, Y: Outputs, count: int, generator: torch.Generator
@@ -117,6 +98,47 @@ class Distance:
         apart = b - p * b.sum(1, keepdim=True)
         return a / (2 * self.variance) ** 0.5 + apart / (2**0.5 * self.temperature)
 
-    def _centred(self, Y: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-        p = (Y / self.temperature).softmax(1).reshape(*Y.shape, *[1] * (D.ndim - 2))
+
+class Curvature:
+    """F of every sample; what it needs of the outputs is computed once.
+
+    Args:
+        p: Probabilities softmax y/τ, (m, q).
+        variance: σ² of the distance.
+        temperature: τ of it.
+    """
+
+    def __init__(self, p: Outputs, variance: float, temperature: float) -> None:
+        self.p, self.variance, self.temperature = p, variance, temperature
+
+    def times(self, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m q *k"]:
+        """Multiply by the curvature.
+
+        Args:
+            D: Changes of the outputs.
+
+        Returns:
+            F D of every sample.
+        """
+        p, centred = self._centred(D)
+        return D / (2 * self.variance) + p * centred / (2 * self.temperature**2)
+
+    def root(self, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
+        """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
+
+        diag p − pp' = AA' with A = diag √p − p √p'. A difference of squares would do as well, but
+        may be negative where p is nearly one class.
+
+        Args:
+            D: Changes of the outputs.
+
+        Returns:
+            R'D of every sample, F = RR', r = 2q.
+        """
+        p, centred = self._centred(D)
+        parts = [D / (2 * self.variance) ** 0.5, p.sqrt() * centred / (2**0.5 * self.temperature)]
+        return torch.cat(parts, 1)
+
+    def _centred(self, D: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.p.reshape(*self.p.shape, *[1] * (D.ndim - 2))
         return p, D - (p * D).sum(1, keepdim=True)
