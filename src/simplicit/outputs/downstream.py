@@ -55,6 +55,9 @@ class Downstream:
         T: The teacher's outputs (m, q).
         distance: Distance to them.
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
+
+    Attributes:
+        distance: How far the outputs are from the teacher's, summed over the samples.
     """
 
     def __init__(
@@ -74,17 +77,7 @@ class Downstream:
                 self.Z.append(equation.preactivation([*self.X, u]))
                 self.X.append(equation.phi(self.Z[-1]))
             self.Y = layers[-1].preactivation([*self.X, u])
-
-    def distance(self, Y: Float[Tensor, "m q"]) -> float:
-        """Measure how far outputs are from the teacher's, summed over the samples.
-
-        Args:
-            Y: Outputs.
-
-        Returns:
-            The distance (see `distance`), 0 for the teacher's own.
-        """
-        return float(self._distance(Y, self.T).sum())
+            self.distance = self._far(self.Y)
 
     def features(self, rows: Rows, bias: bool) -> list[Tensor]:
         """Compute what a layer's rows read.
@@ -212,14 +205,14 @@ class Downstream:
         """
         if index == len(self.X):
             Y = self.Y + dz if own is None else self.Y.index_add(1, own, dz)
-            return Move([], Y, self.distance(Y))
+            return Move([], Y, self._far(Y))
         phi, Z, X = self.layers[index].phi, self.Z[index], self.X[index]
         if own is not None and not isinstance(phi, Phi):
             dz, own = torch.zeros_like(Z).index_add(1, own, dz), None
         z, x = (Z, X) if own is None else (Z[:, own], X[:, own])
         states: list[Changed] = [(index, own, z + dz, phi(z + dz))]
         Y = self._follow(index, states[0][3] - x, own, states)
-        return Move(states, Y, self.distance(Y))
+        return Move(states, Y, self._far(Y))
 
     def accept(self, move: Move) -> None:
         """Take over a move.
@@ -232,4 +225,7 @@ class Downstream:
                 self.Z[index], self.X[index] = z, x
             else:
                 self.Z[index][:, own], self.X[index][:, own] = z, x
-        self.Y = move.Y
+        self.Y, self.distance = move.Y, move.distance
+
+    def _far(self, Y: Tensor) -> float:
+        return float(self._distance(Y, self.T).sum())

@@ -26,6 +26,7 @@ class Grams:
     def __init__(self, room: int) -> None:
         self.room = room
         self._kept: dict[int, tuple[Tensor, Tensor, list[Tensor]]] = {}
+        self._again: set[int] = set()
 
     def find(
         self, row: int, S: Int[Tensor, " s"], h: Sequence[Float[Tensor, "m P"]]
@@ -47,7 +48,10 @@ class Grams:
         if not change <= MOVED * sum(float(b.sum()) for b in old):
             return None
         at = torch.searchsorted(T, S).clamp_max(len(T) - 1)
-        return H[at][:, at].double() if torch.equal(T[at], S) else None
+        if not torch.equal(T[at], S):
+            return None
+        self._again.add(row)
+        return H[at][:, at].double()
 
     def keep(
         self,
@@ -64,11 +68,27 @@ class Grams:
             h: Its curvatures, for each part of the samples.
             H: The Gram.
         """
+        self._again.discard(row)
         self.room += _size(self._kept.pop(row, None))
         new = S, H.to(h[0].dtype), list(h)
         if _size(new) <= self.room:
             self.room -= _size(new)
             self._kept[row] = new
+
+    def forget(self, row: int) -> bool:
+        """Forget a Gram that has been found again, so that the next one is new.
+
+        Args:
+            row: Number of the row.
+
+        Returns:
+            Whether there was one.
+        """
+        if row not in self._again:
+            return False
+        self._again.remove(row)
+        self.room += _size(self._kept.pop(row, None))
+        return True
 
 
 def _size(kept: tuple[Tensor, Tensor, list[Tensor]] | None) -> int:

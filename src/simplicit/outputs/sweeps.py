@@ -47,8 +47,8 @@ INACTIVE = 0.1
 """Weight of samples whose state is off, as a part of what it is when on."""
 
 STILL = 1e-4
-"""A row stands still if neither its own step, the last time, nor all other rows since have changed
-the distance by more than this part of it. Unless it has weights to lose, it is then left alone."""
+"""A row stands still if its channels' last step and all other steps since have together changed the
+distance by no more than this part of it. Unless it has weights to lose, it is then left alone."""
 
 LOSES = 3.0
 """Most weights that a row loses in a sweep, times its share of them if all rows lost alike; at most
@@ -144,7 +144,7 @@ class Sweeps:
         # Grams take no more memory than the features of the longest rows
         self._grams = Grams(self.m * max((layer.d for layer in self.layers), default=0))
         self._moved = 0.0  # changes of the distance, each as a part of it, added up
-        self._solved: dict[int, tuple[float, float]] = {}  # `_moved` and a row's own step then
+        self._solved: dict[int, float] = {}  # `_moved` before a row's last step
 
     @property
     def equations(self) -> StateEquations:
@@ -154,7 +154,7 @@ class Sweeps:
     @property
     def distance(self) -> float:
         """How far the outputs are from the teacher's, a mean over the samples."""
-        return sum(part.distance(part.Y) for part in self.parts) / self.m
+        return sum(part.distance for part in self.parts) / self.m
 
     @property
     def outputs(self) -> Float[Tensor, "m q"]:
@@ -236,9 +236,8 @@ class Sweeps:
     def _still(self, number: int, weights: int, keep: dict[int, int], measure: bool) -> bool:
         if number not in self._solved or self.price or keep.get(number, weights) < weights:
             return False
-        moved, own = self._solved[number]
         known = number in self.costs or not measure
-        return known and own <= STILL and self._moved - moved <= STILL
+        return known and self._moved - self._solved[number] <= STILL
 
     def _blocks(self, layer: _Layer, bias: bool) -> Iterator[_Block]:
         features = self._each("features", layer.rows, bias)
@@ -357,11 +356,13 @@ class Sweeps:
                 self.costs[number] = own
             removed += gone
             before += float(cost @ old.abs())
-            gain = float((slope @ (w - old)).abs())
-            self._solved[number] = self._moved, gain / distance if distance else 0.0
             change[k, S] = moved = (w - old).to(change)
             list(self._pool.map(lambda part, k=k, S=S, w=moved: part.change(k, S, w), parts))
-        self._take(block, parts, change, distance + before, removed > 0, price)
+        solved = {block.first + k: self._moved for k in rows}
+        if not self._take(block, parts, change, distance + before, removed > 0, price):
+            # with a new Gram there may be a step
+            solved = {k: moved for k, moved in solved.items() if not self._grams.forget(k)}
+        self._solved |= solved
         if distance:
             self._moved += abs(self.distance / distance - 1)
 
@@ -388,7 +389,7 @@ class Sweeps:
         most: float,
         removed: bool,
         price: Tensor | None,
-    ) -> None:
+    ) -> bool:
         layer, group, channels = block.layer, block.group, block.channels
         equation, index = self.every[layer.rows.index], layer.rows.index
         W = layer.rows.weights(equation).clone()
@@ -416,7 +417,7 @@ class Sweeps:
             if good:
                 break
         if best is None:
-            return
+            return False
         _, step, moves = best
         W[group, channels] = old + step[:, :d]
         shift = W.new_zeros(W.shape[:2])
@@ -424,3 +425,4 @@ class Sweeps:
         self.every[index] = layer.rows.put(equation, W, shift)
         for down, accepted in zip(self.parts, moves, strict=True):
             down.accept(accepted)
+        return True
