@@ -16,10 +16,11 @@ from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
+from simplicit.model.dead_states import folded
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
-from simplicit.refine.dead_states import folded, without_dead_states
+from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import progress, threads
 from simplicit.system import workers as system_workers
 
@@ -165,7 +166,7 @@ def fit(
             levels = _level(matching, recipe, clock)
     if matching.sweeps:
         # only the sweeps spend again what dead states had of the budget
-        matching.take(folded(matching.matched, matching.left), "dead states")
+        matching.take(folded(matching.matched, left=matching.left), "dead states")
     equations = matching.matched.changed(lambda tensor: tensor.to(home))
     constraint = matching.constraint
     omega = constraint.omega if constraint and structure == "full" else None

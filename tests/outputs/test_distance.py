@@ -53,11 +53,11 @@ def test_products_with_the_curvature_and_its_root_are_those_of_the_matrix(scale,
     distance = Distance(T)
     D = torch.randn(5, 4, *axes, generator=torch.Generator().manual_seed(2)).double()
     F, flat = curvature(distance, Y), D.reshape(5, 4, -1)
-    assert distance.curved(Y, D).shape == D.shape
-    torch.testing.assert_close(distance.curved(Y, D).reshape(flat.shape), F @ flat)
-    root = distance.root(Y, D)
+    assert distance.curvature(Y).times(D).shape == D.shape
+    torch.testing.assert_close(distance.curvature(Y).times(D).reshape(flat.shape), F @ flat)
+    root = distance.curvature(Y).root(D)
     assert root.shape == (5, 8, *axes)
-    torch.testing.assert_close(root.square().sum(1), (D * distance.curved(Y, D)).sum(1))
+    torch.testing.assert_close(root.square().sum(1), (D * distance.curvature(Y).times(D)).sum(1))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3 * SPREAD])
@@ -65,10 +65,10 @@ def test_orthogonal_vectors_become_some_with_exactly_the_curvature(scale):
     Y, T = outputs(q=384, scale=scale)
     distance = Distance(T)
     orthogonal, _ = torch.linalg.qr(torch.randn(768, 768, dtype=torch.float64))
-    f = distance.adjoint(Y, orthogonal.expand(5, 768, 768))
+    f = distance.curvature(Y).adjoint(orthogonal.expand(5, 768, 768))
     torch.testing.assert_close(f @ f.mT, curvature(distance, Y))
     D = torch.randn(5, 384, 2, dtype=torch.float64)
-    torch.testing.assert_close(f.mT @ D, orthogonal.T @ distance.root(Y, D))
+    torch.testing.assert_close(f.mT @ D, orthogonal.T @ distance.curvature(Y).root(D))
 
 
 def test_random_vectors_of_a_sample_do_not_depend_on_the_batches():
@@ -103,7 +103,7 @@ def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same(dtype):
     distance = Distance(T)
     distance.temperature, distance.variance = 1.0, 1e20
     D = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
-    root = distance.root(Y, D).square().sum(1)
+    root = distance.curvature(Y).root(D).square().sum(1)
     assert (root >= 0).all() and root.isfinite().all()
     exact = (D.double() * (curvature(distance, Y.double()) @ D.double()[..., None])[..., 0]).sum(1)
     error = (root - exact).abs() / D.square().sum(1)

@@ -8,7 +8,8 @@ from moved_networks import KINDS, MANY, inputs, moved, network
 from simplicit.calibration.rows import Rows, rows_of
 from simplicit.equations.network import StateEquations
 from simplicit.outputs.distance import Distance
-from simplicit.outputs.downstream import PROBES, Downstream, Expansion
+from simplicit.outputs.downstream import PROBES, Downstream
+from simplicit.outputs.expansion import Expansion
 
 M = 6
 
@@ -53,7 +54,11 @@ class Problem:
         Y = forward(self.equations, self.u, index, dz)
         (slope,) = torch.autograd.grad(self.distance(Y, self.T).sum(), dz, retain_graph=True)
         J = [torch.autograd.grad(y.sum(), dz, retain_graph=True)[0] for y in Y.unbind(1)]
-        return -slope, self.distance.root(Y.detach(), torch.stack(J, 1))
+        return -slope, self.distance.curvature(Y.detach()).root(torch.stack(J, 1))
+
+
+def gram(expansion: Expansion, k: int, S: Tensor) -> Tensor:
+    return expansion.gram(k, S, expansion.curvatures(k))
 
 
 def by_sample(V: Tensor) -> Tensor:
@@ -71,10 +76,10 @@ def test_the_gradient_of_a_row_is_exact(name):
         for group in range(len(g)):
             V, expansion = problem.expansion(rows, group)
             for k in range(g.shape[3]):
-                _, found = expansion.moments(k, torch.arange(by_sample(V).shape[2]))
+                found = expansion.gradient(k, torch.arange(by_sample(V).shape[2]))
                 expected = torch.einsum("mpd,mp->d", by_sample(V), g[group, :, :, k])
                 torch.testing.assert_close(found, expected)
-                torch.testing.assert_close(expansion.gains(k)[0], found)
+                torch.testing.assert_close(expansion.gains()[0][k], found)
 
 
 def curvatures(problem: Problem, rows: Rows, group: int, k: int, V: Tensor) -> Tensor:
@@ -94,10 +99,10 @@ def test_the_curvature_of_a_row_is_that_of_gauss_and_newton(name):
         for group in range(groups):
             V, expansion = problem.expansion(rows, group)
             k = K - 1
-            H, _ = expansion.moments(k, torch.arange(by_sample(V).shape[2]))
+            H = gram(expansion, k, torch.arange(by_sample(V).shape[2]))
             expected = curvatures(problem, rows, group, k, V)
             torch.testing.assert_close(H, expected)
-            torch.testing.assert_close(expansion.gains(k)[1], H.diagonal())
+            torch.testing.assert_close(expansion.gains()[1][k], H.diagonal())
 
 
 def test_of_many_outputs_the_curvature_is_right_on_average():
@@ -107,7 +112,7 @@ def test_of_many_outputs_the_curvature_is_right_on_average():
         V, _ = problem.expansion(rows, 0)
         every = torch.arange(by_sample(V).shape[2])
         draws = torch.stack(
-            [problem.expansion(rows, 0, seed)[1].moments(0, every)[0] for seed in range(300)]
+            [gram(problem.expansion(rows, 0, seed)[1], 0, every) for seed in range(300)]
         )
         expected = curvatures(problem, rows, 0, 0, V)
         error = (draws.mean(0) - expected).norm() / expected.norm()
@@ -130,7 +135,7 @@ def test_the_curvature_of_output_rows_is_that_of_the_distance(name):
         w = torch.zeros(by_sample(V).shape[2]).double()
         expected = torch.autograd.functional.hessian(total, w)
         assert isinstance(expected, Tensor)
-        H, _ = expansion.moments(k, torch.arange(len(w)))
+        H = gram(expansion, k, torch.arange(len(w)))
         torch.testing.assert_close(H, expected)
 
 
@@ -142,9 +147,9 @@ def test_a_channel_knows_what_the_channels_before_it_have_done(name):
     V, expansion = problem.expansion(rows, 0)
     S = torch.arange(by_sample(V).shape[2])
     w = eps * torch.randn(len(S), generator=torch.Generator().manual_seed(0)).to(V)
-    _, before = expansion.moments(1, S)
+    before = expansion.gradient(1, S)
     expansion.change(0, S, w)
-    _, after = expansion.moments(1, S)
+    after = expansion.gradient(1, S)
     Y = problem.down.Y.clone()
     Y[:, 0] += (by_sample(V) @ w)[:, 0]
     slope = problem.distance.slope(Y, problem.T)[:, 1]
@@ -166,3 +171,21 @@ def test_a_move_is_followed_to_the_outputs(name):
         total = float(problem.distance(expected, problem.T).sum())
         assert move.distance == pytest.approx(total, rel=1e-9)
         assert torch.equal(problem.down.Y, before)  # nothing is taken over yet
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", *KINDS])
+def test_a_move_of_some_channels_is_the_move_with_zeros_for_the_others(name):
+    problem = Problem(name)
+    for rows in rows_of(problem.equations):
+        equation = problem.equations.layers[rows.index]
+        places = rows.places(equation, 0, slice(0, 2)).flatten()
+        dz = torch.randn(M, len(places), generator=torch.Generator().manual_seed(1)).to(problem.u)
+        whole = torch.zeros(M, equation.size).to(dz).index_add(1, places, dz)
+        expected = problem.down.move(rows.index, whole)
+        move = problem.down.move(rows.index, dz, places)
+        torch.testing.assert_close(move.Y, expected.Y)
+        problem.down.accept(move)
+        for index, _, z, x in expected.states:
+            torch.testing.assert_close(problem.down.Z[index], z)
+            torch.testing.assert_close(problem.down.X[index], x)
+        problem = Problem(name)

@@ -57,7 +57,10 @@ def exact(equations: StateEquations, u: Tensor) -> list[Tensor]:
     Z, Y = equations.replay(u.clone().requires_grad_())
     distance, every = Distance(Y.detach()), [*Z, Y]
     slopes = [torch.autograd.grad(y.sum(), every, retain_graph=True) for y in Y.unbind(1)]
-    return [distance.root(Y.detach(), torch.stack(parts, 1)) for parts in zip(*slopes, strict=True)]
+    return [
+        distance.curvature(Y.detach()).root(torch.stack(parts, 1))
+        for parts in zip(*slopes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["tanh, sigmoid", "residual", "tokens", "functional"])

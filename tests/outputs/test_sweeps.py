@@ -1,6 +1,7 @@
 """Sweeps on the outputs, for networks of every kind: states, budgets, descent, dtypes, bits."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
+from simplicit.outputs.downstream import Downstream
+from simplicit.outputs.expansion import Expansion
 from simplicit.outputs.path_norm import path_norm
 from simplicit.outputs.sweeps import Sweeps
 from teachers import PHIS
@@ -139,6 +142,77 @@ def test_one_sample_is_no_obstacle(name):
     before = sweeps.distance
     sweeps.match(sweeps.nonzeros() // 2, sweeps=4)
     assert before > 0 and sweeps.distance < 1.0
+
+
+def settled(name: str) -> tuple[Sweeps, Tensor]:
+    """On fewer weights than the teacher has, after as many sweeps as it takes."""
+    sweeps, u = job(name, shift=0.3)
+    sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
+    for _ in range(150):
+        before = sweeps.distance
+        sweeps.sweep()
+        if sweeps.distance > (1 - 1e-5) * before:
+            break
+    return sweeps, u
+
+
+@pytest.mark.parametrize("name", ["residual", "functional", "tokens"])
+def test_where_all_rows_stand_still_a_sweep_does_nothing_and_costs_nothing(name, monkeypatch):
+    sweeps, _ = settled(name)
+    for _ in range(3):  # rows that had an old Gram are tried with a new one
+        sweeps.sweep()
+    before, steps = weights(sweeps), []
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a row that stands still is looked at")
+
+    for part in ("expand", "features", "move"):
+        monkeypatch.setattr(Downstream, part, refuse)
+    sweeps.sweep(step=steps.append)
+    for old, new in zip(before, weights(sweeps), strict=True):
+        assert torch.equal(old, new)
+    assert sum(steps) == sweeps.count
+    with pytest.raises(AssertionError, match="looked at"):  # but weights can still go
+        sweeps.sweep(sweeps.nonzeros() // 2)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "residual", "tokens"])
+def test_kept_grams_lead_where_new_ones_do(name, monkeypatch):
+    """Gradients are new in every sweep, so an old Gram changes the way and not the end."""
+    first, u = job(name, shift=0.3)
+    first.match(first.nonzeros() // 2, sweeps=4)
+    T = network(name).replay(u)[1].detach()
+    counted: list[int] = []
+    gram = Expansion.gram
+
+    def count(*arguments: Any) -> Tensor:
+        counted.append(1)
+        return gram(*arguments)
+
+    monkeypatch.setattr(Expansion, "gram", count)
+    start, ends, grams = first.equations, [], []
+    for change in (0.25, -1.0):
+        monkeypatch.setattr("simplicit.outputs.grams.MOVED", change)
+        sweeps = Sweeps(start, rows_of(start), u, T)
+        counted.clear()
+        for _ in range(40):
+            sweeps.sweep()
+        ends.append(sweeps.distance)
+        grams.append(len(counted))
+    assert ends[0] < 1.03 * ends[1] and ends[1] < 0.9 * first.distance
+    assert grams[0] < grams[1]
+
+
+@pytest.mark.parametrize("name", ["relu", "functional"])
+def test_a_row_loses_at_most_the_part_that_it_may(name):
+    sweeps, _ = job(name, shift=0.1)
+    sweeps.sweep(sweeps.nonzeros(), losing=0.25)
+    before = [W.count_nonzero(2) for W in weights(sweeps)]
+    budget = round(0.8 * sweeps.nonzeros())
+    sweeps.sweep(budget)
+    assert sweeps.nonzeros() == budget
+    for old, W in zip(before, weights(sweeps), strict=True):
+        assert (W.count_nonzero(2) >= (0.75 * old).long()).all()
 
 
 def with_weights_of(equation: Equation, W: Tensor) -> Equation:

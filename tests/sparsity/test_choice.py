@@ -95,6 +95,6 @@ def test_sensitivity_is_the_curvature_of_the_outputs_distance_in_every_row():
         J = torch.stack([torch.func.jacrev(net[depth:])(row) for row in z])
         if depth == 5:
             J = torch.eye(3).expand(40, 3, 3)
-        expected = (J.mT @ distance.curved(Y, J)).mean(0).detach().double()
+        expected = (J.mT @ distance.curvature(Y).times(J)).mean(0).detach().double()
         error = (layer.coupling[0] - expected).norm() / expected.norm()
         assert error < 0.05 and layer.coherence < 1e-9  # one position

@@ -10,7 +10,7 @@ from itertools import chain
 from math import lcm
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.equations.equation import Equation
@@ -85,23 +85,21 @@ class Rows:
         part = part if positions is None else part[:, positions]
         return part.permute(2, 0, 1, 3).flatten(1, 2)
 
-    def place(
-        self, equation: Equation, group: int, channels: slice, values: Float[Tensor, "m P c"]
-    ) -> Float[Tensor, "m rows"]:
-        """Write numbers of some channels where they are in the equation's pre-activations.
+    def places(
+        self, equation: Equation, group: int, channels: slice
+    ) -> Int[Tensor, "channels positions"]:
+        """Say where some channels are in the equation's pre-activations.
 
         Args:
             equation: The equation.
             group: The channels' group.
             channels: Which channels of the group.
-            values: A number per sample, position and channel.
 
         Returns:
-            One number per row and sample, zero for all other channels.
+            An index for every channel and position.
         """
-        whole = values.new_zeros(len(values), equation.size)
-        self._by_channel(equation, whole)[:, :, group, channels] = values
-        return whole
+        every = torch.arange(equation.size, device=equation.terms[0].weight.device)
+        return self._by_channel(equation, every[None])[0, :, group, channels].T
 
     def _by_channel(self, equation: Equation, z: Tensor) -> Tensor:
         part = equation.terms[self.slots[0][0]].map.by_channel(z)

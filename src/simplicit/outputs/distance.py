@@ -68,77 +68,90 @@ class Distance:
         p, q = ((y / self.temperature).softmax(1) for y in (T, Y))
         return (T - Y) / (2 * self.variance) + (p - q) / (2 * self.temperature)
 
-    def curved(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m q *k"]:
-        """Multiply by the curvature.
+    def curvature(self, Y: Outputs) -> "Curvature":
+        """Find the curvature at some outputs.
 
         Args:
             Y: Outputs (m, q).
-            D: Changes of the outputs.
 
         Returns:
-            F D of every sample.
+            F of every sample.
         """
-        p, centred = self._centred(Y, D)
-        return D / (2 * self.variance) + p * centred / (2 * self.temperature**2)
-
-    def root(self, Y: Outputs, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
-        """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
-
-        diag p − pp' = AA' with A = diag √p − p √p', so no eigenvectors are needed. A difference of
-        squares would do as well, but may be negative where p is nearly one class.
-
-        Args:
-            Y: Outputs (m, q).
-            D: Changes of the outputs.
-
-        Returns:
-            R'D of every sample, F = RR', r = 2q.
-        """
-        p, centred = self._centred(Y, D)
-        alike, sure = self._scales
-        return torch.cat([alike * D, sure * p.sqrt() * centred], 1)
-
-    def adjoint(self, Y: Outputs, E: Float[Tensor, "m r *k"]) -> Float[Tensor, "m q *k"]:
-        """Multiply by the adjoint of `root`: vectors with E εε' = I become some with E ff' = F.
-
-        Args:
-            Y: Outputs (m, q).
-            E: Vectors, r = 2q.
-
-        Returns:
-            R E of every sample.
-        """
-        a, b = E.chunk(2, 1)
-        alike, sure = self._scales
-        p = self._probabilities(Y, b)
-        b = p.sqrt() * b
-        return alike * a + sure * (b - p * b.sum(1, keepdim=True))
+        return Curvature((Y / self.temperature).softmax(1), self.variance, self.temperature)
 
     def random(
         self, Y: Outputs, count: int, generator: torch.Generator
     ) -> Float[Tensor, "m q count"]:
-        """Draw vectors f with E ff' = F, from random signs (Hutchinson, 1990).
+        """Draw vectors f with E ff' = F.
 
         Args:
             Y: Outputs (m, q).
             count: How many for each sample.
-            generator: Of random numbers, on the CPU. Samples draw one after the other, so that
-                theirs do not depend on the batches.
+            generator: Of random numbers.
 
         Returns:
             The vectors.
         """
         m, q = Y.shape
         signs = torch.randint(2, (m, 2 * q, count), generator=generator, dtype=torch.int8)
-        return self.adjoint(Y, 2 * signs.to(Y) - 1)
+        return self.curvature(Y).adjoint(2 * signs.to(Y) - 1)
 
-    @property
-    def _scales(self) -> tuple[float, float]:
-        return (2 * self.variance) ** -0.5, 2**-0.5 / self.temperature
 
-    def _probabilities(self, Y: Tensor, D: Tensor) -> Tensor:
-        return (Y / self.temperature).softmax(1).reshape(*Y.shape, *[1] * (D.ndim - 2))
+class Curvature:
+    """F of every sample; what it needs of the outputs is computed once.
 
-    def _centred(self, Y: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-        p = self._probabilities(Y, D)
+    Args:
+        p: Probabilities softmax y/τ, (m, q).
+        variance: σ² of the distance.
+        temperature: τ of it.
+    """
+
+    def __init__(self, p: Outputs, variance: float, temperature: float) -> None:
+        self.p, self.variance, self.temperature = p, variance, temperature
+
+    def times(self, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m q *k"]:
+        """Multiply by the curvature.
+
+        Args:
+            D: Changes of the outputs.
+
+        Returns:
+            F D of every sample.
+        """
+        p, centred = self._centred(D)
+        return D / (2 * self.variance) + p * centred / (2 * self.temperature**2)
+
+    def root(self, D: Float[Tensor, "m q *k"]) -> Float[Tensor, "m r *k"]:
+        """Multiply by a root of the curvature, so that D'FD is the square of what is returned.
+
+        diag p − pp' = AA' with A = diag √p − p √p'. A difference of squares would do as well, but
+        may be negative where p is nearly one class.
+
+        Args:
+            D: Changes of the outputs.
+
+        Returns:
+            R'D of every sample, F = RR', r = 2q.
+        """
+        p, centred = self._centred(D)
+        parts = [D / (2 * self.variance) ** 0.5, p.sqrt() * centred / (2**0.5 * self.temperature)]
+        return torch.cat(parts, 1)
+
+    def adjoint(self, E: Float[Tensor, "m r *k"]) -> Float[Tensor, "m q *k"]:
+        """Multiply by the adjoint of `root`: vectors with E εε' = I become some with E ff' = F.
+
+        Args:
+            E: Vectors, r = 2q.
+
+        Returns:
+            R E of every sample.
+        """
+        a, b = E.chunk(2, 1)
+        p = self.p.reshape(*self.p.shape, *[1] * (E.ndim - 2))
+        b = p.sqrt() * b
+        apart = b - p * b.sum(1, keepdim=True)
+        return a / (2 * self.variance) ** 0.5 + apart / (2**0.5 * self.temperature)
+
+    def _centred(self, D: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.p.reshape(*self.p.shape, *[1] * (D.ndim - 2))
         return p, D - (p * D).sum(1, keepdim=True)

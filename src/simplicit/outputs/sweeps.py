@@ -10,26 +10,30 @@ no labels, no step lengths). Between two sweeps the weights that cost the output
 eliminated, over all rows together: here all costs are in one unit.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows, shared
-from simplicit.equations.equation import Equation, Summand, Term
+from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
+from simplicit.model.dead_states import folded
 from simplicit.outputs.distance import Distance
-from simplicit.outputs.downstream import Downstream, Expansion
-from simplicit.outputs.path_norm import path_norm, prices, shrink
+from simplicit.outputs.downstream import Downstream, Move
+from simplicit.outputs.expansion import Expansion
+from simplicit.outputs.grams import Grams
+from simplicit.outputs.growing import grown
+from simplicit.outputs.path_norm import path_norm, prices
+from simplicit.outputs.row import solve
 from simplicit.sparsity.budget import spend
-from simplicit.sparsity.elimination import eliminate
 
 DAMPING = 1e-3
 """Added to the diagonal of a row's Gram, relative to it. Of its largest entry, what rounding leaves
@@ -42,6 +46,14 @@ REFITS = 2
 INACTIVE = 0.1
 """Weight of samples whose state is off, as a part of what it is when on."""
 
+STILL = 1e-4
+"""A row stands still if its channels' last step and all other steps since have together changed the
+distance by no more than this part of it. Unless it has weights to lose, it is then left alone."""
+
+LOSES = 3.0
+"""Most weights that a row loses in a sweep, times its share of them if all rows lost alike; at most
+half of its weights."""
+
 TOGETHER = 16
 """Channels between two exact passes through the layers behind them."""
 
@@ -51,6 +63,8 @@ HALVINGS = 4
 PARTS = 2
 """Parts of the samples that threads work on side by side; fixed, so that bits do not depend on how
 many threads there are."""
+
+TINY = torch.finfo(torch.float32).tiny
 
 Step = Callable[..., None]
 
@@ -63,6 +77,22 @@ class _Layer:
     K: int
     d: int
     plain: bool  # shares no weight with another equation
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Channels that are solved between two exact passes."""
+
+    layer: _Layer
+    group: int
+    channels: slice
+    V: list[Tensor]  # features, for each part of the samples
+    size: Tensor  # sums of their squares, (d,)
+
+    @property
+    def first(self) -> int:
+        """Number of the first channel among all rows."""
+        return self.layer.first + self.group * self.layer.K + self.channels.start
 
 
 class Sweeps:
@@ -96,6 +126,7 @@ class Sweeps:
         self._start, self.m, self.bias = equations, len(u), bias
         self.every: list[Equation] = list(equations.layers)
         distance = Distance(T)
+        self._random = torch.Generator().manual_seed(seed)
         self.parts = [
             Downstream(self.every, part, t, distance, inactive)
             for part, t in zip(u.tensor_split(PARTS), T.tensor_split(PARTS), strict=True)
@@ -108,9 +139,12 @@ class Sweeps:
             for rows, first, shape in zip(layers, firsts, shapes, strict=False)
         ]
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
-        self._random = torch.Generator().manual_seed(seed)
         self.costs: dict[int, Tensor] = {}
         self.price = 0.0
+        # Grams take no more memory than the features of the longest rows
+        self._grams = Grams(self.m * max((layer.d for layer in self.layers), default=0))
+        self._moved = 0.0  # changes of the distance, each as a part of it, added up
+        self._solved: dict[int, float] = {}  # `_moved` before a row's last step
 
     @property
     def equations(self) -> StateEquations:
@@ -120,7 +154,7 @@ class Sweeps:
     @property
     def distance(self) -> float:
         """How far the outputs are from the teacher's, a mean over the samples."""
-        return sum(part.distance(part.Y) for part in self.parts) / self.m
+        return sum(part.distance for part in self.parts) / self.m
 
     @property
     def outputs(self) -> Float[Tensor, "m q"]:
@@ -150,9 +184,11 @@ class Sweeps:
             after: Called after each sweep with its name.
         """
         start, falls = max(self.nonzeros(), 1), sweeps - REFITS - 1
-        for index in range(falls + 1):
+        budgets = [round(start * (budget / start) ** (k / falls)) for k in range(falls + 1)]
+        tied = self._tied()
+        for index, (now, then) in enumerate(zip(budgets, [*budgets[1:], budget], strict=True)):
             self._drop_dead()
-            self.sweep(round(start * (budget / start) ** (index / falls)), step)
+            self.sweep(now, step, min(LOSES * (now - then) / max(now - tied, 1), 0.5))
             after(f"sweep {index + 1}")
         self._drop_dead()
         self._grow(budget - self.nonzeros())
@@ -161,34 +197,57 @@ class Sweeps:
             after(f"sweep {falls + 2 + index}")
 
     @torch.no_grad()
-    def sweep(self, budget: int | None = None, step: Step = lambda *_: None) -> None:
-        """Solve every row once, first layer first.
+    def sweep(
+        self, budget: int | None = None, step: Step = lambda *_: None, losing: float = 0.5
+    ) -> None:
+        """Solve every row once, first layer first. Rows that stand still are left alone.
 
         Args:
             budget: Non-zeros to leave in all rows together; biases are not counted. The supports
                 stay as they are without one. The first sweep with a budget finds what removals
                 cost, and removes nothing yet.
             step: Called after some rows with their number.
+            losing: Most of its weights that a row may lose in the next sweep, as a part of them.
         """
         keep: dict[int, int] = {}
         if budget is not None and self.costs:
             order = list(self.costs)
-            tied = sum(self._weights(layer) for layer in self.layers if not layer.plain)
-            kept = spend([self.costs[k].cpu() for k in order], max(budget - tied, 0))
+            kept = spend([self.costs[k].cpu() for k in order], max(budget - self._tied(), 0))
             keep = dict(zip(order, kept, strict=True))
         for layer in self.layers:
-            if not layer.plain:
+            weights = layer.rows.weights(self.every[layer.rows.index]).count_nonzero(2).flatten()
+            asked = [
+                k for k, n in enumerate(weights.tolist(), layer.first)
+                if layer.plain and not self._still(k, n, keep, budget is not None)
+            ]  # fmt: skip
+            if not asked:
                 step(layer.groups * layer.K)
                 continue
             price = self._prices(layer) if self.price else None
-            features = self._each("features", layer.rows, self.bias)
-            for group in range(layer.groups):
-                for start in range(0, layer.K, TOGETHER):
-                    channels = slice(start, min(start + TOGETHER, layer.K))
-                    V = [part[group] for part in features]
-                    own = None if price is None else price[group]
-                    self._solve(layer, group, channels, V, keep, budget is not None, own)
-                    step(channels.stop - channels.start)
+            for block in self._blocks(layer, self.bias):
+                some = block.channels.stop - block.channels.start
+                own = None if price is None else price[block.group, block.channels]
+                rows = [k - block.first for k in asked if 0 <= k - block.first < some]
+                if rows:
+                    self._solve(block, rows, keep, None if budget is None else losing, own)
+                step(some)
+
+    # whether the outputs say nothing new to a row
+    def _still(self, number: int, weights: int, keep: dict[int, int], measure: bool) -> bool:
+        if number not in self._solved or self.price or keep.get(number, weights) < weights:
+            return False
+        known = number in self.costs or not measure
+        return known and self._moved - self._solved[number] <= STILL
+
+    def _blocks(self, layer: _Layer, bias: bool) -> Iterator[_Block]:
+        features = self._each("features", layer.rows, bias)
+        for group in range(layer.groups):
+            V = [part[group] for part in features]
+            squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
+            size = torch.stack(squares).sum(0).double().clamp_min(TINY)
+            for start in range(0, layer.K, TOGETHER):
+                channels = slice(start, min(start + TOGETHER, layer.K))
+                yield _Block(layer, group, channels, V, size)
 
     def slopes(self) -> list[Tensor | None]:
         """Average the slopes of φ over the samples.
@@ -225,224 +284,139 @@ class Sweeps:
     def _weights(self, layer: _Layer) -> int:
         return int(layer.rows.weights(self.every[layer.rows.index]).count_nonzero())
 
+    # weights that sweeps leave alone, because equations share them
+    def _tied(self) -> int:
+        return sum(self._weights(layer) for layer in self.layers if not layer.plain)
+
     def _prices(self, layer: _Layer) -> Tensor:
         every = prices(self.equations, self.slopes())
         found = self.price * layer.rows.weights(every[layer.rows.index])
-        return torch.nn.functional.pad(found, (0, int(self.bias)))
+        return F.pad(found, (0, int(self.bias)))
 
-    # Constant states fold into the biases of their readers; states that nothing reads lose their
-    # weights. Only matrices on whole samples: elsewhere a constant may be read at some positions.
-    # Nor weights that equations share: they would be other ones in one of them. Nor weights that
-    # are in no row: they stay as they are.
     def _drop_dead(self) -> None:
-        hidden = range(len(self.every) - 1)
-        uses = Counter(
-            parameter for e in self.every for parameter in {term.parameter for term in e.terms}
-        )
-
-        learned = {
-            id(self.every[layer.rows.index].terms[t])
-            for layer in self.layers
-            for t in layer.rows.terms
-        }
-
-        def own(part: Term | Summand) -> bool:
-            if not _matrix(part) or id(part) not in learned:
-                return False
-            return not part.parameter or uses[part.parameter] == 1
-
-        readers = {k: [] for k in hidden}
-        for j, equation in enumerate(self.every):
-            for part in (*equation.terms, *equation.fixed):
-                if part.source in readers:
-                    readers[part.source].append((j, part))
-        simple = [
-            k
-            for k in hidden
-            if isinstance(self.every[k].phi, Phi)
-            and all(own(part) for part in (*self.every[k].terms, *self.every[k].fixed))
-            and all(own(part) for _, part in readers[k])
+        learned = {(layer.rows.index, t) for layer in self.layers for t in layer.rows.terms}
+        left = [
+            term.weight
+            for index, e in enumerate(self.every)
+            for t, term in enumerate(e.terms)
+            if (index, t) not in learned
         ]
-        for k in simple:  # forward: a row that read constants only is one, too
-            e = self.every[k]
-            empty = ~torch.stack([t.weight.any(1) for t in e.terms]).any(0)
-            bias = e.full_bias
-            value = e.phi(torch.zeros_like(e.terms[0].weight[:, 0]) if bias is None else bias)
-            if not self.bias:
-                empty &= value == 0
-            if bool(empty.any()):
-                self._read(k, empty, value)
-        for k in reversed(simple):  # backward: nor does what only such a row reads
-            read = [
-                term.weight.any(0)
-                for j in range(k + 1, len(self.every))
-                for term in self.every[j].terms
-                if term.source == k
-            ]
-            unread = ~torch.stack(read).any(0) if read else None
-            if unread is not None and bool(unread.any()):
-                self.every[k] = _masked(self.every[k], ~unread[:, None])
-
-    def _read(self, k: int, empty: Tensor, value: Tensor) -> None:
-        for j in range(k + 1, len(self.every)):
-            e = self.every[j]
-            terms, bias = [], e.full_bias
-            for term in e.terms:
-                if term.source == k and bool(term.weight[:, empty].any()):
-                    more = term.weight[:, empty] @ value[empty]
-                    bias = more if bias is None else bias + more
-                    weight = term.weight * ~empty
-                    term = replace(term, map=replace(term.map, weight=weight))
-                terms.append(term)
-            self.every[j] = replace(e, terms=tuple(terms), bias=bias)
+        self.every[:] = folded(self.equations, self.bias, left).layers
 
     # gives rows back the weights that would bring the outputs nearest, each by itself
     @torch.no_grad()
     def _grow(self, count: int) -> None:
-        if count < 1:
-            return
-        tiny = torch.finfo(torch.float32).tiny
-        alive = self._alive()
-        gains: list[Tensor] = []
-        for layer in self.layers:
-            equation = self.every[layer.rows.index]
-            W = layer.rows.weights(equation)
-            gain = torch.zeros_like(W)
-            if layer.plain:
-                features = self._each("features", layer.rows, False)
-                # a state without a row of its own is a constant, as the bias is
-                sources = [alive.get(s, one) for s, one in self._ones(equation)]
-                counts = (layer.rows.features(_bare(equation), sources) != 0).any(1)
-                for group in range(layer.groups):
-                    for start in range(0, layer.K, TOGETHER):
-                        channels = slice(start, min(start + TOGETHER, layer.K))
-                        parts = self._expansions(
-                            layer, group, channels, [part[group] for part in features]
-                        )
-                        for k in range(channels.stop - channels.start):
-                            slope, curvature = (
-                                torch.stack(both).sum(0)
-                                for both in zip(*(p.gains(k) for p in parts), strict=True)
-                            )
-                            found = slope.square() / curvature.clamp_min(tiny)
-                            absent = (W[group, start + k] == 0) & counts[group]
-                            gain[group, start + k] = found * absent
-            gains.append(gain.flatten())
-        flat = torch.cat(gains)
-        best = flat.topk(min(count, flat.numel()))
-        added = torch.zeros_like(flat)
-        # a weight that is there and does nothing yet: the next sweep finds its value
-        added[best.indices[best.values > 0]] = tiny
-        for layer, more in zip(self.layers, added.split([len(g) for g in gains]), strict=True):
-            if bool(more.any()):
-                equation = self.every[layer.rows.index]
-                W = layer.rows.weights(equation)
-                W = torch.where(W == 0, more.view_as(W), W)
-                self.every[layer.rows.index] = layer.rows.put(equation, W, W.new_zeros(W.shape[:2]))
+        plain = {layer.rows: layer for layer in self.layers if layer.plain}
 
-    # for every hidden layer of matrices, which states have a row of their own
-    def _alive(self) -> dict[int, Tensor]:
-        found = {}
-        for k, e in enumerate(self.every[:-1]):
-            if e.terms and all(_matrix(part) for part in (*e.terms, *e.fixed)):
-                used = torch.stack([term.weight.any(1) for term in e.terms]).any(0)
-                found[k] = used[None].to(e.terms[0].weight)
-        return found
+        def gain(rows: Rows) -> Tensor:
+            found = torch.zeros_like(rows.weights(self.every[rows.index]))
+            for block in self._blocks(plain[rows], bias=False):
+                sums = zip(*self._pool.map(Expansion.gains, self._expand(block)), strict=True)
+                slope, curvature = (torch.stack(both).sum(0) for both in sums)
+                found[block.group, block.channels] = slope.square() / curvature.clamp_min(TINY)
+            return found
 
-    def _ones(self, equation: Equation) -> list[tuple[int, Tensor]]:
-        like = self._start.like
-        sizes = [*(e.states for e in self.every[:-1]), self._start.p]
-        keys = [*range(len(sizes) - 1), -1]
-        return [(k, like.new_ones(1, n)) for k, n in zip(keys, sizes, strict=True)]
+        self.every[:] = grown(self.equations, list(plain), gain, count)
 
     # asks every part of the samples the same
     def _each(self, question: str, *arguments: Any) -> list[Any]:
         return list(self._pool.map(lambda part: getattr(part, question)(*arguments), self.parts))
 
-    def _expansions(
-        self, layer: _Layer, group: int, channels: slice, V: Sequence[Tensor]
-    ) -> list[Expansion]:
+    def _expand(self, block: _Block) -> list[Expansion]:
         seeds = torch.randint(2**31, (PARTS,), generator=self._random).tolist()
 
         def expand(part: Downstream, own: Tensor, seed: int) -> Expansion:
             generator = torch.Generator().manual_seed(seed)
-            return part.expand(layer.rows, group, channels, own, generator)
+            return part.expand(block.layer.rows, block.group, block.channels, own, generator)
 
-        return list(self._pool.map(expand, self.parts, V, seeds))
+        return list(self._pool.map(expand, self.parts, block.V, seeds))
 
     # some channels of a layer: each to second order, then all together exactly
     def _solve(
         self,
-        layer: _Layer,
-        group: int,
-        channels: slice,
-        V: Sequence[Tensor],
+        block: _Block,
+        rows: Sequence[int],
         keep: dict[int, int],
-        measure: bool,
+        losing: float | None,
         price: Tensor | None,
     ) -> None:
-        equation = self.every[layer.rows.index]
-        W = layer.rows.weights(equation)
-        parts = self._expansions(layer, group, channels, V)
-        change = W.new_zeros(channels.stop - channels.start, layer.d + int(self.bias))
-        squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
-        size = torch.stack(squares).sum(0).double().clamp_min(torch.finfo(torch.float32).tiny)
-        before, removed = 0.0, 0
-        for k, row in enumerate(W[group, channels]):
-            row = torch.nn.functional.pad(row, (0, int(self.bias)))
-            free = torch.zeros_like(row, dtype=torch.bool)
-            free[layer.d :] = True
-            S = ((row != 0) | free).nonzero()[:, 0]
+        layer, parts = block.layer, self._expand(block)
+        W = layer.rows.weights(self.every[layer.rows.index])[block.group, block.channels]
+        change, free = F.pad(torch.zeros_like(W), (0, int(self.bias))), torch.zeros_like(block.size)
+        free[layer.d :] = 1.0
+        before, removed, distance = 0.0, 0, self.distance
+        for k in rows:
+            row, number = F.pad(W[k], (0, int(self.bias))), block.first + k
+            S = ((row != 0) | (free > 0)).nonzero()[:, 0]
             if not len(S):
                 continue
-            number = layer.first + group * layer.K + channels.start + k
             old = row[S].double()
-            sums = self._pool.map(lambda part, k=k, S=S: part.moments(k, S), parts)
-            H, slope = (torch.stack(both).sum(0) / self.m for both in zip(*sums, strict=True))
-            cost = torch.zeros_like(old) if price is None else price[channels][k, S].double()
+            H, slope = self._moments(parts, number, k, S)
+            cost = torch.zeros_like(old) if price is None else price[k, S].double()
             # A feature may move no output, as the bias of attention's keys. What is left of its
             # curvature is rounding, relative to the others' in units of the features' own size.
-            rounding = torch.finfo(W.dtype).eps * size[S] * (H.diagonal() / size[S]).max()
-            H.diagonal().mul_(1 + DAMPING).add_(rounding + torch.finfo(torch.float32).tiny)
-            w, own, gone = _row(H, slope, old, cost, free[S], keep.get(number), measure)
+            size = block.size[S]
+            rounding = torch.finfo(W.dtype).eps * size * (H.diagonal() / size).max()
+            H = H + (DAMPING * H.diagonal() + rounding + TINY).diag()
+            w, own, gone = solve(H, slope, old, cost, free[S] > 0, keep.get(number), losing)
             if own is not None:
                 self.costs[number] = own
             removed += gone
             before += float(cost @ old.abs())
-            change[k, S] = (w - old).to(change)
-            for part in parts:
-                part.change(k, S, change[k, S])
-        self._take(layer, group, channels, parts, change, before, removed > 0, price)
+            change[k, S] = moved = (w - old).to(change)
+            list(self._pool.map(lambda part, k=k, S=S, w=moved: part.change(k, S, w), parts))
+        solved = {block.first + k: self._moved for k in rows}
+        if not self._take(block, parts, change, distance + before, removed > 0, price):
+            # with a new Gram there may be a step
+            solved = {k: moved for k, moved in solved.items() if not self._grams.forget(k)}
+        self._solved |= solved
+        if distance:
+            self._moved += abs(self.distance / distance - 1)
+
+    # a row's Gram, which may be of an earlier sweep, and its gradient
+    def _moments(
+        self, parts: Sequence[Expansion], number: int, k: int, S: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        slopes = self._pool.map(lambda part: part.gradient(k, S), parts)
+        slope = torch.stack(list(slopes)).sum(0) / self.m
+        h = list(self._pool.map(lambda part: part.curvatures(k), parts))
+        if (H := self._grams.find(number, S, h)) is None:
+            grams = self._pool.map(lambda part, own: part.gram(k, S, own), parts, h)
+            H = torch.stack(list(grams)).sum(0) / self.m
+            self._grams.keep(number, S, h, H)
+        return H, slope
 
     # The channels' change, or a shorter one where it would take the outputs further away. Weights
     # that make room for the budget go in any case; of the lengths of the rest the best is taken.
     def _take(
         self,
-        layer: _Layer,
-        group: int,
-        channels: slice,
+        block: _Block,
         parts: Sequence[Expansion],
         change: Tensor,
-        before: float,
+        most: float,
         removed: bool,
         price: Tensor | None,
-    ) -> None:
+    ) -> bool:
+        layer, group, channels = block.layer, block.group, block.channels
         equation, index = self.every[layer.rows.index], layer.rows.index
         W = layer.rows.weights(equation).clone()
         old, d = W[group, channels].clone(), layer.d
-        gone = torch.nn.functional.pad((change[:, :d] == -old) & (old != 0), (0, int(self.bias)))
-        most, best = self.distance + before, None
+        gone = F.pad((change[:, :d] == -old) & (old != 0), (0, int(self.bias)))
+        best = None
+        always: list[Tensor] | None = None
         for length in (*(0.5**k for k in range(HALVINGS)), *([0.0] if removed else [])):
             step = torch.where(gone, change, length * change)
 
-            def move(down: Downstream, own: Expansion, step: Tensor = step) -> Any:
-                return down.move(
-                    index, layer.rows.place(equation, group, channels, own.shift(step))
-                )
+            if length < 1 and always is None:
+                always = list(self._pool.map(lambda own: own.shift(gone * change), parts))
 
-            moves = list(self._pool.map(move, self.parts, parts))
+            def move(down: Downstream, own: Expansion, least: Tensor | None, length=length) -> Move:
+                dz = own.dz if least is None else least.lerp(own.dz, length)
+                return down.move(index, dz.transpose(0, 1).flatten(1), own.own)
+
+            moves = list(self._pool.map(move, self.parts, parts, always or [None] * len(parts)))
             new = old + step[:, :d]
-            worth = 0.0 if price is None else float((price[channels][:, :d] * new.abs()).sum())
+            worth = 0.0 if price is None else float((price[:, :d] * new.abs()).sum())
             found = sum(m.distance for m in moves) / self.m + worth
             good = found <= most
             if good or (removed and (best is None or found < best[0])):
@@ -450,7 +424,7 @@ class Sweeps:
             if good:
                 break
         if best is None:
-            return
+            return False
         _, step, moves = best
         W[group, channels] = old + step[:, :d]
         shift = W.new_zeros(W.shape[:2])
@@ -458,49 +432,4 @@ class Sweeps:
         self.every[index] = layer.rows.put(equation, W, shift)
         for down, accepted in zip(self.parts, moves, strict=True):
             down.accept(accepted)
-
-
-# One row: refitted, or shrunk at a price; with `measure` the weights that go, and what further
-# removals would cost. A row loses at most half of its weights in a sweep, so the cost of the other
-# half need not be known.
-def _row(
-    H: Tensor,
-    slope: Tensor,
-    old: Tensor,
-    price: Tensor,
-    free: Tensor,
-    keep: int | None,
-    measure: bool,
-) -> tuple[Tensor, Tensor | None, int]:
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    w = old + inverse @ slope
-    if bool(price.any()):
-        w = shrink(H, H @ old + slope, old, price)
-    if not measure:
-        return w, None, 0
-    weights = int((~free).sum())
-    keep = weights if keep is None else min(keep, weights)
-    (order,), (cost,) = eliminate(inverse, w[None], free, keep // 2)
-    count = weights - keep
-    costs = torch.cat([cost[count:], cost.new_full((keep // 2,), torch.inf)])
-    gone = order[:count]
-    if count:
-        # what stays takes over from what goes, all at once
-        w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
-        w[gone] = 0.0
-    return w, costs, count
-
-
-def _matrix(part: Term | Summand) -> TypeGuard[Term]:
-    return isinstance(part, Term) and part.is_matrix and part.fixed is None
-
-
-def _masked(equation: Equation, mask: Tensor) -> Equation:
-    terms = tuple(
-        replace(term, map=replace(term.map, weight=term.weight * mask)) for term in equation.terms
-    )
-    return replace(equation, terms=terms)
-
-
-def _bare(equation: Equation) -> Equation:
-    return replace(equation, terms=tuple(replace(term, offset=None) for term in equation.terms))
+        return True

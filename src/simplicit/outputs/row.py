@@ -1,0 +1,53 @@
+"""One row: refitted, with the weights that go and what further removals would cost."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from simplicit.outputs.path_norm import shrink
+from simplicit.sparsity.elimination import eliminate
+
+
+def solve(
+    H: Float[Tensor, "s s"],
+    slope: Float[Tensor, " s"],
+    old: Float[Tensor, " s"],
+    price: Float[Tensor, " s"],
+    free: Bool[Tensor, " s"],
+    keep: int | None,
+    losing: float | None,
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " c"] | None, int]:
+    """Minimise ½ δ'Hδ − slope'δ + Σ price |w| over w = old + δ, and remove weights.
+
+    Args:
+        H: The row's Gram on its support, positive definite.
+        slope: How fast the distance falls in each weight.
+        old: The weights.
+        price: Of |w|, at least 0.
+        free: Features that are never removed.
+        keep: Weights to leave, free features not counted; all without.
+        losing: Most of its weights that the row may lose the next time, as a part of them. Without
+            it nothing is removed.
+
+    Returns:
+        The weights; what each further removal would cost, the cheapest first, infinity for those
+        that may not go; and how many have gone.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    w = old + inverse @ slope
+    if bool(price.any()):
+        w = shrink(H, H @ old + slope, old, price)
+    if losing is None:
+        return w, None, 0
+    weights = int((~free).sum())
+    keep = weights if keep is None else min(keep, weights)
+    surely = int((1 - losing) * keep)
+    (order,), (cost,) = eliminate(inverse, w[None], free, surely, workers=1)
+    count = weights - keep
+    costs = torch.cat([cost[count:], cost.new_full((surely,), torch.inf)])
+    gone = order[:count]
+    if count:
+        # what stays takes over from what goes, all at once
+        w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
+        w[gone] = 0.0
+    return w, costs, count
