@@ -98,8 +98,9 @@ class Rows:
         Returns:
             An index for every channel and position.
         """
-        every = torch.arange(equation.size, device=equation.terms[0].weight.device)
-        return self._by_channel(equation, every[None])[0, :, group, channels].T
+        device = equation.terms[0].weight.device
+        every = torch.arange(equation.size, dtype=torch.float64, device=device)
+        return self._by_channel(equation, every[None])[0, :, group, channels].T.long()
 
     def _by_channel(self, equation: Equation, z: Tensor) -> Tensor:
         part = equation.terms[self.slots[0][0]].map.by_channel(z)
