@@ -111,7 +111,7 @@ class Readings:
     ) -> None:
         self.frontier, self.bias, self.executor = frontier, bias, executor
         self._positions = rows.positions(equation)
-        most = min(max(ENOUGH // frontier.m, FEWEST), POSITIONS)
+        most = drawn(frontier.m, self._positions)
         self._task = _Task(rows, equation, coherence, most)
         W = rows.weights(equation)
         groups, K, d = W.shape
@@ -126,8 +126,7 @@ class Readings:
             centre = first.features[0][1].mean(1, keepdim=True)
             self._task = replace(self._task, centre=centre)
             self._centre = centre.double()
-        count = frontier.m * min(self._positions, most)
-        self._small = count * groups * (d + 2 * K) * W.element_size() <= KEPT
+        self._small = frontier.m * most * groups * (d + 2 * K) * W.element_size() <= KEPT
         self._blocks: list[_Block] = []
 
     def moments(self, keep: bool = False) -> list[Gram]:
@@ -140,6 +139,7 @@ class Readings:
         Returns:
             Statistics of each group.
         """
+        self._blocks = []
         step = partial(_read, self._task, keep and self._small)
         m, totals = self._sum(workers.run(step, self._pieces(), self.executor))
         tS, t, t2, SS, s, n = totals
@@ -200,12 +200,25 @@ class Readings:
         return torch.cat([R, t[:, :, None]], 2) if self.bias else R
 
 
+def drawn(m: int, positions: int) -> int:
+    """Say how many positions each sample contributes.
+
+    Args:
+        m: Samples.
+        positions: Of each sample.
+
+    Returns:
+        At most all of them.
+    """
+    return min(positions, max(ENOUGH // m, FEWEST), POSITIONS)
+
+
 @torch.no_grad()
 def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     block = _block(task, piece)
     sums = _of_targets(block, block.teacher - block.rest)
-    sums.append(_added([weight * _square(S) for weight, S in block.features]))
-    sums.append(_added([weight * S.sum(1, dtype=torch.float64) for weight, S in block.features]))
+    sums.append(_added([(weight, _square(S)) for weight, S in block.features]))
+    sums.append(_added([(weight, S.sum(1, dtype=torch.float64)) for weight, S in block.features]))
     weights = sum(weight * S.shape[1] for weight, S in block.features)
     sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.teacher.device))
     count = block.features[0][1].shape[1]
@@ -234,9 +247,9 @@ def _of_targets(block: _Block, target: Tensor) -> list[Tensor]:
         targets.append(target.unflatten(1, (block.samples, -1)).mean(2))
     parts = [(weight, S, t) for (weight, S), t in zip(block.features, targets, strict=True)]
     return [
-        _added([weight * (t.mT @ S) for weight, S, t in parts]),
-        _added([weight * t.sum(1, dtype=torch.float64) for weight, _, t in parts]),
-        _added([weight * t.double().square().sum(1) for weight, _, t in parts]),
+        _added([(weight, t.mT @ S) for weight, S, t in parts]),
+        _added([(weight, t.sum(1, dtype=torch.float64)) for weight, _, t in parts]),
+        _added([(weight, t.double().square().sum(1)) for weight, _, t in parts]),
     ]
 
 
@@ -254,8 +267,13 @@ def _square(S: Tensor) -> Tensor:
     return whole
 
 
-def _added(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+# in place: a wide Gram is not copied
+def _added(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    (weight, total), *others = parts
+    total.mul_(weight)
+    for weight, part in others:
+        total.add_(part, alpha=weight)
+    return total
 
 
 @torch.no_grad()

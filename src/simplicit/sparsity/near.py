@@ -92,16 +92,13 @@ def refit_near(
     Returns:
         Weights, (K, N), zero off the support.
     """
-    W = torch.zeros_like(problem.gram.R)
+    W = torch.where(support | problem.free, anchor, 0.0)
+    missing = problem.gram.R - W @ problem.gram.G
     with pool(workers, len(W)) as executor:
-        found = factors(problem, support, executor)
-        for w, target, start, (columns, factor) in zip(
-            W, problem.gram.R, anchor, found, strict=True
+        for w, lacking, (columns, factor) in zip(
+            W, missing, factors(problem, support, executor), strict=True
         ):
-            G = problem.gram.G[columns[:, None], columns]
-            missing = target[columns] - G @ start[columns]
-            step = torch.cholesky_solve(missing[:, None], factor)[:, 0]
-            w[columns] = start[columns] + step
+            w[columns] += torch.cholesky_solve(lacking[columns, None], factor)[:, 0]
     return W
 
 

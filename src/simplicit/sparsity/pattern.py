@@ -1,7 +1,7 @@
 """Patterns of zeros: which weights of a row may go next, given those that are gone.
 
-Every choice of weights asks `eliminate`, and `eliminate` asks the pattern. A pattern such as 2:4 is
-one class here: `removable` says how many weights it lets go, `open` which ones now.
+`eliminate` asks the pattern; `splitting` knows single weights only. A pattern such as 2:4 is one
+class here: `removable` says how many weights it lets go, `open` which ones now.
 """
 
 from typing import Protocol, runtime_checkable

@@ -8,7 +8,7 @@ is not convex: Boyd et al. 2011, §9.1; for layers of networks: Meng et al., "AL
 
 in features of unit length. G is that of all rows, so a step is one product of matrices, and nothing
 here costs the cube of a row's length for every row, as `elimination` does. ρ rises from level to
-level, and supports settle. The problem is not convex: `certified` bounds what is found.
+level, and supports settle. The problem is not convex: `choice.bounded` bounds what is found.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,10 @@ from simplicit.sparsity.near import Anchor, without_free
 from simplicit.system.workers import pool, run
 
 LEVELS = tuple(0.05 * 2.0**i for i in range(8))
-"""ρ, relative to the square of a feature. With factors of four in place of two the loss of a
-convolution's rows was 1 to 3 % higher; without the last two, that of rows with six weights 4 %."""
+"""ρ, relative to the square of a feature; `benchmarks/ablation/supports.py` compares others."""
 
 STEPS = 20
-"""Steps at each level; three times as many lower the loss by another half percent."""
+"""Steps at each level."""
 
 HELD = 5
 """Steps between two looks at how large a weight has to be: to sort takes longer than a product."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from simplicit.calibration.moments import drawn
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.equations.layer_phi import Kept
@@ -18,13 +19,16 @@ from simplicit.errors import InputError
 from simplicit.explicit import by_name as networks
 from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
+from simplicit.matching.supports import CHOICES
+from simplicit.sparsity.choice import WIDE
+from simplicit.sparsity.splitting import LEVELS, STEPS
 from simplicit.system.memory import GB
 
 PASSES = 2
-"""Passes over the samples: the network's own moments, and those of the model in the closed loop."""
+"""Grams of each layer: on the network's own states, and on the model's in the closed loop."""
 
 COPIES = 10
-"""Matrices the size of a layer's Gram: itself, its inverse, and one for each of 8 rows."""
+"""Matrices the size of a layer's Gram, at most: itself, its inverse, and one for each of 8 rows."""
 
 ORDER = 512
 """Rows of the matrices whose product is timed, float64."""
@@ -117,8 +121,8 @@ def lines(equations: StateEquations, samples: int) -> list[Line]:
             weights += 0 if key in counted else term.weight.numel()
             counted.add(key)
         rows, features, positions = _problem(e)
-        moments = 2.0 * samples * positions * features**2 * PASSES
-        elimination = 2.0 * rows * features**3
+        read = samples * drawn(samples, positions) if weights else 0
+        moments = 2.0 * read * features**2 * PASSES
         found.append(
             Line(
                 e.name if e is not equations.output else f"{e.name} (output)",
@@ -132,10 +136,25 @@ def lines(equations: StateEquations, samples: int) -> list[Line]:
                 features,
                 positions,
                 8.0 * COPIES * features**2 if weights else 0.0,
-                moments + elimination if weights else 0.0,
+                moments + _prices(rows, features) + _choices(rows, features) if weights else 0.0,
             )
         )
     return found
+
+
+# an elimination of every row; of a wide one, of candidates that a splitting leaves
+def _prices(rows: int, features: int) -> float:
+    screened = _splitting(rows, features) if features > WIDE else 0.0
+    return 2.0 * rows * min(features, WIDE) ** 3 + screened
+
+
+def _choices(rows: int, features: int) -> float:
+    return len(CHOICES) * _splitting(rows, features)
+
+
+# steps are products for all rows, in float32, which is twice as fast; and an inverse for each level
+def _splitting(rows: int, features: int) -> float:
+    return len(LEVELS) * (2.0 * STEPS * rows * features**2 + features**3) / 2
 
 
 def _problem(e: Equation) -> tuple[int, int, int]:
@@ -246,7 +265,8 @@ def notes(equations: StateEquations, samples: int, rate: float) -> list[str]:
         unread if kept else "Every operation is read; none is kept as it is.",
         f"Memory about {total['memory'] / GB:.2f} GB: the widest layer on {samples:,} samples, and "
         f"{COPIES} matrices of the largest layer's features.",
-        f"Time about {total['seconds']:.0f} s: {PASSES} passes of patch moments and an elimination "
-        f"of every row, at {rate / 1e9:.1f} GFLOP/s (a {ORDER} × {ORDER} product timed just now); "
+        f"Time about {total['seconds']:.0f} s: {PASSES} Grams of every layer, a price of every "
+        f"weight and {len(CHOICES)} choices of supports, at {rate / 1e9:.1f} GFLOP/s (a {ORDER} × "
+        f"{ORDER} product timed just now); "
         "sweeps and the passes through the network are not in it.",
     ]
