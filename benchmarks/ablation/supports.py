@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = config.load(options.config, [])
+    settings = config.load(options.config, ["implicit.sparsity=0.5"])
     dataset = data.load(settings.evaluation.dataset, settings.data_dir)
     with TemporaryDirectory() as folder:
         run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))
