@@ -1,5 +1,7 @@
 """Supports by splitting: as good as exact elimination, at any width, whatever the units."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,7 +43,8 @@ def test_supports_do_not_depend_on_workers_units_or_neighbours():
     rows = problem()
     keep = list(range(1, 81))
     found = splitting.supports(rows, keep)
-    assert torch.equal(splitting.supports(rows, keep, workers=2), found)
+    with ThreadPoolExecutor(2) as executor:
+        assert torch.equal(splitting.supports(rows, keep, executor), found)
     assert found[:, :-1].sum(1).tolist() == keep and found[:, -1].all()
     G, R, t2 = rows.gram.G, rows.gram.R, rows.gram.t2
     unit = 4.0 ** torch.arange(121).remainder(7).double()

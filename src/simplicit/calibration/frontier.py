@@ -4,6 +4,8 @@ Of the states, only those are kept that an equation further on still reads.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from simplicit.calibration.batches import Batches
 from simplicit.equations.equation import Equation
+from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
 from simplicit.equations.stacked import Stacked
-from simplicit.system import memory
+from simplicit.system import memory, workers
 
 Sources = list[Tensor]
 """States of all earlier equations, empty where no one reads them any more, then the input."""
@@ -25,6 +28,10 @@ Settle = Callable[[Equation, Tensor], Tensor]
 SAMPLES = 1000
 """Samples of short batches that are joined: fewer of them cost a product of features each."""
 
+CACHE = 2**20
+"""Bytes of pre-activations that are computed at once: a convolution of 16 channels on 32 × 32
+places is three times as fast as where its result does not stay in the cache."""
+
 
 class Frontier:
     """States of both networks up to one equation.
@@ -34,6 +41,7 @@ class Frontier:
         stream: Calibration inputs.
         own: Whether the model has states of its own; otherwise its equations read the teacher's.
         settle: Finds the model's states where its equation reads itself.
+        executor: Takes samples side by side.
 
     Raises:
         InputError: If the states do not fit into memory.
@@ -44,9 +52,14 @@ class Frontier:
     """
 
     def __init__(
-        self, equations: StateEquations, stream: Batches, own: bool, settle: Settle | None = None
+        self,
+        equations: StateEquations,
+        stream: Batches,
+        own: bool,
+        settle: Settle | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        self._every, self._settle = equations.layers, settle
+        self._every, self._settle, self._executor = equations.layers, settle, executor
         like = equations.like
         self._inputs = _joined([batch.to(like).flatten(1) for batch in stream])
         self.m = sum(len(u) for u in self._inputs)
@@ -79,7 +92,8 @@ class Frontier:
         pairs = zip(self._teacher, self._inputs, strict=True)
         if self._reads_itself():
             return [_settled(equation, [*states], u) for states, u in pairs]
-        return [equation.preactivation([*states, u]) for states, u in pairs]
+        function = partial(_preactivations, equation)
+        return [self._apply(function, [*states, u], equation.size) for states, u in pairs]
 
     def batches(self) -> Iterator[tuple[list[Tensor], Float[Tensor, "m rows"]]]:
         """Pass over the batches.
@@ -105,9 +119,11 @@ class Frontier:
                     assert self._settle is not None
                     x = self._settle(equation, u)
                 else:
-                    x = equation.phi(equation.preactivation([*self._model[k], u]))
+                    x = self._apply(partial(_states, equation), [*self._model[k], u], equation.size)
                 self._model[k].append(x)
-            self._teacher[k].append(self._every[self.index].phi(self._targets[k]))
+            teacher = self._every[self.index]
+            x = self._apply(partial(_activated, teacher.phi), [self._targets[k]], teacher.size)
+            self._teacher[k].append(x)
             # batch by batch, so that not all of both are there at once
             self._targets[k] = self._targets[k].new_empty(0)
             for states in (self._teacher[k], self._model[k]):
@@ -116,6 +132,28 @@ class Frontier:
                         states[i] = states[i].new_empty(len(states[i]), 0)
         self.index += 1
         self._targets = self._replay()
+
+    # `size` entries a sample, some samples after others
+    def _apply(self, function: Callable[[Sources], Tensor], every: Sources, size: int) -> Tensor:
+        count = max(1, CACHE // (size * every[-1].element_size()))
+        parts = zip(*(part.split(count) for part in every), strict=True)
+        found = list(workers.run(function, map(list, parts), self._executor))
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+
+@torch.no_grad()
+def _preactivations(equation: Equation, sources: Sources) -> Tensor:
+    return equation.preactivation(sources)
+
+
+@torch.no_grad()
+def _states(equation: Equation, sources: Sources) -> Tensor:
+    return equation.phi(equation.preactivation(sources))
+
+
+@torch.no_grad()
+def _activated(phi: StatePhi, sources: Sources) -> Tensor:
+    return phi(sources[0])
 
 
 def _joined(batches: list[Tensor]) -> list[Tensor]:

@@ -179,8 +179,8 @@ class Equation:
         parts += [summand.map(sources[summand.source]) for summand in self.fixed]
         if not parts:
             parts = [sources[-1].new_zeros(len(sources[-1]), self.size)]
-        z = sum(parts[1:], parts[0])
-        return z if self.full_bias is None else z + self.full_bias
+        z, bias = sum(parts[1:], parts[0]), self.full_bias
+        return z if bias is None else z + bias
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Equation":
         """Change every tensor in it: dtype, device, or sign.

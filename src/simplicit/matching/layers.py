@@ -118,7 +118,7 @@ class Matching:
             found = None
             if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
-                    self.network, self.equations, self.layers, self.stream, self.seed
+                    self.network, self.equations, self.layers, self.stream, self.seed, self.executor
                 )
             budget = self.budget
             # sweeps remove no weight that equations share
@@ -127,13 +127,12 @@ class Matching:
             self.planned = plan_layers(
                 self.equations,
                 self.layers,
-                Frontier(self.equations, self.stream, own=False),
+                Frontier(self.equations, self.stream, own=False, executor=self.executor),
                 self.recipe,
                 budget,
                 found,
                 self.balls,
                 self.executor,
-                self.workers,
             )
             self._keep_plan(self.planned, time.monotonic() - begin)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
@@ -143,7 +142,9 @@ class Matching:
 
         Without a closed loop all read the teacher's states.
         """
-        frontier = Frontier(self.equations, self.stream, self.recipe.closed_loop, _settle)
+        frontier = Frontier(
+            self.equations, self.stream, self.recipe.closed_loop, _settle, self.executor
+        )
         with progress.task("matching the layers", total=len(self.layers)) as step:
             for index, teacher in enumerate(self.every):
                 left = [t for i, t in self.skipped if i == index]
@@ -295,7 +296,7 @@ class Matching:
             coupled=self.recipe.sensitivity and ball is None,
             aware=aware,
             swept=bool(self.sweeps),
-            workers=self.workers,
+            executor=self.executor,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         if planned is not None and chooses:

@@ -134,7 +134,6 @@ def plan_layers(
     found: Sequence[Sensitivity] | None,
     balls: Sequence[Ball | None],
     executor: Executor | None,
-    workers: int,
 ) -> Plan:
     """Find the price of a weight, or the penalty's factor, and each row's share.
 
@@ -146,8 +145,7 @@ def plan_layers(
         budget: Weights to spend.
         found: What the outputs feel of each layer's rows; None to weigh rows alike.
         balls: What each layer's rows may not leave.
-        executor: Takes batches side by side.
-        workers: Parallel blocks of rows.
+        executor: Takes batches, and rows, side by side.
 
     Returns:
         The plan.
@@ -174,7 +172,7 @@ def plan_layers(
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            price, keep = allot(flat, worth, budget, recipe.method, workers, anchors)
+            price, keep = allot(flat, worth, budget, recipe.method, executor, anchors)
             step(1, f"{sum(map(sum, keep))} weights")
         else:
 
@@ -182,7 +180,7 @@ def plan_layers(
                 step(0, f"{weights} weights, {budget} wanted")
 
             factor, solved = solve_to_budget(
-                flat, budget, tol=recipe.tol, workers=workers, report=report
+                flat, budget, tol=recipe.tol, executor=executor, report=report
             )
             counts = [count(s, p.free) for s, p in zip(solved, flat, strict=True)]
             quota = list(shares(counts, budget))

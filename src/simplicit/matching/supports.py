@@ -1,6 +1,7 @@
 """A layer's rows, brought to their share: their weights are chosen, or relaxed, and refitted."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,14 +39,14 @@ class Choice:
         coupled: Whether rows make up for each other's errors in the outputs.
         aware: Whether states of the layer may be off in any way.
         swept: Whether sweeps on the outputs follow, which look at the outputs instead.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
     """
 
     recipe: Recipe
     coupled: bool
     aware: bool
     swept: bool
-    workers: int
+    executor: Executor | None
 
     def choose(
         self,
@@ -101,8 +102,8 @@ class Choice:
             W = self._choose(replace(problem, gram=gram), keep, start)
         else:
             assert before is not None
-            W = refit_near(problem, before != 0, start, self.workers)
-        return refit_coupled(problem, W, share.coupling, self.workers) if self.coupled else W
+            W = refit_near(problem, before != 0, start, self.executor)
+        return refit_coupled(problem, W, share.coupling, self.executor) if self.coupled else W
 
     # The ball is not seen by the choice. Where it sets weights of the refit to zero, the row
     # is given more, and what is too much then goes over all rows together.
@@ -125,7 +126,7 @@ class Choice:
         return trim(problem, W, budget)
 
     def _choose(self, problem: RowProblem, keep: list[int], anchor: Tensor | None = None) -> Tensor:
-        return choose(problem, keep, self.recipe.method, self.workers, anchor)
+        return choose(problem, keep, self.recipe.method, self.executor, anchor)
 
     def certified(
         self, problem: RowProblem, plan: Plan | None, share: Share | None, W: Tensor, look: Callback
@@ -142,9 +143,9 @@ class Choice:
         Returns:
             The rows as they were solved, their certified solution, and the weights to use.
         """
-        tol, workers = self.recipe.tol, self.workers
+        tol, executor = self.recipe.tol, self.executor
         if plan is None or share is None:
-            solution = solve(problem, tol=tol, callback=look, workers=workers)
+            solution = solve(problem, tol=tol, callback=look, workers=1, executor=executor)
             return problem, solution, solution.W
         if not self.recipe.chooses:
             return fit_to_budget(
@@ -153,9 +154,10 @@ class Choice:
                 start=plan.penalty_factor,
                 tol=tol,
                 callback=look,
-                workers=workers,
+                executor=executor,
             )
         # rows that no output hears are worth nothing
         worth = share.importance.clamp_min(1e-30)
         problem = bounded(problem, plan.price / worth.to(W))
-        return problem, solve(problem, tol=tol, workers=workers, callback=look), W
+        solution = solve(problem, tol=tol, callback=look, workers=1, executor=executor)
+        return problem, solution, W

@@ -8,7 +8,7 @@ unless outputs are so far apart that every p is one class, and says nothing of w
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from simplicit._types import Outputs
@@ -92,9 +92,36 @@ class Distance:
         Returns:
             The vectors.
         """
-        m, q = Y.shape
-        signs = torch.randint(2, (m, 2 * q, count), generator=generator, dtype=torch.int8)
-        return self.curvature(Y).adjoint(2 * signs.to(Y) - 1)
+        return self.directions(Y, signs(*Y.shape, count, generator))
+
+    def directions(
+        self, Y: Outputs, drawn: Int8[Tensor, "m r count"]
+    ) -> Float[Tensor, "m q count"]:
+        """Turn random signs into vectors f with E ff' = F.
+
+        Args:
+            Y: Outputs (m, q).
+            drawn: Signs of every sample, see `signs`.
+
+        Returns:
+            The vectors.
+        """
+        return self.curvature(Y).adjoint(drawn.to(Y))
+
+
+def signs(m: int, q: int, count: int, generator: torch.Generator) -> Int8[Tensor, "m r count"]:
+    """Draw signs, the same whether samples are asked for together or one after the other.
+
+    Args:
+        m: Samples.
+        q: Outputs.
+        count: How many vectors for each sample.
+        generator: Of random numbers.
+
+    Returns:
+        1 or −1, r = 2q.
+    """
+    return 2 * torch.randint(2, (m, 2 * q, count), generator=generator, dtype=torch.int8) - 1
 
 
 class Curvature:

@@ -42,7 +42,7 @@ def solve(
     weights = int((~free).sum())
     keep = weights if keep is None else min(keep, weights)
     surely = int((1 - losing) * keep)
-    (order,), (cost,) = eliminate(inverse, w[None], free, surely, workers=1)
+    (order,), (cost,) = eliminate(inverse, w[None], free, surely)
     count = weights - keep
     costs = torch.cat([cost[count:], cost.new_full((surely,), torch.inf)])
     gone = order[:count]

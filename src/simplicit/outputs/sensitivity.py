@@ -6,7 +6,9 @@ Jacobian; batches are as large as fits into `MEMORY`.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,8 +18,8 @@ from simplicit.calibration.batches import Batches
 from simplicit.calibration.rows import Rows
 from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
-from simplicit.outputs.distance import Distance
-from simplicit.system import progress
+from simplicit.outputs.distance import Distance, signs
+from simplicit.system import progress, workers
 
 PROBES = 2
 """Random directions of the outputs a sample."""
@@ -46,12 +48,21 @@ class Sensitivity:
     coherence: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    network: StateEquations
+    equations: StateEquations
+    layers: Sequence[Rows]
+    distance: Distance
+
+
 def sensitivity(
     network: StateEquations,
     equations: StateEquations,
     layers: Sequence[Rows],
     stream: Batches,
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> list[Sensitivity]:
     """Estimate how far errors of the channels move the outputs, by random directions of these.
 
@@ -61,6 +72,7 @@ def sensitivity(
         layers: Rows of `equations`.
         stream: Calibration inputs.
         seed: Of the directions.
+        executor: Takes batches side by side.
 
     Returns:
         The sensitivity of each layer; float64, on the CPU.
@@ -69,30 +81,46 @@ def sensitivity(
     sizes = [rows.weights(every[rows.index]).shape[:2] for rows in layers]
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        T = [predict(network, batch.to(network.like).flatten(1)) for batch in stream]
-    distance, count = Distance(torch.cat(T)), _samples(network, stream)
+    generator, count = torch.Generator().manual_seed(seed), _samples(network, stream)
+    parts = [part for batch in stream for part in batch.split(count)]
+    T = torch.cat(list(workers.run(partial(_outputs, network), parts, executor)))
+    step_of = partial(_sums, _Task(network, equations, layers, Distance(T)))
+    pieces = ((part, signs(len(part), network.q, PROBES, generator)) for part in parts)
     with progress.task("sensitivity of the outputs", total=stream.m) as step:
-        for part in (part for batch in stream for part in batch.split(count)):
-            Z, Y = _replayed(network, part)
-            directions = distance.random(Y.detach(), PROBES, generator).unbind(2)
-            for k, f in enumerate(directions):
-                slopes = torch.autograd.grad(Y, [*Z, Y], f, retain_graph=k < PROBES - 1)
-                if equations.feedback:
-                    slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
-                for index, rows in enumerate(layers):
-                    g = rows.targets(every[rows.index], slopes[rows.index]).double()
-                    apart[index] += (g.mT @ g).cpu()
-                    g = g.unflatten(1, (len(part), -1)).sum(2)
-                    together[index] += float(g.square().sum())
-            step(len(part))
+        for samples, products, sums in workers.run(step_of, pieces, executor):
+            for S, product in zip(apart, products, strict=True):
+                S += product
+            together = [total + part for total, part in zip(together, sums, strict=True)]
+            step(samples)
     found = []
     for rows, S, summed in zip(layers, apart, together, strict=True):
         alone = float(S.diagonal(dim1=1, dim2=2).sum())
         coherence = _coherence(alone, summed, rows.positions(every[rows.index]))
         found.append(Sensitivity(list((S / (stream.m * PROBES)).unbind(0)), coherence))
     return found
+
+
+@torch.no_grad()
+def _outputs(network: StateEquations, u: Tensor) -> Tensor:
+    return predict(network, u.to(network.like).flatten(1))
+
+
+# for every layer the products of its channels' slopes, and the squares of their sums over positions
+def _sums(task: _Task, piece: tuple[Tensor, Tensor]) -> tuple[int, list[Tensor], list[float]]:
+    u, drawn = piece
+    every = task.equations.layers
+    Z, Y = _replayed(task.network, u)
+    directions = task.distance.directions(Y.detach(), drawn).unbind(2)
+    apart, together = [torch.zeros(()) for _ in task.layers], [0.0 for _ in task.layers]
+    for k, f in enumerate(directions):
+        slopes = torch.autograd.grad(Y, [*Z, Y], f, retain_graph=k < PROBES - 1)
+        if task.equations.feedback:
+            slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
+        for index, rows in enumerate(task.layers):
+            g = rows.targets(every[rows.index], slopes[rows.index]).double()
+            apart[index] = apart[index] + (g.mT @ g).cpu()
+            together[index] += float(g.unflatten(1, (len(u), -1)).sum(2).square().sum())
+    return len(u), apart, together
 
 
 @torch.enable_grad()

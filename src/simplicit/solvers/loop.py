@@ -21,7 +21,7 @@ from simplicit.solvers.tiles import Answer, Call, Piece, Start, solve_piece
 from simplicit.solvers.watch import Callback, Progress, Watch
 from simplicit.solvers.working_set import WorkingSets
 from simplicit.system import threads
-from simplicit.system.workers import count, pool, run
+from simplicit.system.workers import count, of, pool, run
 
 __all__ = ["Callback", "Progress", "solve"]
 
@@ -74,7 +74,7 @@ def solve(
         raise InputError(f"max_iterations={max_iterations}: must be at least 0")
     if time_limit is not None and not time_limit >= 0:
         raise InputError(f"time_limit={time_limit}: must be at least 0, in seconds")
-    many = count(workers)
+    many = count(workers) if executor is None else of(executor)
     start = _start(warm_start, problem)
     K = len(start.W)
     watch = Watch(time_limit, callback, K)

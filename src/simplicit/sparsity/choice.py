@@ -1,6 +1,7 @@
 """Which weights each row keeps, refitted; and the bound on what other supports could do."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Literal
 
@@ -34,7 +35,7 @@ def allot(
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
     method: Method = "splitting",
-    workers: int = 1,
+    executor: Executor | None = None,
     anchors: Sequence[Anchor] | None = None,
 ) -> tuple[float, list[list[int]]]:
     """Spend a budget over the rows of all problems, at one price for all weights.
@@ -47,7 +48,7 @@ def allot(
         importance: What a unit of each row's loss is worth, one vector per problem.
         budget: Non-zeros to keep in all rows together, free features not counted.
         method: How supports are chosen.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
         anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
@@ -58,14 +59,16 @@ def allot(
     # these last weights of a row need no price
     surely = budget // (4 * sum(len(p.gram.R) for p in problems))
     wide = [method == "splitting" and int((~p.free).sum()) > WIDE for p in problems]
-    screened = splitting.screen(problems, importance, budget, workers, anchors) if any(wide) else []
+    screened = (
+        splitting.screen(problems, importance, budget, executor, anchors) if any(wide) else []
+    )
     prices: list[Tensor] = []
     for k, (problem, worth, anchor) in enumerate(zip(problems, importance, anchors, strict=True)):
         keep = min(surely, int((~problem.free).sum()))
         if wide[k]:
-            costs = _among_candidates(problem, *screened[k], keep, workers, anchor)
+            costs = _among_candidates(problem, *screened[k], keep, executor, anchor)
         else:
-            costs = list(elimination.costs(problem, keep, workers, anchor))
+            costs = list(elimination.costs(problem, keep, executor, anchor))
         for row, unit in zip(costs, worth.tolist(), strict=True):
             priced = torch.cat([unit * row, row.new_full((keep,), torch.inf)])
             prices.append(priced.cpu())
@@ -82,21 +85,21 @@ def _among_candidates(
     size: Tensor,
     keep: Sequence[int],
     surely: int,
-    workers: int,
+    executor: Executor | None,
     anchor: Anchor,
 ) -> list[Tensor]:
     order = size.argsort(dim=1, descending=True, stable=True)
     most = [max(round(SPARE * count), surely, 1) for count in keep]
     candidates = [row[:count].sort().values for row, count in zip(order, most, strict=True)]
     G, R = without_free(problem, anchor)
-    return elimination.costs_among(G, R, candidates, surely, workers)
+    return elimination.costs_among(G, R, candidates, surely, executor)
 
 
 def choose(
     problem: RowProblem,
     keep: Sequence[int],
     method: Method = "splitting",
-    workers: int = 1,
+    executor: Executor | None = None,
     anchor: Anchor = None,
 ) -> Float[Tensor, "K N"]:
     """Choose the weights of each row, and refit.
@@ -105,16 +108,16 @@ def choose(
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
         method: How they are chosen.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
         Weights (K, N).
     """
-    support = METHODS[method].supports(problem, keep, workers, anchor)
-    return (
-        refit(problem, support) if anchor is None else refit_near(problem, support, anchor, workers)
-    )
+    support = METHODS[method].supports(problem, keep, executor, anchor)
+    if anchor is None:
+        return refit(problem, support)
+    return refit_near(problem, support, anchor, executor)
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:

@@ -8,6 +8,8 @@ Approximate Curvature", ICML 2015.) Given all other rows, row i is least squares
 targets that are shifted by Σ_j S_ij E_j G / S_ii, j ≠ i.
 """
 
+from concurrent.futures import Executor
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +17,6 @@ from torch import Tensor
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import factors
-from simplicit.system.workers import pool
 
 DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
@@ -45,7 +46,7 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
 
 
 def refit_coupled(
-    problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling, workers: int = 1
+    problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling, executor: Executor | None = None
 ) -> Float[Tensor, "K N"]:
     """Minimise tr(S E G E') over the supports, one row after another.
 
@@ -53,7 +54,7 @@ def refit_coupled(
         problem: The rows; penalty and ball are left out.
         W: Weights, whose supports are kept; free features are in all of them.
         S: How the outputs couple the rows.
-        workers: Supports that are factorised side by side.
+        executor: Factorises supports side by side.
 
     Returns:
         Weights with no larger loss. Where the data do not say what one should be, it stays.
@@ -63,16 +64,15 @@ def refit_coupled(
     support = W != 0
     size = support.sum(1).double().square().sum() * G.element_size()
     known: list[tuple[Tensor, Tensor]] = []
-    with pool(workers, len(W)) as executor:
-        for _ in range(SWEEPS):
-            found = factors(problem, support, executor)
-            if size <= KEPT:
-                found = known = known or list(found)
-            for i, (columns, factor) in enumerate(found):
-                wanted = (ratios[i] @ missing)[columns, None]
-                step = torch.cholesky_solve(wanted, factor)[:, 0]
-                W[i, columns] += step
-                missing[i] -= step @ G[columns]
+    for _ in range(SWEEPS):
+        found = factors(problem, support, executor)
+        if size <= KEPT:
+            found = known = known or list(found)
+        for i, (columns, factor) in enumerate(found):
+            wanted = (ratios[i] @ missing)[columns, None]
+            step = torch.cholesky_solve(wanted, factor)[:, 0]
+            W[i, columns] += step
+            missing[i] -= step @ G[columns]
     return W
 
 

@@ -6,6 +6,7 @@ w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / 
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
-from simplicit.system.workers import pool, run
+from simplicit.system.workers import run
 
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
@@ -25,21 +26,24 @@ TILE = 8
 
 
 def supports(
-    problem: RowProblem, keep: Sequence[int], workers: int = 1, anchor: Anchor = None
+    problem: RowProblem,
+    keep: Sequence[int],
+    executor: Executor | None = None,
+    anchor: Anchor = None,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
     Args:
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
         Which weights may be non-zero, free features among them.
     """
     most = min(keep, default=0)
-    order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, workers)
+    order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, executor)
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):
@@ -48,20 +52,20 @@ def supports(
 
 
 def costs(
-    problem: RowProblem, keep: int, workers: int = 1, anchor: Anchor = None
+    problem: RowProblem, keep: int, executor: Executor | None = None, anchor: Anchor = None
 ) -> Float[Tensor, "K T"]:
     """Price the weights of each row, all features in it at first.
 
     Args:
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row that need no price.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
         The loss that each removal adds.
     """
-    return eliminate(*_least_squares(problem, anchor), problem.free, keep, workers)[1]
+    return eliminate(*_least_squares(problem, anchor), problem.free, keep, executor)[1]
 
 
 def costs_among(
@@ -69,7 +73,7 @@ def costs_among(
     R: Float[Tensor, "K n"],
     candidates: Sequence[Int[Tensor, "_"]],
     keep: int,
-    workers: int = 1,
+    executor: Executor | None = None,
 ) -> list[Float[Tensor, "_"]]:
     """Price the weights of rows that have candidates of their own.
 
@@ -78,14 +82,13 @@ def costs_among(
         R: Moments; W G = R is solved by the weights of all features.
         candidates: Columns of each row.
         keep: Weights of each row that need no price.
-        workers: Parallel rows.
+        executor: Takes rows side by side.
 
     Returns:
         For each row the loss that each removal adds.
     """
     pieces = [(r[columns], columns) for r, columns in zip(R, candidates, strict=True)]
-    with pool(workers, len(pieces)) as executor:
-        return list(run(partial(_among, G, keep), pieces, executor))
+    return list(run(partial(_among, G, keep), pieces, executor))
 
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
@@ -106,7 +109,7 @@ def eliminate(
     W: Float[Tensor, "K s"],
     protected: Bool[Tensor, " s"],
     keep: int = 0,
-    workers: int | None = None,
+    executor: Executor | None = None,
     pattern: Pattern = UNSTRUCTURED,
 ) -> tuple[Int[Tensor, "K T"], Float[Tensor, "K T"]]:
     """Remove one weight after another from each row, exactly.
@@ -116,15 +119,14 @@ def eliminate(
         W: Weights that minimise each row's loss.
         protected: Features never removed.
         keep: Weights left in each row, protected ones not counted.
-        workers: Threads that take tiles of rows side by side; one a processor when omitted.
+        executor: Takes rows side by side.
         pattern: Which weights may go together; protected features come last, as the bias does.
 
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
-    tiles = W.split(TILE)
-    with pool(workers, len(tiles)) as executor:
-        parts = list(run(partial(_tile, H, protected, keep, pattern), tiles, executor))
+    tile = partial(_tile, H, protected, keep, pattern)
+    parts = list(run(tile, W.split(TILE), executor))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simplicit.convex.gram import pseudo_inverse
 from simplicit.convex.problem import RowProblem
-from simplicit.system.workers import pool, run
+from simplicit.system.workers import run
 
 RIDGE = 1e-6
 """Curvature around the anchor, relative to the square of a feature's penalty scale."""
@@ -79,7 +79,7 @@ def refit_near(
     problem: RowProblem,
     support: Bool[Tensor, "K N"],
     anchor: Float[Tensor, "K N"],
-    workers: int = 1,
+    executor: Executor | None = None,
 ) -> Float[Tensor, "K N"]:
     """Minimise the bare loss of each row over its own support, as near to given weights as may be.
 
@@ -87,18 +87,16 @@ def refit_near(
         problem: The rows; penalty and ball are left out.
         support: Which weights may be non-zero, (K, N); free features may always.
         anchor: The weights to stay near to.
-        workers: Rows side by side.
+        executor: Takes rows side by side.
 
     Returns:
         Weights, (K, N), zero off the support.
     """
     W = torch.where(support | problem.free, anchor, 0.0)
     missing = problem.gram.R - W @ problem.gram.G
-    with pool(workers, len(W)) as executor:
-        for w, lacking, (columns, factor) in zip(
-            W, missing, factors(problem, support, executor), strict=True
-        ):
-            w[columns] += torch.cholesky_solve(lacking[columns, None], factor)[:, 0]
+    each = zip(W, missing, factors(problem, support, executor), strict=True)
+    for w, lacking, (columns, factor) in each:
+        w[columns] += torch.cholesky_solve(lacking[columns, None], factor)[:, 0]
     return W
 
 

@@ -1,6 +1,7 @@
 """One penalty level for all rows: the warm-started path to a number of non-zeros."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 
@@ -70,7 +71,7 @@ def solve_to_budget(
     start: float | None = None,
     report: Level | None = None,
     callback: Callback | None = None,
-    workers: int = 1,
+    executor: Executor | None = None,
 ) -> tuple[float, list[Solution]]:
     """Find one level, common to all rows, at which they have `budget` non-zeros or slightly more.
 
@@ -86,7 +87,7 @@ def solve_to_budget(
         start: A level to begin with; a thirtieth of the highest sensible one when omitted.
         report: Called with each level and its non-zeros.
         callback: Passed to every solve.
-        workers: Parallel blocks of rows in every solve.
+        executor: Takes rows side by side.
 
     Returns:
         The level and one solution per problem, with at least `budget` non-zeros unless even a
@@ -108,7 +109,8 @@ def solve_to_budget(
                 warm_start=None if near is None else near[i],
                 callback=callback,
                 design=designs[i],
-                workers=workers,
+                workers=1,
+                executor=executor,
             )
             for i, problem in enumerate(problems)
         ]

@@ -1,5 +1,6 @@
 """Least squares on a chosen support, under the constraint; and the fit to an exact budget."""
 
+from concurrent.futures import Executor
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,7 @@ def fit_to_budget(
     tol: float = 1e-4,
     report: Level | None = None,
     callback: Callback | None = None,
-    workers: int = 1,
+    executor: Executor | None = None,
 ) -> tuple[RowProblem, Solution, Float[Tensor, "K N"]]:
     """Solve at the level that gives the budget, trim to it exactly, and refit.
 
@@ -41,7 +42,7 @@ def fit_to_budget(
         tol: Relative duality gap of each solve.
         report: Called with each level and its non-zeros.
         callback: Passed to every solve.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
 
     Returns:
         The rows at the level found, their solution, and the refitted weights. These have `budget`
@@ -56,7 +57,7 @@ def fit_to_budget(
             tol=tol,
             report=report,
             callback=callback,
-            workers=workers,
+            executor=executor,
         )
         W = trim(problem, refit(problem, solution.W != 0), budget)
         short = budget - int(torch.count_nonzero(W[:, ~problem.free]))

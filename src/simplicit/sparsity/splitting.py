@@ -12,6 +12,7 @@ level, and supports settle. The problem is not convex: `choice.bounded` bounds w
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from math import frexp
@@ -24,7 +25,7 @@ from torch import Tensor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.near import Anchor, without_free
-from simplicit.system.workers import pool, run
+from simplicit.system.workers import run
 
 LEVELS = tuple(0.05 * 2.0**i for i in range(8))
 """ρ, relative to the square of a feature; `benchmarks/ablation/supports.py` compares others."""
@@ -54,14 +55,17 @@ class _State:
 
 
 def supports(
-    problem: RowProblem, keep: Sequence[int], workers: int = 1, anchor: Anchor = None
+    problem: RowProblem,
+    keep: Sequence[int],
+    executor: Executor | None = None,
+    anchor: Anchor = None,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
     Args:
         problem: The rows; penalty and ball are left out.
         keep: Weights of each row, free features not counted.
-        workers: Parallel blocks of rows.
+        executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
 
     Returns:
@@ -70,10 +74,9 @@ def supports(
     G, R = _of_unit_length(problem, anchor)
     wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(TILE)
     states = [_State.first(part) for part in R.split(TILE)]
-    with pool(workers) as executor:
-        for level, inverse in enumerate(run(partial(_inverse, G), LEVELS, executor)):
-            tiles = zip(states, wanted, strict=True)
-            states = list(run(partial(_tile, level, inverse), tiles, executor))
+    for level, inverse in enumerate(run(partial(_inverse, G), LEVELS, executor)):
+        tiles = zip(states, wanted, strict=True)
+        states = list(run(partial(_tile, level, inverse), tiles, executor))
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     chosen = [_largest(s.Y.abs(), counts) for s, counts in zip(states, wanted, strict=True)]
     support[:, ~problem.free] = torch.cat(chosen)
@@ -84,7 +87,7 @@ def screen(
     problems: Sequence[RowProblem],
     importance: Sequence[Float[Tensor, "_"]],
     budget: int,
-    workers: int = 1,
+    executor: Executor | None = None,
     anchors: Sequence[Anchor] | None = None,
 ) -> list[tuple[Float[Tensor, "_ _"], list[int]]]:
     """Spend a budget roughly over the rows of all problems.
@@ -97,7 +100,7 @@ def screen(
         problems: Blocks of rows; penalty and ball are left out.
         importance: What a unit of each row's loss is worth, one vector per problem.
         budget: Non-zeros to keep in all rows together, free features not counted.
-        workers: Problems side by side.
+        executor: Takes problems side by side.
         anchors: For each problem, the weights its data may leave as they are; zero without.
 
     Returns:
@@ -113,12 +116,11 @@ def screen(
     states = [_State.first(R) for _, R in parts]
     counts = shares([R.numel() for _, R in parts], budget)
     chosen: list[Tensor] = []
-    with pool(workers, len(parts)) as executor:
-        for level in range(len(LEVELS)):
-            pieces = zip(parts, states, counts, worth, strict=True)
-            states = list(run(partial(_problem, level), pieces, executor))
-            chosen = _best([s.Y for s in states], worth, budget)
-            counts = [int(c.sum()) for c in chosen]
+    for level in range(len(LEVELS)):
+        pieces = zip(parts, states, counts, worth, strict=True)
+        states = list(run(partial(_problem, level), pieces, executor))
+        chosen = _best([s.Y for s in states], worth, budget)
+        counts = [int(c.sum()) for c in chosen]
     return [(s.Y.abs(), c.sum(1).tolist()) for s, c in zip(states, chosen, strict=True)]
 
 

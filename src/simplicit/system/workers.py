@@ -44,6 +44,18 @@ def count(workers: int | None) -> int:
     return most if workers is None else min(workers, most)
 
 
+def of(executor: Executor | None) -> int:
+    """Say how many pieces an executor takes at once.
+
+    Args:
+        executor: As `run` takes it.
+
+    Returns:
+        1 without one; the processors here where it does not say.
+    """
+    return 1 if executor is None else getattr(executor, "_max_workers", threads.available())
+
+
 @contextmanager
 def pool(workers: int | None = None, pieces: int | None = None) -> Iterator[Executor | None]:
     """Make a pool of threads that ends with the `with` block.
@@ -86,8 +98,7 @@ def run(
     if executor is None:
         yield from map(function, pieces)
         return
-    # an executor need not say how many workers it has
-    many = IN_FLIGHT * getattr(executor, "_max_workers", threads.available())
+    many = IN_FLIGHT * of(executor)
     call = partial(_call, function, torch.get_num_threads())
     submitted = (executor.submit(call, piece) for piece in pieces)
     waiting: deque[Future[Answer]] = deque()

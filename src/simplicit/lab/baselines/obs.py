@@ -11,6 +11,7 @@ from simplicit.lab.baselines.tools.weights import Layer
 from simplicit.sparsity.budget import shares, spend
 from simplicit.sparsity.elimination import eliminate
 from simplicit.system import progress
+from simplicit.system.workers import pool
 
 DAMPING = 1e-3
 """Added to H's diagonal, relative to its mean; chosen on held-out training images, seeds 0 to 2."""
@@ -87,7 +88,8 @@ def prune(
     group = torch.arange(outputs, device=W.device) // (outputs // len(H))
     none = torch.zeros(d, dtype=torch.bool, device=W.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    found = [eliminate(P, W[group == g], none) for g, P in enumerate(inverse)]
+    with pool() as executor:
+        found = [eliminate(P, W[group == g], none, 0, executor) for g, P in enumerate(inverse)]
     orders = [row for order, _ in found for row in order]
     kept = spend([row for _, cost in found for row in cost], keep)
     pruned = torch.zeros_like(W)

@@ -121,7 +121,7 @@ def lines(equations: StateEquations, samples: int) -> list[Line]:
             weights += 0 if key in counted else term.weight.numel()
             counted.add(key)
         rows, features, positions = _problem(e)
-        read = samples * drawn(samples, positions) if weights else 0
+        read = samples * drawn(samples, positions, features) if weights else 0
         moments = 2.0 * read * features**2 * PASSES
         found.append(
             Line(
