@@ -65,8 +65,10 @@ class Rows:
                 term.map.patches(term.reads(sources[term.source]), positions) for term in terms
             )
             assert isinstance(part, Tensor)
-            parts.append(part.repeat_interleave(self.groups // part.shape[2], 2))
-        return torch.cat(parts, 3).permute(2, 0, 1, 3).flatten(1, 2)
+            repeats = self.groups // part.shape[2]
+            parts.append(part.repeat_interleave(repeats, 2) if repeats > 1 else part)
+        together = torch.cat(parts, 3) if len(parts) > 1 else parts[0]
+        return together.permute(2, 0, 1, 3).flatten(1, 2)
 
     def targets(
         self, equation: Equation, z: Float[Tensor, "m rows"], positions: Tensor | None = None

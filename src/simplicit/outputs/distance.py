@@ -92,7 +92,8 @@ class Distance:
         Returns:
             The vectors.
         """
-        return self.directions(Y, signs(*Y.shape, count, generator))
+        m, q = Y.shape
+        return self.directions(Y, signs(m, q, count, generator))
 
     def directions(
         self, Y: Outputs, drawn: Int8[Tensor, "m r count"]
