@@ -5,9 +5,8 @@ gives were fitted to the networks of `benchmarks/estimate.py`, which prints what
 what then happens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from simplicit.calibration.moments import ALONE, BATCH, KEPT, SQUARE, drawn
 from simplicit.calibration.rows import Rows, shared
@@ -63,6 +62,7 @@ class Layer:
 
     Attributes:
         name: The layer's.
+        rows: How many there are.
         moments: Seconds of its Grams on the network's own states.
         prices: Seconds of the prices of its weights.
         states: Seconds of its states and its Grams in the loop.
@@ -75,15 +75,16 @@ class Layer:
     """
 
     name: str
-    moments: float = 0.0
-    prices: float = 0.0
-    states: float = 0.0
-    first: float = 0.0
-    further: float = 0.0
-    certificate: float = 0.0
-    sweeps: tuple[float, ...] = ()
-    planning: float = 0.0
-    matching: float = 0.0
+    rows: int
+    moments: float
+    prices: float
+    states: float
+    first: float
+    further: float
+    certificate: float
+    sweeps: tuple[float, ...]
+    planning: float
+    matching: float
 
     @property
     def seconds(self) -> float:
@@ -114,6 +115,23 @@ class Estimate:
     def seconds(self) -> float:
         """Seconds of all phases."""
         return sum(map(sum, self.phases.values()))
+
+    @property
+    def planned(self) -> float:
+        """Seconds before the first layer is matched."""
+        return sum(sum(self.phases.get(name, [])) for name in (SENSITIVITY, MOMENTS, PRICES))
+
+    @property
+    def swept(self) -> list[float]:
+        """Seconds of each sweep on the outputs."""
+        count = sum(layer.rows for layer in self.layers)
+        every = self.phases.get(SWEEPS, [])
+        return [sum(every[k : k + count]) for k in range(0, len(every), max(count, 1))]
+
+    @property
+    def least(self) -> float:
+        """Seconds with one choice of supports, no certificates, and no sweeps."""
+        return self.planned + sum(layer.states + layer.first for layer in self.layers)
 
     @property
     def peak(self) -> float:
@@ -163,10 +181,7 @@ class Work:
         """
         every = self.equations.layers
         counted = sum(map(_products, every))
-        if forward is None:
-            states = sum(e.size + e.states for e in every)
-            forward = counted / rates.float32 + 16.0 * states / rates.memory
-        pass_ = forward * m
+        pass_ = (self.forward(rates) if forward is None else forward) * m
         chosen = self.recipe.chooses and self.budget is not None
         fractions = self._fractions()
         found, behind = [], pass_
@@ -188,14 +203,28 @@ class Work:
         for task, count in ((SWEEPS, self.sweeps), (LEVELS, self.priced)):
             if count:
                 phases[task] = [
-                    layer.sweeps[min(k, len(layer.sweeps) - 1)] / rows
+                    layer.sweeps[min(k, len(layer.sweeps) - 1)] / layer.rows
                     for k in range(count)
-                    for layer, rows in zip(found, self._rows(), strict=True)
-                    for _ in range(rows)
+                    for layer in found
+                    for _ in range(layer.rows)
                 ]
         return Estimate(found, phases, self._memory(m, found, rates, set(phases)))
 
-    # parts of all weights of the rows that are non-zero: while layers are matched, and in each sweep
+    def forward(self, rates: Rates) -> float:
+        """Say how long one sample takes through the network.
+
+        Args:
+            rates: Of this machine.
+
+        Returns:
+            Seconds.
+        """
+        every = self.network.layers
+        states = sum(e.size + e.states for e in every)
+        return sum(map(_products, every)) / rates.float32 + 16.0 * states / rates.memory
+
+    # part of the weights that are non-zero: while layers are matched, which is the first sweep's,
+    # and in each sweep
     def _fractions(self) -> list[float]:
         every = self.equations.layers
         total = sum(rows.weights(every[rows.index]).numel() for rows in self.layers)
@@ -212,10 +241,6 @@ class Work:
         parts += [last] * sweeps.REFITS
         return [min(part / total, 1.0) for part in parts]
 
-    def _rows(self) -> list[int]:
-        every = self.equations.layers
-        return [rows.weights(every[rows.index]).shape[:2].numel() for rows in self.layers]
-
     def _sizes(self, m: int, rates: Rates) -> list["_Size"]:
         every, first = self.equations.layers, self._fractions()[0]
         return [
@@ -231,7 +256,7 @@ class Work:
         prices = first = further = 0.0
         certificate = size.certificate
         if chosen:
-            prices = self._price(size, len(self.layers))
+            prices = self._price(size)
             once = size.eliminated if recipe.method == "elimination" else size.split
             refit = size.refit + (size.coupled if recipe.sensitivity else 0.0)
             first = once + refit
@@ -256,6 +281,7 @@ class Work:
                 swept[0] += gram
         return Layer(
             rows.name,
+            size.groups * size.K,
             moments=own + size.moments if budget else 0.0,
             prices=prices,
             states=2 * own + size.moments,
@@ -267,9 +293,9 @@ class Work:
             matching=size.matched,
         )
 
-    def _price(self, size: "_Size", layers: int) -> float:
+    def _price(self, size: "_Size") -> float:
         if size.N > WIDE and self.recipe.method == "splitting":
-            return size.split / len(splitting.LEVELS) * len(splitting.LEVELS) + size.among
+            return size.split + size.among
         return size.eliminated
 
     def _memory(
@@ -405,7 +431,16 @@ class _Size:
         return self.groups * (rows / self._side(tiles) + whole + 2000 * self.rates.call)
 
     def swept(self, part: float, outputs: int, behind: float) -> float:
-        """Seconds of a sweep over the rows, their Grams apart, with passes behind this layer."""
+        """Price a sweep over the rows, their Grams apart.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+            behind: Seconds of a pass of all samples through the layers behind this one.
+
+        Returns:
+            Seconds.
+        """
         s = part * (self.N - 1) + 1
         numbers = self.m * self.positions * (READ * s + FELT * (outputs + 1))
         moved = self._moved(numbers, self.item)
@@ -416,7 +451,15 @@ class _Size:
         return self.groups * (self.K * (moved / side + one) + followed / side)
 
     def weighted(self, part: float, outputs: int) -> float:
-        """Seconds of the Grams of all rows on their supports."""
+        """Price the Grams of all rows on their supports.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+
+        Returns:
+            Seconds.
+        """
         s = part * (self.N - 1) + 1
         copies = 1 if self.positions == 1 else outputs
         products = 2.0 * self.m * copies * (s**2 + (self.positions > 1) * self.positions * s)

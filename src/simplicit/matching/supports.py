@@ -39,6 +39,8 @@ class Choice:
         aware: Whether states of the layer may be off in any way.
         swept: Whether sweeps on the outputs follow, which look at the outputs instead.
         workers: Parallel blocks of rows.
+        hurried: Whether there is time for the last choice only, and for no refits after it.
+        within: Seconds after which no further stage of a certified solve begins; None for no limit.
     """
 
     recipe: Recipe
@@ -46,6 +48,8 @@ class Choice:
     aware: bool
     swept: bool
     workers: int
+    hurried: bool = False
+    within: float | None = None
 
     def choose(
         self,
@@ -71,7 +75,7 @@ class Choice:
         steps: tuple[float | None, ...] = CHOICES if self.coupled or self.aware else CHOICES[-1:]
         if self.aware:
             steps = (*steps, *[None] * REFITS)
-        if self.swept:
+        if self.swept or self.hurried:
             steps = CHOICES[-1:]
         W: list[Tensor] = []
         for part in steps:
@@ -142,9 +146,9 @@ class Choice:
         Returns:
             The rows as they were solved, their certified solution, and the weights to use.
         """
-        tol, workers = self.recipe.tol, self.workers
+        tol, workers, within = self.recipe.tol, self.workers, self.within
         if plan is None or share is None:
-            solution = solve(problem, tol=tol, callback=look, workers=workers)
+            solution = solve(problem, tol=tol, time_limit=within, callback=look, workers=workers)
             return problem, solution, solution.W
         if not self.recipe.chooses:
             return fit_to_budget(
@@ -158,4 +162,5 @@ class Choice:
         # rows that no output hears are worth nothing
         worth = share.importance.clamp_min(1e-30)
         problem = bounded(problem, plan.price / worth.to(W))
-        return problem, solve(problem, tol=tol, workers=workers, callback=look), W
+        solution = solve(problem, tol=tol, time_limit=within, callback=look, workers=workers)
+        return problem, solution, W

@@ -19,15 +19,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from simplicit.system.deadline import pace
+
 Step = Callable[..., None]
 """`step(n, info="")` advances a task by n units and shows a short text beside it."""
 
 LOG_EVERY = 5.0
 """Seconds between two plain lines of the same task."""
-
-TRUSTED = 0.1
-"""Part of the whole for which its estimate counts as much as how fast it has gone so far. Chosen.
-"""
 
 
 @contextmanager
@@ -119,9 +117,8 @@ class _Whole:
     @property
     def left(self) -> float:
         """Seconds that are left: the estimate, as it has turned out so far."""
-        spent, trusted = time.monotonic() - self.start, TRUSTED * self.total
-        pace = (spent + trusted) / (self._worked + trusted) if self.total else 1.0
-        return (self.total - self.done) * pace
+        spent = time.monotonic() - self.start
+        return (self.total - self.done) * pace(spent, self._worked, self.total)
 
     @property
     def part(self) -> float:
@@ -151,8 +148,14 @@ def _whole_bar(description: str, overall: _Whole, console: Console) -> Iterator[
         def render(self, task: Task) -> Text:
             return Text("" if task.finished else f"about {_minutes(overall.left)} left")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, Left(), TextColumn("{task.fields[info]}"), console=console) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        Left(),
+        TextColumn("{task.fields[info]}"),
+    )
+    with Progress(*columns, console=console) as progress:
         identifier = progress.add_task(description, total=1.0, info="")
 
         def show(task: str, info: str) -> None:

@@ -42,7 +42,7 @@ class Rates:
 
 
 NOMINAL = Rates(3e10, 1.5e10, 5e9, 4e9, 6e-6, 1.0)
-"""Half of what one core of a server of 2023 does; `work` too small to be timed is taken at these."""
+"""Half of what a core of a server does. Work that is short even so is not worth timing."""
 
 
 @lru_cache
