@@ -29,14 +29,14 @@ LAYERS = "matching the layers"
 SWEEPS = "matching the outputs (rows)"
 LEVELS = "finding the level of robustness"
 
-PASSES = 8.0
+PASSES = 14.0
 """Times that the features of a Gram are read or written, its products apart. Fitted."""
 
-CALLS = 25.0
+CALLS = 50.0
 """Operations on next to nothing for each removal of an elimination, and for each refit of a row.
 Fitted."""
 
-CERTIFICATE = 60.0
+CERTIFICATE = 100.0
 """Products of a row with the Gram, in float64, until it is certified. Fitted."""
 
 INVERSES = 6.0
@@ -45,14 +45,24 @@ INVERSES = 6.0
 PATH = 6.0
 """Certified solves until a penalty meets a budget. Fitted."""
 
-READ, FELT = 6.0, 30.0
+READ, FELT = 5.0, 30.0
 """Times that a row's features, and the derivatives of the outputs in it, are read or written in a
 sweep. Fitted."""
+
+FOLLOWED = 0.2
+"""Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
+"""
+
+STAGES = 15_000.0
+"""Operations on next to nothing of a certified solve. Fitted."""
 
 GRAMS = 1.5
 """Grams of a row in all sweeps together: they are kept from one to the next. Fitted."""
 
-FIXED = 1e8
+SAVED = 4.0
+"""Times that a state is there in the pass back. Fitted."""
+
+FIXED = 2e7
 """Bytes that buffers of products and threads take in any case. Fitted."""
 
 
@@ -307,19 +317,18 @@ class Work:
         grams = sum(size.gram for size in sizes)
         states = [float(m * item * _live(self.equations, copies)) for copies in (1, 2)]
         own = 2 if self.recipe.closed_loop else 1
+        whole = sum(e.size + e.states for e in self.equations.layers)
         most = max((layer.planning for layer in found), default=0.0)
         memory = {
-            SENSITIVITY: inputs + 2 * sensitivity.MEMORY,
+            SENSITIVITY: inputs + min(sensitivity.MEMORY, SAVED * item * m * whole),
             MOMENTS: inputs + states[0] + grams + max(s.reading for s in sizes),
             PRICES: inputs + grams + most,
             LAYERS: inputs + states[own - 1] + max(layer.matching for layer in found),
         }
-        every = self.equations.layers
-        whole = sum(e.size + e.states for e in every)
         longest = max(size.features for size in sizes)
         outputs = min(self.network.q, downstream.EXACT) + 1
         felt = max(size.felt for size in sizes) * outputs
-        swept = 2 * inputs + item * (m * (2 * whole + max(s.N for s in sizes)) + 3 * longest)
+        swept = 2 * inputs + item * (m * (2 * whole + max(s.N for s in sizes)) + 6 * longest)
         memory[SWEEPS] = memory[LEVELS] = swept + item * 4.0 * felt
         return {task: FIXED + value for task, value in memory.items() if task in phases}
 
@@ -393,7 +402,7 @@ class _Size:
         cubes = features**3 - left**3
         products = 2 / 3 * cubes / self.rates.float64
         copied = self._moved(4.0 * cubes / (3 * elimination.LAZY))
-        columns = self._moved((elimination.LAZY / 2 + 12) * removals * (features + left) / 2)
+        columns = self._moved((elimination.LAZY / 2 + 24) * removals * (features + left) / 2)
         return CALLS * removals * self.rates.call + rows * (products + copied + columns)
 
     @property
@@ -428,7 +437,7 @@ class _Size:
         rows = 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
         tiles = -(-self.K // 64)
         whole = INVERSES * self.N**3 / self.rates.factor
-        return self.groups * (rows / self._side(tiles) + whole + 2000 * self.rates.call)
+        return self.groups * (rows / self._side(tiles) + whole + STAGES * self.rates.call)
 
     def swept(self, part: float, outputs: int, behind: float) -> float:
         """Price a sweep over the rows, their Grams apart.
@@ -445,8 +454,8 @@ class _Size:
         numbers = self.m * self.positions * (READ * s + FELT * (outputs + 1))
         moved = self._moved(numbers, self.item)
         blocks = -(-self.K // sweeps.TOGETHER)
-        followed = blocks * (outputs + 4) * behind
-        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 4 * CALLS * self.rates.call
+        followed = FOLLOWED * blocks * (outputs + 4) * behind
+        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
         side = self._side(sweeps.PARTS)
         return self.groups * (self.K * (moved / side + one) + followed / side)
 
@@ -475,7 +484,7 @@ class _Size:
     @property
     def reading(self) -> float:
         samples = min(self.m, ALONE if self.positions == 1 else BATCH)
-        block = 4.0 * samples * (self.n / self.m) * (self.N + 2 * self.K)
+        block = 3.0 * samples * (self.n / self.m) * (self.N + 2 * self.K)
         flight = 2.0 * self.workers + 1
         return self.item * self.groups * flight * (block + self.N**2 + self.K * self.N)
 
