@@ -29,10 +29,10 @@ LAYERS = "matching the layers"
 SWEEPS = "matching the outputs (rows)"
 LEVELS = "finding the level of robustness"
 
-PASSES = 14.0
+PASSES = 18.0
 """Times that the features of a Gram are read or written, its products apart. Fitted."""
 
-CALLS = 50.0
+CALLS = 60.0
 """Operations on next to nothing for each removal of an elimination, and for each refit of a row.
 Fitted."""
 
