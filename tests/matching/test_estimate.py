@@ -16,7 +16,7 @@ from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching import before
-from simplicit.matching.estimate import Estimate, Work, largest
+from simplicit.matching.estimate import LAYERS, Estimate, Work, largest
 from simplicit.recipe import Recipe
 from simplicit.system import memory, progress
 from simplicit.system.rates import NOMINAL, measured
@@ -38,13 +38,13 @@ def work(equations: StateEquations, recipe: Recipe, priced: int = 0) -> Work:
 
 
 @cache
-def dense(*sizes: int) -> StateEquations:
-    net = seeded(lambda: nn.Sequential(nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:])))
-    return capture(net, torch.rand(4, sizes[0]))
+def dense(p: int, n: int, q: int) -> StateEquations:
+    net = seeded(lambda: nn.Sequential(nn.Linear(p, n), nn.ReLU(), nn.Linear(n, q)))
+    return capture(net, torch.rand(4, p))
 
 
-def expected(recipe: Recipe, m: int, *sizes: int) -> Estimate:
-    return work(dense(*sizes), recipe).estimate(m, NOMINAL)
+def expected(recipe: Recipe, m: int, p: int, n: int, q: int) -> Estimate:
+    return work(dense(p, n, q), recipe).estimate(m, NOMINAL)
 
 
 def convolutions(size: int) -> Estimate:
@@ -119,6 +119,35 @@ def test_every_task_is_expected_and_the_other_way_round(kind, structure, recipe,
     monkeypatch.setattr(progress, "whole", told)
     quick_fit(kind, Recipe(structure=structure, **recipe))
     assert seen == phases
+
+
+@pytest.mark.parametrize(("kind", "sweeps"), [("matrices", 4), ("tokens", 0)])
+def test_the_bar_of_a_call_never_goes_back_and_ends_once(
+    kind, sweeps, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(progress, "LOG_EVERY", -1.0)
+    recipe = Recipe(sparsity=0.5, sweeps=sweeps)
+
+    def parts() -> list[int]:
+        return [int(found) for found in re.findall(r"model: (\d+) %", capsys.readouterr().err)]
+
+    with monkeypatch.context() as patch:
+        stop = progress.task
+
+        def stopped(description, total, console=None):
+            if description == LAYERS:
+                raise KeyboardInterrupt
+            return stop(description, total, console)
+
+        patch.setattr(progress, "task", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quick_fit(kind, recipe, checkpoint=tmp_path)
+    assert (before := parts()) == sorted(before) and 100 not in before
+    for _ in range(2):  # the plan is there, then every layer
+        quick_fit(kind, recipe, checkpoint=tmp_path)
+        shown = parts()
+        assert len(shown) > 3 and shown == sorted(shown)
+        assert shown.count(100) == 1 and shown[0] >= before[-1]
 
 
 def test_it_is_said_before_any_work(monkeypatch, capsys):

@@ -131,8 +131,9 @@ def test_it_never_goes_back_and_ends_once(monkeypatch):
 
 def test_a_task_outside_has_a_bar_of_its_own(clock):
     console, text = log()
-    with progress.whole("model", {}, console):
-        pass
+    with progress.whole("model", {}, console), progress.task("first", 1) as step:
+        step()
+    assert shown(text) == [100]
     with progress.task("plots", 1, console) as step:
         step()
     assert text.getvalue().splitlines()[-1] == "plots: 1/1, 0.0 s"
