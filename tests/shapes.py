@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import config
 
+# a whole number is a float, as in PEP 484
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 _built: dict[object, Callable[..., Any]] = {}
 
 
@@ -25,7 +27,7 @@ def checked(empty: Callable[..., Any]) -> Callable[..., Any]:
     if key not in _built:
         if annotations.get("return", Any) is not Any:
             empty.__annotations__ = {"return": annotations["return"]}
-        _built[key] = beartype(empty)
+        _built[key] = _check(empty)
     return _built[key]
 
 

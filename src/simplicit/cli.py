@@ -185,15 +185,15 @@ def inspect(
 
     from simplicit.lab.run import network_table as inspection
 
-    equations = inspection.equations_of(target, overrides or [], shape)
-    rate = inspection.speed()
+    work = inspection.work_of(target, overrides or [], shape)
     if as_json:
-        print(json.dumps(inspection.summary(equations, samples, rate), indent=2))
+        print(json.dumps(inspection.summary(work, samples), indent=2))
         return
+    expected = inspection.expect(work, samples)
     # a file or a pipe has no width; a terminal has its own
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    console.print(inspection.table(equations, samples))
-    for note in inspection.notes(equations, samples, rate):
+    console.print(inspection.table(work.network, expected))
+    for note in inspection.notes(work, expected, samples):
         print(note)
 
 

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from simplicit.calibration.structure import Structure
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
+from simplicit.matching.before import tell
+from simplicit.matching.estimate import LEVELS
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
 from simplicit.model.dead_states import folded
@@ -23,10 +27,15 @@ from simplicit.refine import robustify
 from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import progress, threads
 from simplicit.system import workers as system_workers
+from simplicit.system.deadline import Deadline
 
 ONE_POINT, HALF = 0.01, 0.5
 """Level of robustness, and sparsity, where objective robustness is asked for and nothing else: one
 point of accuracy, and a budget that costs next to nothing."""
+
+
+MACHINE = ("batch_size", "workers", "device", "checkpoint", "time_limit", "executor")
+"""Options of `fit` that say how it is done, and not what is solved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +92,8 @@ def implicitize(
             them is skipped, too. `finetune` may change non-zeros of them as of all layers.
         seed: Seed of what is random: the directions in which the outputs are probed, and the noise
             of a level of robustness. The convex solve is not.
-        **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`
-            of `fit`.
+        **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`,
+            `time_limit`, `executor` of `fit`.
 
     Returns:
         The model.
@@ -93,9 +102,9 @@ def implicitize(
         InputError: If the network, the inputs or an option cannot be used.
     """
     settings = {name: options.pop(name) for name in list(options) if name in Recipe.__annotations__}
-    unknown = set(options) - {"batch_size", "workers", "device", "checkpoint"}
+    unknown = set(options) - set(MACHINE)
     if unknown:
-        accepted = (*Recipe.__annotations__, "batch_size", "workers", "device", "checkpoint")
+        accepted = (*Recipe.__annotations__, *MACHINE)
         raise InputError(f"unknown option {min(unknown)!r}: accepted are {', '.join(accepted)}")
     settings["skip"] = tuple(skip) if isinstance(skip, list) else skip
     if objective == "robustness" and preset is None and settings.get("robustness") is None:
@@ -119,8 +128,13 @@ def fit(
     device: torch.device | str | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
+    time_limit: float | None = None,
+    executor: Executor | None = None,
 ) -> Fit:
     """Do what `implicitize` does, and keep the certificates of the rows.
+
+    Where some seconds are expected, a line says how long it will take and how much memory; what
+    does not fit into memory is refused with the largest number of inputs that would.
 
     Args:
         net: The teacher.
@@ -131,6 +145,11 @@ def fit(
         device: Where states, Grams and rows are computed; the network's own by default.
         checkpoint: Folder that keeps finished blocks, for a run that is stopped and taken up.
         seed: Seed of what is random, see `implicitize`.
+        time_limit: Seconds for the whole call, those before a stop included. Where they are short,
+            supports are chosen once, certificates end early (their rows are `time_limit`), and
+            there are fewer sweeps; the budget is met in any case. None: no limit.
+        executor: Takes batches and rows instead of threads here: any of `concurrent.futures`, see
+            `system.workers`. The sweeps on the outputs use threads in any case.
 
     Returns:
         The model and its records.
@@ -138,7 +157,7 @@ def fit(
     Raises:
         InputError: If the network, the inputs or an option cannot be used.
     """
-    clock = _Clock()
+    clock, deadline = _Clock(), Deadline(time_limit)
     check_device(device or "cpu")
     stream = batches(inputs, batch_size)
     network = capture(net, stream.example)
@@ -152,11 +171,21 @@ def fit(
     if device is not None:
         network = network.changed(lambda tensor: tensor.to(device))
     many = system_workers.count(workers)
-    with system_workers.pool(many) as executor:
-        matching = Matching(network, structure, stream, recipe, many, executor, checkpoint, seed)
+    here = system_workers.pool(many) if executor is None else nullcontext(executor)
+    with here as executor:
+        matching = Matching(
+            network, structure, stream, recipe, many, executor, checkpoint, seed, deadline
+        )
+        priced = robustify.LEVELS * robustify.SWEEPS if recipe.robustness is not None else 0
+        expected = matching.expect(priced)
+        tell(expected)
         clock.lap("capture")
         # products of few rows are short: threads of one product would mostly wait for each other
-        with torch.no_grad(), threads.single_threaded():
+        with (
+            torch.no_grad(),
+            threads.single_threaded(),
+            progress.whole("implicit model", expected.phases),
+        ):
             matching.plan()
             clock.lap("level")
             matching.solve()
@@ -173,6 +202,7 @@ def fit(
     model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
     if matching.sweeps and not recipe.skip:  # whose layers read all the states that they read
         model = without_dead_states(model)
+    matching.schedule.tell()
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.records, matching.trace, seconds, levels, matching.budgets)
 
@@ -180,18 +210,27 @@ def fit(
 def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
     if recipe.robustness is None:
         return []
-    with progress.task("finding the level of robustness", total=robustify.LEVELS) as step:
+    timer = matching.schedule.prices(robustify.LEVELS)
+
+    def report(part: float, info: str) -> None:
+        timer.lap()
+        step(part, info)
+
+    with progress.task(LEVELS, total=robustify.LEVELS) as step:
         found, path = robustify.robustify(
             matching.matched,
             matching.layers,
             *matching.samples(),
             recipe.robustness,
-            step,
+            report,
             bias=recipe.bias,
             inactive=matching.inactive,
             workers=matching.workers,
             seed=matching.seed,
+            more=lambda: timer.room() >= 1,
         )
+    if timer.over:
+        matching.schedule.note("the path to a level of robustness")
     matching.take(found, "robustness")
     clock.lap("robustness")
     return [vars(level) for level in path]

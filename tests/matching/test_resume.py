@@ -1,7 +1,5 @@
 """A matching that was stopped goes on with the same bits, from a checkpoint of its own."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
@@ -12,6 +10,7 @@ from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.outputs.sweeps import Sweeps
 from simplicit.recipe import Recipe
+from stopped import stopping
 
 STOPS = [
     ("sensitivity of the outputs", 1),
@@ -21,26 +20,6 @@ STOPS = [
     ("matching the outputs (rows)", 2),
 ]
 """After which step of which task; a layer that was restored steps, too."""
-
-
-@contextmanager
-def stopping(monkeypatch, task: str, step: int):
-    """Let the run be stopped, as by Ctrl-C, after so many steps of a task."""
-    done = []
-
-    @contextmanager
-    def watched(description, total, console=None):
-        def count(n=1, info=""):
-            if description == task:
-                done.append(info)
-                if len(done) == step:
-                    raise KeyboardInterrupt
-
-        yield count
-
-    with monkeypatch.context() as patch:
-        patch.setattr("simplicit.system.progress.task", watched)
-        yield done
 
 
 @pytest.mark.parametrize(("kind", "structure"), CASES)

@@ -25,9 +25,13 @@ from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
+from simplicit.errors import InputError
+from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
+from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
 from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
 from simplicit.matching.records import Row, row_records, skipped_records, trace_records
+from simplicit.matching.schedule import FEWEST, Schedule
 from simplicit.matching.supports import Choice
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
@@ -38,6 +42,7 @@ from simplicit.solvers import Progress
 from simplicit.sparsity.budget import first_budget, wanted
 from simplicit.sparsity.choice import prune_smallest
 from simplicit.system import memory, progress
+from simplicit.system.deadline import Deadline
 
 
 class Matching:
@@ -52,6 +57,7 @@ class Matching:
         executor: Takes batches side by side.
         checkpoint: Folder that keeps finished layers.
         seed: Of the directions in which the outputs are probed, and of noise.
+        deadline: How long all may take.
 
     Attributes:
         model: The equations matched so far.
@@ -71,6 +77,7 @@ class Matching:
         executor: Executor | None,
         checkpoint: Path | None,
         seed: int = 0,
+        deadline: Deadline | None = None,
     ) -> None:
         self.network, self.stream, self.recipe = network, stream, recipe
         self.workers, self.executor, self.seed = workers, executor, seed
@@ -94,6 +101,7 @@ class Matching:
             self.constraint and self.constraint.ball(rows, self.equations, int(recipe.bias))
             for rows in self.layers
         ]
+        self.budget: int | None = None
         if recipe.sparsity is not None:
             self.budget = wanted(
                 network.nonzeros, recipe.sparsity, network.kept_weights, weights(self.skipped)
@@ -104,8 +112,52 @@ class Matching:
             first = network.replay(stream.example[:1])[1]
         teacher = [t.weight for e in network.layers for t in e.terms] + [first]
         teacher = [f"{float(t.abs().double().sum()):.6e}" for t in teacher]
-        self.checkpoint = Checkpoint(checkpoint, recipe, structure, shapes, sizes, teacher, seed)
+        deadline = deadline or Deadline()
+        # what is left out depends on the limit
+        limit = () if deadline.limit is None else (deadline.limit,)
+        self.checkpoint = Checkpoint(
+            checkpoint, recipe, structure, shapes, sizes, teacher, seed, *limit
+        )
         self._count("network", self.every)
+        self.schedule = Schedule(deadline)
+
+    def expect(self, priced: int = 0) -> Estimate:
+        """Say what all of it is going to take; refuse it, or leave the sweeps out, if need be.
+
+        Args:
+            priced: Sweeps in which a level of robustness is looked for.
+
+        Returns:
+            What is expected.
+
+        Raises:
+            InputError: If memory or the time limit are too small for it.
+        """
+        limit, m = self.schedule.deadline.limit, self.stream.m
+        if limit is not None and self.budget is not None and not self.recipe.chooses:
+            raise InputError(
+                f"time_limit={limit:g}: the path to a penalty that meets a sparsity cannot be cut "
+                "short; accepted without a sparsity, or where supports are chosen"
+            )
+        work = Work(
+            self.network, self.equations, self.layers, self.recipe, self.sweeps, self.budget,
+            self.workers, priced,
+        )  # fmt: skip
+        expected = estimated(work, self.stream, limit)
+        require_memory(work, expected, m)
+        require_time(expected, limit)
+        # Sweeps take their supports from layers that keep more: either there is time for the
+        # fewest that reach the budget, or the layers are matched at the budget.
+        if saved := self.checkpoint.restore("plan"):
+            enough = saved[1].get("sweeps", self.sweeps) == self.sweeps
+        else:
+            enough = expected.least + sum(expected.swept[:FEWEST]) <= self.schedule.left
+        if self.sweeps and not enough:
+            self.schedule.note("the sweeps on the outputs")
+            self.sweeps = 0
+            expected = estimated(replace(work, sweeps=0), self.stream, limit)
+        self.schedule.begin(expected)
+        return expected
 
     def plan(self) -> None:
         """Under a budget, find what is allowed and each row's share on the teacher's states."""
@@ -115,12 +167,12 @@ class Matching:
             self.planned = _restored(saved, self.layers)
         else:
             begin = time.monotonic()
-            found = None
+            found, budget = None, self.budget
+            assert budget is not None
             if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
                     self.network, self.equations, self.layers, self.stream, self.seed, self.executor
                 )
-            budget = self.budget
             # sweeps remove no weight that equations share
             if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
                 budget = first_budget(budget, self.network.nonzeros)
@@ -145,7 +197,7 @@ class Matching:
         frontier = Frontier(
             self.equations, self.stream, self.recipe.closed_loop, _settle, self.executor
         )
-        with progress.task("matching the layers", total=len(self.layers)) as step:
+        with progress.task(LAYERS, total=len(self.layers)) as step:
             for index, teacher in enumerate(self.every):
                 left = [t for i, t in self.skipped if i == index]
                 equation = follow(teacher, self.model, left)
@@ -153,6 +205,7 @@ class Matching:
                 for k, rows in enumerate(self.layers):
                     if rows.index == index:
                         equation = self._layer(k, rows, equation, frontier)
+                        self.schedule.matched(k)
                         step(1, rows.name)
                 self.model.append(equation)
                 if index < len(self.equations.hidden):
@@ -169,13 +222,17 @@ class Matching:
             self.budgets += noted
             return
         begin, before = time.monotonic(), len(self.budgets)
-        joint = self.outputs()
+        joint, timer = self.outputs(), self.schedule.sweeps()
+        assert self.budget is not None
 
         def after(stage: str) -> None:
             self._count(stage, joint.every)
+            timer.lap()
 
-        with progress.task("matching the outputs (rows)", self.sweeps * joint.count) as step:
-            joint.match(self.budget, self.sweeps, step, after)
+        with progress.task(SWEEPS, self.sweeps * joint.count) as step:
+            joint.match(self.budget, self.sweeps, step, after, timer.room)
+        if timer.laps < self.sweeps:
+            self.schedule.note(f"{self.sweeps - timer.laps} of {self.sweeps} sweeps on the outputs")
         self.model = joint.every
         self.recount()
         records = {"rows": self.rows, "budgets": self.budgets[before:]}
@@ -291,12 +348,14 @@ class Matching:
         for gram in grams:
             require_finite(gram, rows.name)
         problems = [row_problem(gram, self.recipe, parts, ball) for gram in grams]
+        hurried = chooses and not self.sweeps and self.schedule.hurried(k)
         choice = Choice(
             self.recipe,
             coupled=self.recipe.sensitivity and ball is None,
-            aware=aware,
+            aware=aware and not hurried,
             swept=bool(self.sweeps),
             executor=self.executor,
+            hurried=hurried,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         if planned is not None and chooses:
@@ -308,7 +367,9 @@ class Matching:
         solutions: list[Solution] = []
         solved: list[RowProblem] = []
         for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
-            problem, solution, w = choice.certified(problem, planned, share, own, look)
+            within = self.schedule.certificate(k, len(problems) - g)
+            timed = replace(choice, within=within)
+            problem, solution, w = timed.certified(problem, planned, share, own, look)
             if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
                 kept = w[:, ~problem.free]
                 w[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
@@ -319,6 +380,8 @@ class Matching:
         for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
             for row in row_records(rows.name, problem, solution, w):
                 records.append({**row, "row": row["row"] + g * len(w)})
+        if any(row["status"] == "time_limit" for row in records):
+            self.schedule.short("certificates")
         trace = list(trace_records(rows.name, events))
         self.rows += records
         self.trace += trace
@@ -352,6 +415,7 @@ class Matching:
             "rows": [len(share.coupling) for share in flat],
             "keep": [share.keep for share in flat],
             "quota": [share.quota for share in flat],
+            "sweeps": self.sweeps,
             "seconds": seconds,
         }
         coupling = torch.cat([share.coupling.flatten() for share in flat])
@@ -386,6 +450,7 @@ class Matching:
             # time spent before the stop counts
             self.earlier[phase] += saved[1]["seconds"]
             self.start -= saved[1]["seconds"]
+            self.schedule.deadline.earlier += saved[1]["seconds"]
         return saved
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:

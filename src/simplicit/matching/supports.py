@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,8 @@ class Choice:
         aware: Whether states of the layer may be off in any way.
         swept: Whether sweeps on the outputs follow, which look at the outputs instead.
         executor: Takes rows side by side.
+        hurried: Whether there is time for the last choice only, and for no refits after it.
+        within: Seconds after which no further stage of a certified solve begins; None for no limit.
     """
 
     recipe: Recipe
@@ -47,6 +50,8 @@ class Choice:
     aware: bool
     swept: bool
     executor: Executor | None
+    hurried: bool = False
+    within: float | None = None
 
     def choose(
         self,
@@ -72,7 +77,7 @@ class Choice:
         steps: tuple[float | None, ...] = CHOICES if self.coupled or self.aware else CHOICES[-1:]
         if self.aware:
             steps = (*steps, *[None] * REFITS)
-        if self.swept:
+        if self.swept or self.hurried:
             steps = CHOICES[-1:]
         W: list[Tensor] = []
         for part in steps:
@@ -144,8 +149,11 @@ class Choice:
             The rows as they were solved, their certified solution, and the weights to use.
         """
         tol, executor = self.recipe.tol, self.executor
+        solved = partial(
+            solve, tol=tol, time_limit=self.within, callback=look, workers=1, executor=executor
+        )
         if plan is None or share is None:
-            solution = solve(problem, tol=tol, callback=look, workers=1, executor=executor)
+            solution = solved(problem)
             return problem, solution, solution.W
         if not self.recipe.chooses:
             return fit_to_budget(
@@ -159,5 +167,5 @@ class Choice:
         # rows that no output hears are worth nothing
         worth = share.importance.clamp_min(1e-30)
         problem = bounded(problem, plan.price / worth.to(W))
-        solution = solve(problem, tol=tol, callback=look, workers=1, executor=executor)
+        solution = solved(problem)
         return problem, solution, W

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import inf
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ many threads there are."""
 TINY = torch.finfo(torch.float32).tiny
 
 Step = Callable[..., None]
+
+
+# budgets in equal ratios, the first and the last included
+def _falling(first: int, last: int, falls: int) -> list[int]:
+    return [round(first * (last / first) ** (k / falls)) for k in range(falls + 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +178,7 @@ class Sweeps:
         sweeps: int,
         step: Step = lambda *_: None,
         after: Callable[[str], None] = lambda _: None,
+        room: Callable[[], float] = lambda: inf,
     ) -> None:
         """Go down to a budget in equal ratios, sweep by sweep, and refit.
 
@@ -182,19 +189,29 @@ class Sweeps:
             sweeps: At least 4: the first, and `REFITS` at the end, remove nothing.
             step: Called after some rows with their number.
             after: Called after each sweep with its name.
+            room: Asked before each sweep how many there is time for. Fewer go down in larger steps;
+                two there are in any case: one that finds prices, one that removes.
         """
-        start, falls = max(self.nonzeros(), 1), sweeps - REFITS - 1
-        budgets = [round(start * (budget / start) ** (k / falls)) for k in range(falls + 1)]
-        tied = self._tied()
-        for index, (now, then) in enumerate(zip(budgets, [*budgets[1:], budget], strict=True)):
+        start, tied, number = max(self.nonzeros(), 1), self._tied(), 0
+        budgets, at_once = _falling(start, budget, sweeps - REFITS - 1), 0.5
+        while budgets:
+            now, *budgets = budgets
+            if 1 + len(budgets) > (most := room()) and len(budgets) > 1:
+                budgets = _falling(max(now, 1), budget, max(int(most) - 1, 1))[1:]
+                at_once = 1.0  # every weight has to have a price
+            losing = LOSES * (now - (budgets or [budget])[0]) / max(now - tied, 1)
             self._drop_dead()
-            self.sweep(now, step, min(LOSES * (now - then) / max(now - tied, 1), 0.5))
-            after(f"sweep {index + 1}")
+            self.sweep(now, step, min(losing, at_once))
+            number += 1
+            after(f"sweep {number}")
         self._drop_dead()
         self._grow(budget - self.nonzeros())
-        for index in range(REFITS):
+        for _ in range(REFITS):
+            if room() < 1:
+                break
             self.sweep(step=step)
-            after(f"sweep {falls + 2 + index}")
+            number += 1
+            after(f"sweep {number}")
 
     @torch.no_grad()
     def sweep(

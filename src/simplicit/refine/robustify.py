@@ -63,6 +63,7 @@ def robustify(
     inactive: float = INACTIVE,
     workers: int = 1,
     seed: int = 0,
+    more: Callable[[], bool] = lambda: True,
 ) -> tuple[StateEquations, list[Level]]:
     """Shrink a model's path norm as far as the allowed loss of accuracy lets it.
 
@@ -77,6 +78,7 @@ def robustify(
         inactive: Weight of samples whose state is off, see `Sweeps`.
         workers: Threads that share the samples.
         seed: Of the noise and of the part held out.
+        more: Asked before each price whether there is time for it.
 
     Returns:
         The new model, on a part of the old one's support, and the path. What `require_slopes`
@@ -109,6 +111,8 @@ def robustify(
         return model, path
     price, good, bad = FIRST / start.path_norm(), 0.0, None
     for _ in range(LEVELS):
+        if not more():
+            return model, path
         level, trial = at(price, model)
         path.append(level)
         report(1.0, f"costs {100 * level.loss:.2f} points, path norm {level.norm:.0f}")
@@ -117,6 +121,8 @@ def robustify(
             break
         model, good, price = trial, price, price * RISE
     for _ in range(HALVINGS if bad and good else 0):
+        if not more():
+            break
         assert bad is not None
         price = (good * bad) ** 0.5
         level, trial = at(price, model)

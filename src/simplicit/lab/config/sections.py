@@ -107,6 +107,11 @@ class Implicit(Section):
 
     evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
     workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
+    time_limit: Positive | None = key(
+        None,
+        "seconds for making the implicit model; where they are short, steps are left out and named",
+        "a number above 0, or null",
+    )
     preset: Literal["seed", "paper", "acml2025"] | None = key(
         None,
         "a paper's recipe; the file may change what it sets; seed is what a file says anyway",

@@ -1,7 +1,6 @@
 """The state equations of a network as a table, and what matching them is expected to take."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,28 +9,28 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from simplicit.calibration.moments import drawn
+from simplicit.calibration.rows import rows_of
+from simplicit.calibration.skipped import skipped, weights
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations
 from simplicit.errors import InputError
 from simplicit.explicit import by_name as networks
+from simplicit.fit import structure_of
 from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
-from simplicit.matching.supports import CHOICES
-from simplicit.sparsity.choice import WIDE
-from simplicit.sparsity.splitting import LEVELS, STEPS
+from simplicit.matching.before import spoken, timed
+from simplicit.matching.estimate import Estimate, Work
+from simplicit.recipe import Recipe
+from simplicit.refine import robustify
+from simplicit.sparsity.budget import wanted
+from simplicit.system import workers as system_workers
 from simplicit.system.memory import GB
 
-PASSES = 2
-"""Grams of each layer: on the network's own states, and on the model's in the closed loop."""
-
-COPIES = 10
-"""Matrices the size of a layer's Gram, at most: itself, its inverse, and one for each of 8 rows."""
-
-ORDER = 512
-"""Rows of the matrices whose product is timed, float64."""
+SPARSITY = 0.8
+"""Of what is expected of a class: it names no budget."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Line:
         rows: Row problems: units or channels.
         features: Unknowns of each, without the bias.
         positions: Places per sample that share the rows.
-        memory: Bytes of their moments and inverses.
-        flops: Multiplications and additions of matching.
+        memory: Bytes that matching them is expected to take.
+        seconds: Seconds of it, sweeps included.
     """
 
     block: str
@@ -64,11 +63,11 @@ class Line:
     features: int
     positions: int
     memory: float
-    flops: float
+    seconds: float
 
 
-def equations_of(target: str, overrides: Sequence[str], shape: str | None) -> StateEquations:
-    """Build a network with its configured or freshly drawn weights, and read it.
+def work_of(target: str, overrides: Sequence[str], shape: str | None) -> Work:
+    """Build a network with its configured or freshly drawn weights, read it, and say what is asked.
 
     Args:
         target: A YAML file, or `package.module:Class`.
@@ -76,7 +75,7 @@ def equations_of(target: str, overrides: Sequence[str], shape: str | None) -> St
         shape: Of one sample of a class, numbers with commas between them.
 
     Returns:
-        Its state equations.
+        What there is to do; of a class, for a sparsity of `SPARSITY` with all processors.
 
     Raises:
         InputError: If there is no such network, or it cannot be read.
@@ -87,11 +86,42 @@ def equations_of(target: str, overrides: Sequence[str], shape: str | None) -> St
         settings = config.load_each(Path(target), overrides)[0]  # all with the same network
         dataset = data.load(settings.evaluation.dataset, settings.data_dir)
         with tempfile.TemporaryDirectory() as folder:  # where no trained weights are yet
-            return SeedRun(settings, dataset, settings.seeds[0], Path(folder)).read()
+            run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))
+            equations = run.read()
+        return work(equations, run.recipe(equations), settings.implicit.workers)
     if overrides:
         raise InputError(f"{overrides[0]!r}: accepted only with a configuration")
     net = networks.build(target, ())
-    return capture(net, torch.randn(2, *_sizes(shape)))
+    return work(capture(net, torch.randn(2, *_sizes(shape))), Recipe(sparsity=SPARSITY))
+
+
+def work(equations: StateEquations, recipe: Recipe, workers: int | None = None) -> Work:
+    """Say what matching a network asks for.
+
+    Args:
+        equations: The network as captured.
+        recipe: What is asked for.
+        workers: Parallel blocks of rows; all processors when omitted.
+
+    Returns:
+        What there is to do.
+    """
+    structure = structure_of(recipe, equations)
+    written = structured(equations, structure)
+    left = skipped(written, recipe.skip)
+    budget = None
+    if recipe.sparsity is not None:
+        budget = wanted(equations.nonzeros, recipe.sparsity, equations.kept_weights, weights(left))
+    return Work(
+        equations,
+        written,
+        rows_of(written, left),
+        recipe,
+        recipe.passes(not equations.structured, structure),
+        budget,
+        system_workers.count(workers),
+        0 if recipe.robustness is None else robustify.LEVELS * robustify.SWEEPS,
+    )
 
 
 def _sizes(shape: str | None) -> list[int]:
@@ -101,12 +131,12 @@ def _sizes(shape: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
-def lines(equations: StateEquations, samples: int) -> list[Line]:
+def lines(equations: StateEquations, expected: Estimate | None = None) -> list[Line]:
     """Describe each equation.
 
     Args:
         equations: The network.
-        samples: Calibration inputs.
+        expected: What matching it takes.
 
     Returns:
         One line per equation, in forward order.
@@ -115,14 +145,13 @@ def lines(equations: StateEquations, samples: int) -> list[Line]:
     counted: set[object] = set()
     found = []
     for e in equations.layers:
-        weights = 0
+        learned = 0
         for term in e.terms:
             key = term.parameter or id(term.weight)
-            weights += 0 if key in counted else term.weight.numel()
+            learned += 0 if key in counted else term.weight.numel()
             counted.add(key)
         rows, features, positions = _problem(e)
-        read = samples * drawn(samples, positions, features) if weights else 0
-        moments = 2.0 * read * features**2 * PASSES
+        own = [layer for layer in (expected.layers if expected else []) if layer.name == e.name]
         found.append(
             Line(
                 e.name if e is not equations.output else f"{e.name} (output)",
@@ -131,30 +160,15 @@ def lines(equations: StateEquations, samples: int) -> list[Line]:
                 e.phi.name + (", kept as it is" if isinstance(e.phi, Kept) else ""),
                 tuple(dict.fromkeys(names[term.source] for term in e.terms)),
                 tuple(dict.fromkeys(names[summand.source] for summand in e.fixed)),
-                weights,
-                rows if weights else 0,
+                learned,
+                rows if learned else 0,
                 features,
                 positions,
-                8.0 * COPIES * features**2 if weights else 0.0,
-                moments + _prices(rows, features) + _choices(rows, features) if weights else 0.0,
+                max((layer.matching for layer in own), default=0.0),
+                sum(layer.seconds for layer in own),
             )
         )
     return found
-
-
-# an elimination of every row; of a wide one, of candidates that a splitting leaves
-def _prices(rows: int, features: int) -> float:
-    screened = _splitting(rows, features) if features > WIDE else 0.0
-    return 2.0 * rows * min(features, WIDE) ** 3 + screened
-
-
-def _choices(rows: int, features: int) -> float:
-    return len(CHOICES) * _splitting(rows, features)
-
-
-# steps are products for all rows, in float32, which is twice as fast; and an inverse for each level
-def _splitting(rows: int, features: int) -> float:
-    return len(LEVELS) * (2.0 * STEPS * rows * features**2 + features**3) / 2
 
 
 def _problem(e: Equation) -> tuple[int, int, int]:
@@ -166,32 +180,18 @@ def _problem(e: Equation) -> tuple[int, int, int]:
     return len(e.terms[0].weight), features, e.terms[0].map.positions
 
 
-def speed() -> float:
-    """Time a product of two matrices.
-
-    Returns:
-        Floating-point operations a second, in float64, with the threads there are.
-    """
-    some = torch.rand(ORDER, ORDER, dtype=torch.float64)
-    torch.mm(some, some)
-    begin, repeats = time.perf_counter(), 5
-    for _ in range(repeats):
-        torch.mm(some, some)
-    return repeats * 2 * ORDER**3 / (time.perf_counter() - begin)
-
-
-def summary(equations: StateEquations, samples: int, rate: float) -> dict[str, Any]:
+def summary(work: Work, samples: int) -> dict[str, Any]:
     """Sum up what matching takes.
 
     Args:
-        equations: The network.
+        work: What there is to do.
         samples: Calibration inputs.
-        rate: Floating-point operations a second.
 
     Returns:
         The lines and their totals, for JSON.
     """
-    every = lines(equations, samples)
+    equations, expected = work.network, expect(work, samples)
+    every = lines(equations, expected)
     return {
         "blocks": [asdict(line) for line in every],
         "inputs": equations.p,
@@ -201,34 +201,46 @@ def summary(equations: StateEquations, samples: int, rate: float) -> dict[str, A
         "rows": sum(line.rows for line in every),
         "kept": list(equations.kept),
         "samples": samples,
-        "memory": max(line.memory for line in every) + _activity(equations, samples),
-        "seconds": sum(line.flops for line in every) / rate,
-        "flops_per_second": rate,
+        "workers": work.workers,
+        "phases": {
+            phase: {"seconds": sum(parts), "memory": expected.memory[phase]}
+            for phase, parts in expected.phases.items()
+        },
+        "memory": expected.peak,
+        "seconds": expected.seconds,
     }
 
 
-def _activity(equations: StateEquations, samples: int) -> float:
-    # the widest layer's states for all samples, and what it is made of
-    widest = max(e.size + e.states for e in equations.hidden)
-    return float(widest * samples * equations.like.element_size())
+def expect(work: Work, samples: int) -> Estimate:
+    """Say what matching takes on this machine.
+
+    Args:
+        work: What there is to do.
+        samples: Calibration inputs.
+
+    Returns:
+        The estimate.
+    """
+    like, shape = work.network.like, work.network.input_shape
+    return timed(work, torch.rand(2, *shape, dtype=like.dtype), samples)
 
 
-def table(equations: StateEquations, samples: int) -> Table:
+def table(equations: StateEquations, expected: Estimate) -> Table:
     """Write the equations as a table.
 
     Args:
         equations: The network.
-        samples: Calibration inputs.
+        expected: What matching it takes.
 
     Returns:
         A table with a row per equation.
     """
     found = Table(title="x = φ(z),  z = Σ W s + Σ G s + b")
-    right = ("z", "x", "weights", "rows × features", "places", "MB")
+    right = ("z", "x", "weights", "rows × features", "places", "MB", "s")
     for heading in ("block", "φ", "W reads", "G adds", *right):
         numbers = heading in right
         found.add_column(heading, justify="right" if numbers else "left", no_wrap=numbers)
-    for line in lines(equations, samples):
+    for line in lines(equations, expected):
         solved = f"{line.rows} × {line.features}" if line.rows else "–"
         found.add_row(
             line.block,
@@ -240,33 +252,35 @@ def table(equations: StateEquations, samples: int) -> Table:
             f"{line.weights:,}" if line.weights else ("shared" if line.reads else "–"),
             solved,
             f"{line.positions:,}" if line.rows else "–",
-            f"{line.memory / 1e6:,.1f}" if line.rows else "–",
+            f"{line.memory / 1e6:,.0f}" if line.rows else "–",
+            f"{line.seconds:,.1f}" if line.rows else "–",
         )
     return found
 
 
-def notes(equations: StateEquations, samples: int, rate: float) -> list[str]:
+def notes(work: Work, expected: Estimate, samples: int) -> list[str]:
     """Say what the table does not.
 
     Args:
-        equations: The network.
+        work: What there is to do.
+        expected: What it takes.
         samples: Calibration inputs.
-        rate: Floating-point operations a second.
 
     Returns:
         Sentences.
     """
-    total = summary(equations, samples, rate)
+    equations = work.network
     kept = equations.kept
     unread = f"Kept as they are, their slopes unknown: {'; '.join(kept)}."
+    rows = sum(line.rows for line in lines(equations))
+    phases = [f"{phase} {spoken(sum(parts))}" for phase, parts in expected.phases.items()]
+    widest = max(expected.memory, key=lambda phase: expected.memory[phase])
+    asked = "" if work.recipe.sparsity is None else f", for a sparsity of {work.recipe.sparsity:g}"
     return [
-        f"{total['rows']:,} row problems, {equations.nonzeros:,} non-zero weights (N0), "
+        f"{rows:,} row problems, {equations.nonzeros:,} non-zero weights (N0), "
         f"{equations.n:,} states.",
         unread if kept else "Every operation is read; none is kept as it is.",
-        f"Memory about {total['memory'] / GB:.2f} GB: the widest layer on {samples:,} samples, and "
-        f"{COPIES} matrices of the largest layer's features.",
-        f"Time about {total['seconds']:.0f} s: {PASSES} Grams of every layer, a price of every "
-        f"weight and {len(CHOICES)} choices of supports, at {rate / 1e9:.1f} GFLOP/s (a {ORDER} × "
-        f"{ORDER} product timed just now); "
-        "sweeps and the passes through the network are not in it.",
+        f"Memory about {expected.peak / GB:.2f} GB, while {widest}.",
+        f"Time about {spoken(expected.seconds)} on {samples:,} samples with {work.workers} "
+        f"{'worker' if work.workers == 1 else 'workers'}{asked}: {', '.join(phases)}.",
     ]

@@ -92,10 +92,20 @@ class SeedRun:
             The equations.
         """
         equations = capture(self.build(), self.dataset.train_inputs[:2])
-        self._recipe(equations)
+        self.recipe(equations)
         return equations
 
-    def _recipe(self, equations: StateEquations) -> Recipe:
+    def recipe(self, equations: StateEquations) -> Recipe:
+        """Say what is asked of the implicit model.
+
+        An option that it would not hear is an `InputError`.
+
+        Args:
+            equations: The explicit network's.
+
+        Returns:
+            The recipe.
+        """
         wanted = self.settings.implicit
         recipe = Recipe(
             **{f.name: getattr(wanted, f.name) for f in fields(Recipe) if hasattr(wanted, f.name)}
@@ -270,7 +280,7 @@ class SeedRun:
     def _fit(self) -> tuple[ImplicitModel, Row]:
         wanted = self.settings.implicit
         net, _ = self._explicit()
-        recipe = self._recipe(self.read())
+        recipe = self.recipe(self.read())
         result = fit(
             net,
             self._calibration(),
@@ -279,6 +289,7 @@ class SeedRun:
             workers=wanted.workers,
             device=self.settings.device,
             checkpoint=self.checkpoint,
+            time_limit=wanted.time_limit,
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace, "budget": result.budgets}

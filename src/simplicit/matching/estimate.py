@@ -1,0 +1,560 @@
+"""What matching is going to take, phase by phase, before any of it is done.
+
+Operations and bytes are counted, and divided by the rates of this machine. Constants that no count
+gives were fitted to the networks of `benchmarks/estimate.py`, which prints what is expected beside
+what then happens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from simplicit.calibration.moments import ALONE, BATCH, KEPT, SQUARE, drawn
+from simplicit.calibration.rows import Rows, shared
+from simplicit.equations.equation import Equation
+from simplicit.equations.network import StateEquations
+from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Stacked
+from simplicit.matching.supports import CHOICES, REFITS
+from simplicit.outputs import downstream, sensitivity, sweeps
+from simplicit.recipe import Recipe
+from simplicit.sparsity import coupled, elimination, splitting
+from simplicit.sparsity.budget import first_budget
+from simplicit.sparsity.choice import SPARE, WIDE
+from simplicit.system.rates import Rates
+
+SENSITIVITY = "sensitivity of the outputs"
+MOMENTS = "moments of the layers"
+PRICES = "spending the budget over the rows"
+LAYERS = "matching the layers"
+SWEEPS = "matching the outputs (rows)"
+LEVELS = "finding the level of robustness"
+
+PASSES = 18.0
+"""Times that the features of a Gram are read or written, its products apart. Fitted."""
+
+CALLS = 60.0
+"""Operations on next to nothing for each removal of an elimination, and for each refit of a row.
+Fitted."""
+
+CERTIFICATE = 100.0
+"""Products of a row with the Gram, in float64, until it is certified. Fitted."""
+
+INVERSES = 6.0
+"""Inverses of the whole Gram, float64, in a certified solve. Fitted."""
+
+PATH = 6.0
+"""Certified solves until a penalty meets a budget. Fitted."""
+
+READ, FELT = 5.0, 30.0
+"""Times that a row's features, and the derivatives of the outputs in it, are read or written in a
+sweep. Fitted."""
+
+FOLLOWED = 0.2
+"""Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
+"""
+
+STAGES = 15_000.0
+"""Operations on next to nothing of a certified solve. Fitted."""
+
+GRAMS = 1.5
+"""Grams of a row in all sweeps together: they are kept from one to the next. Fitted."""
+
+SAVED = 4.0
+"""Times that a state is there in the pass back. Fitted."""
+
+FIXED = 2e7
+"""Bytes that buffers of products and threads take in any case. Fitted."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the rows of a layer are going to take.
+
+    Attributes:
+        name: The layer's.
+        rows: How many there are.
+        moments: Seconds of its Grams on the network's own states.
+        prices: Seconds of the prices of its weights.
+        states: Seconds of its states and its Grams in the loop.
+        first: Seconds of one choice of supports, refitted.
+        further: Seconds of all further choices and refits.
+        certificate: Seconds of the certified solve.
+        sweeps: Seconds of each sweep.
+        planning: Bytes while prices are found.
+        matching: Bytes while it is matched.
+    """
+
+    name: str
+    rows: int
+    moments: float
+    prices: float
+    states: float
+    first: float
+    further: float
+    certificate: float
+    sweeps: tuple[float, ...]
+    planning: float
+    matching: float
+
+    @property
+    def seconds(self) -> float:
+        """All of its seconds."""
+        return self.moments + self.prices + self.matched + sum(self.sweeps)
+
+    @property
+    def matched(self) -> float:
+        """Seconds in the loop over layers."""
+        return self.states + self.first + self.further + self.certificate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What matching is going to take.
+
+    Attributes:
+        layers: Each layer with rows, first layer first.
+        phases: Description of each task -> seconds of its parts.
+        memory: Bytes of each task, beyond what is taken already.
+    """
+
+    layers: list[Layer]
+    phases: dict[str, list[float]]
+    memory: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all phases."""
+        return sum(map(sum, self.phases.values()))
+
+    @property
+    def planned(self) -> float:
+        """Seconds before the first layer is matched."""
+        return sum(sum(self.phases.get(name, [])) for name in (SENSITIVITY, MOMENTS, PRICES))
+
+    @property
+    def swept(self) -> list[float]:
+        """Seconds of each sweep on the outputs."""
+        count = sum(layer.rows for layer in self.layers)
+        every = self.phases.get(SWEEPS, [])
+        return [sum(every[k : k + count]) for k in range(0, len(every), max(count, 1))]
+
+    @property
+    def least(self) -> float:
+        """Seconds with one choice of supports, no certificates, and no sweeps."""
+        return self.planned + sum(layer.states + layer.first for layer in self.layers)
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the phase that takes most."""
+        return max(self.memory.values())
+
+    @property
+    def longest(self) -> list[Layer]:
+        """The layers, those that take most of the time first."""
+        return sorted(self.layers, key=lambda layer: -layer.seconds)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do.
+
+    Args:
+        network: The network as captured.
+        equations: The same in the structure that is solved.
+        layers: Its rows.
+        recipe: What is asked for.
+        sweeps: Sweeps on the outputs.
+        budget: Weights to spend; None without a sparsity.
+        workers: Parallel blocks of rows.
+        priced: Sweeps in which a level of robustness is looked for.
+    """
+
+    network: StateEquations
+    equations: StateEquations
+    layers: Sequence[Rows]
+    recipe: Recipe
+    sweeps: int
+    budget: int | None
+    workers: int
+    priced: int = 0
+
+    def estimate(self, m: int, rates: Rates, forward: float | None = None) -> Estimate:
+        """Say what it takes.
+
+        Args:
+            m: Samples.
+            rates: Of this machine.
+            forward: Seconds of a pass of one sample through the network, if timed.
+
+        Returns:
+            Seconds and bytes.
+        """
+        every = self.equations.layers
+        counted = sum(map(_products, every))
+        pass_ = (self.forward(rates) if forward is None else forward) * m
+        chosen = self.recipe.chooses and self.budget is not None
+        fractions = self._fractions()
+        found, behind = [], pass_
+        for rows in self.layers:
+            part = _products(every[rows.index]) / max(counted, 1.0)
+            behind = max(behind - pass_ * part, 0.0)
+            size = _Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
+            found.append(self._layer(size, rows, part * pass_, behind, fractions))
+        felt = chosen and self.recipe.sensitivity
+        phases: dict[str, list[float]] = {}
+        if felt:
+            squares = sum(size.coupling for size in self._sizes(m, rates))
+            directions = sensitivity.PROBES
+            phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
+        if self.budget is not None:
+            phases[MOMENTS] = [layer.moments for layer in found]
+            phases[PRICES] = [sum(layer.prices for layer in found)]
+        phases[LAYERS] = [layer.matched for layer in found]
+        for task, count in ((SWEEPS, self.sweeps), (LEVELS, self.priced)):
+            if count:
+                phases[task] = [
+                    layer.sweeps[min(k, len(layer.sweeps) - 1)] / layer.rows
+                    for k in range(count)
+                    for layer in found
+                    for _ in range(layer.rows)
+                ]
+        return Estimate(found, phases, self._memory(m, found, rates, set(phases)))
+
+    def forward(self, rates: Rates) -> float:
+        """Say how long one sample takes through the network.
+
+        Args:
+            rates: Of this machine.
+
+        Returns:
+            Seconds.
+        """
+        every = self.network.layers
+        states = sum(e.size + e.states for e in every)
+        return sum(map(_products, every)) / rates.float32 + 16.0 * states / rates.memory
+
+    # part of the weights that are non-zero: while layers are matched, which is the first sweep's,
+    # and in each sweep
+    def _fractions(self) -> list[float]:
+        every = self.equations.layers
+        total = sum(rows.weights(every[rows.index]).numel() for rows in self.layers)
+        if self.budget is None or not total:
+            return [1.0]
+        last = self.budget
+        if not self.sweeps:
+            return [min(last / total, 1.0)]
+        first = last
+        if not any(shared(rows, every) for rows in self.layers):
+            first = first_budget(last, self.network.nonzeros)
+        falls = max(self.sweeps - sweeps.REFITS - 1, 1)
+        parts = [first * (last / max(first, 1)) ** (k / falls) for k in range(falls + 1)]
+        parts += [last] * sweeps.REFITS
+        return [min(part / total, 1.0) for part in parts]
+
+    def _sizes(self, m: int, rates: Rates) -> list["_Size"]:
+        every, first = self.equations.layers, self._fractions()[0]
+        return [
+            _Size.of(rows, every[rows.index], m, self.workers, first, rates) for rows in self.layers
+        ]
+
+    def _layer(
+        self, size: "_Size", rows: Rows, own: float, behind: float, fractions: list[float]
+    ) -> Layer:
+        recipe, equation = self.recipe, self.equations.layers[rows.index]
+        chosen = recipe.chooses and self.budget is not None
+        budget = self.budget is not None
+        prices = first = further = 0.0
+        certificate = size.certificate
+        if chosen:
+            prices = self._price(size)
+            once = size.eliminated if recipe.method == "elimination" else size.split
+            refit = size.refit + (size.coupled if recipe.sensitivity else 0.0)
+            first = once + refit
+            aware = recipe.relu_aware and _relu(equation)
+            if not self.sweeps:
+                more = len(CHOICES) - 1 if aware or recipe.sensitivity else 0
+                again = REFITS if aware else 0
+                further = more * (once + refit) + again * refit
+                further += (more + again) * size.retargeted if aware else 0.0
+        elif budget:
+            prices, certificate = PATH * certificate, PATH * certificate
+        swept = [
+            size.swept(part, min(self.network.q, downstream.EXACT), behind) for part in fractions
+        ]
+        if swept and (self.sweeps or self.priced):
+            gram = size.weighted(fractions[0], min(self.network.q, downstream.EXACT))
+            if self.priced and not self.sweeps:
+                swept = [swept[0] + gram]
+            else:
+                count = max(self.sweeps, 1)
+                swept = [s + (GRAMS - 1) * gram / count for s in swept]
+                swept[0] += gram
+        return Layer(
+            rows.name,
+            size.groups * size.K,
+            moments=own + size.moments if budget else 0.0,
+            prices=prices,
+            states=2 * own + size.moments,
+            first=first,
+            further=further,
+            certificate=certificate,
+            sweeps=tuple(swept) if self.sweeps or self.priced else (),
+            planning=size.planned,
+            matching=size.matched,
+        )
+
+    def _price(self, size: "_Size") -> float:
+        if size.N > WIDE and self.recipe.method == "splitting":
+            return size.split + size.among
+        return size.eliminated
+
+    def _memory(
+        self, m: int, found: Sequence[Layer], rates: Rates, phases: set[str]
+    ) -> dict[str, float]:
+        like, sizes = self.equations.like, self._sizes(m, rates)
+        item = like.element_size()
+        inputs = float(m * self.equations.p * item)
+        grams = sum(size.gram for size in sizes)
+        states = [float(m * item * _live(self.equations, copies)) for copies in (1, 2)]
+        own = 2 if self.recipe.closed_loop else 1
+        whole = sum(e.size + e.states for e in self.equations.layers)
+        most = max((layer.planning for layer in found), default=0.0)
+        memory = {
+            SENSITIVITY: inputs + min(sensitivity.MEMORY, SAVED * item * m * whole),
+            MOMENTS: inputs + states[0] + grams + max(s.reading for s in sizes),
+            PRICES: inputs + grams + most,
+            LAYERS: inputs + states[own - 1] + max(layer.matching for layer in found),
+        }
+        longest = max(size.features for size in sizes)
+        outputs = min(self.network.q, downstream.EXACT) + 1
+        felt = max(size.felt for size in sizes) * outputs
+        swept = 2 * inputs + item * (m * (2 * whole + max(s.N for s in sizes)) + 6 * longest)
+        memory[SWEEPS] = memory[LEVELS] = swept + item * 4.0 * felt
+        return {task: FIXED + value for task, value in memory.items() if task in phases}
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Counts of one layer's rows, and the seconds and bytes that follow."""
+
+    groups: int
+    K: int
+    N: int
+    positions: int
+    m: int
+    n: int  # rows of the data
+    kept: float  # weights of a row
+    item: int
+    workers: int
+    rates: Rates
+
+    @classmethod
+    def of(
+        cls, rows: Rows, equation: Equation, m: int, workers: int, part: float, rates: Rates
+    ) -> "_Size":
+        W = rows.weights(equation)
+        groups, K, d = W.shape
+        P = rows.positions(equation)
+        kept, item = max(part * d, 1.0), W.element_size()
+        return cls(groups, K, d + 1, P, m, m * drawn(m, P, d), kept, item, workers, rates)
+
+    # pieces side by side
+    def _side(self, pieces: float) -> float:
+        return max(min(self.rates.parallel, pieces), 1.0)
+
+    def _product(self, operations: float) -> float:
+        return operations / (self.rates.float32 if self.item <= 4 else self.rates.float64)
+
+    def _moved(self, numbers: float, item: int = 8) -> float:
+        return numbers * item / self.rates.memory
+
+    @property
+    def coupling(self) -> float:
+        count = self.groups * self.m * self.positions
+        return 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
+
+    @property
+    def moments(self) -> float:
+        square = self.N**2 * (1.0 if self.N <= SQUARE else 0.6)
+        products = self._product(2.0 * self.n * (square + self.N * self.K))
+        moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
+        pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
+        return self.groups * (products + moved) / self._side(pieces)
+
+    @property
+    def retargeted(self) -> float:
+        products = self._product(4.0 * self.n * self.N * self.K)
+        return self.groups * (products + self._moved(10.0 * self.n * self.K, self.item))
+
+    @property
+    def split(self) -> float:
+        steps = splitting.STEPS * (
+            2.0 * self.K * self.N**2 / self.rates.float32
+            + self._moved(10.0 * self.K * self.N, 4)
+            + 10 * self.rates.call
+        )
+        inverse = self.N**3 / (2 * self.rates.factor)
+        side = self._side(self.K / splitting.TILE)
+        return self.groups * len(splitting.LEVELS) * (steps / side + inverse / self._side(2))
+
+    def _removed(self, features: float, rows: int, left: float) -> float:
+        removals = max(features - left, 0.0)
+        cubes = features**3 - left**3
+        products = 2 / 3 * cubes / self.rates.float64
+        copied = self._moved(4.0 * cubes / (3 * elimination.LAZY))
+        columns = self._moved((elimination.LAZY / 2 + 24) * removals * (features + left) / 2)
+        return CALLS * removals * self.rates.call + rows * (products + copied + columns)
+
+    @property
+    def eliminated(self) -> float:
+        tiles = -(-self.K // elimination.TILE)
+        one = self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
+        whole = self.N**3 / self.rates.factor
+        return self.groups * (tiles * one / self._side(tiles) + whole)
+
+    @property
+    def among(self) -> float:
+        count = min(SPARE * self.kept, self.N)
+        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
+        return self.groups * self.K * (one + self._moved(2 * count**2)) / self._side(self.K)
+
+    @property
+    def refit(self) -> float:
+        s = self.kept + 1
+        one = s**3 / (3 * self.rates.factor) + self._moved(4 * s**2) + CALLS * self.rates.call
+        product = 2.0 * self.K * self.N**2 / self.rates.float64
+        return self.groups * (self.K * one / self._side(self.K) + product)
+
+    @property
+    def coupled(self) -> float:
+        s, K, N = self.kept + 1, self.K, self.N
+        step = self._moved(K * N + 2 * s * N + s**2) + CALLS * self.rates.call
+        product = 4.0 * K * N * (K + N) / self.rates.float64
+        return self.refit + self.groups * (coupled.SWEEPS * K * step + product)
+
+    @property
+    def certificate(self) -> float:
+        rows = 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
+        tiles = -(-self.K // 64)
+        whole = INVERSES * self.N**3 / self.rates.factor
+        return self.groups * (rows / self._side(tiles) + whole + STAGES * self.rates.call)
+
+    def swept(self, part: float, outputs: int, behind: float) -> float:
+        """Price a sweep over the rows, their Grams apart.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+            behind: Seconds of a pass of all samples through the layers behind this one.
+
+        Returns:
+            Seconds.
+        """
+        s = part * (self.N - 1) + 1
+        numbers = self.m * self.positions * (READ * s + FELT * (outputs + 1))
+        moved = self._moved(numbers, self.item)
+        blocks = -(-self.K // sweeps.TOGETHER)
+        followed = FOLLOWED * blocks * (outputs + 4) * behind
+        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
+        side = self._side(sweeps.PARTS)
+        return self.groups * (self.K * (moved / side + one) + followed / side)
+
+    def weighted(self, part: float, outputs: int) -> float:
+        """Price the Grams of all rows on their supports.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+
+        Returns:
+            Seconds.
+        """
+        s = part * (self.N - 1) + 1
+        copies = 1 if self.positions == 1 else outputs
+        products = 2.0 * self.m * copies * (s**2 + (self.positions > 1) * self.positions * s)
+        numbers = self.m * self.positions * s
+        one = self._product(products) + self._moved(4.0 * numbers, self.item)
+        return self.groups * self.K * one / self._side(sweeps.PARTS)
+
+    @property
+    def gram(self) -> float:
+        return 8.0 * self.groups * (self.N**2 + 2 * self.K * self.N)
+
+    # blocks on their way
+    @property
+    def reading(self) -> float:
+        samples = min(self.m, ALONE if self.positions == 1 else BATCH)
+        block = 3.0 * samples * (self.n / self.m) * (self.N + 2 * self.K)
+        flight = 2.0 * self.workers + 1
+        return self.item * self.groups * flight * (block + self.N**2 + self.K * self.N)
+
+    @property
+    def planned(self) -> float:
+        tiles = min(self.workers, -(-self.K // elimination.TILE)) * elimination.TILE
+        screened = self.N > WIDE
+        count = min(SPARE * self.kept, self.N) if screened else self.N
+        rows = self.workers if screened else min(tiles, self.K)
+        return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
+
+    @property
+    def matched(self) -> float:
+        features = self.item * self.n * self.groups * (self.N + 2.0 * self.K)
+        features = features if features <= KEPT else 0.0
+        factors = min(8.0 * self.K * self.kept**2, float(coupled.KEPT))
+        inverses = 4.0 * (2 * self.workers + 2) * self.N**2
+        solved = 8.0 * (4 * self.N**2 + 12 * self.K * self.N)
+        return 2 * self.gram + self.reading + features + max(factors, inverses) + solved
+
+    @property
+    def features(self) -> float:
+        return float(self.groups * self.m * self.positions * self.N)
+
+    @property
+    def felt(self) -> float:
+        return float(min(self.K, sweeps.TOGETHER) * self.m * self.positions)
+
+
+def largest(work: Work, rates: Rates, m: int, free: float) -> int:
+    """Find how many samples fit into memory.
+
+    Args:
+        work: What there is to do.
+        rates: Of any machine.
+        m: So many do not.
+        free: Bytes.
+
+    Returns:
+        The most that fit; 0 if not even one does.
+    """
+    low, high = 0, m
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = work.estimate(middle, rates, 0.0).peak <= free
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+# multiplications and additions of one sample
+def _products(equation: Equation) -> float:
+    return sum(2.0 * t.map.positions * t.weight.numel() for t in equation.terms)
+
+
+def _relu(equation: Equation) -> bool:
+    phi = equation.phi
+    phis = [block.phi for block in phi.blocks] if isinstance(phi, Stacked) else [phi]
+    return all(isinstance(own, Phi) and own.name == "relu" for own in phis)
+
+
+# numbers of a sample that are there at once, see `Frontier`
+def _live(equations: StateEquations, copies: int) -> int:
+    every = equations.layers
+    last = [
+        max((k for k, e in enumerate(every) if i in e.sources), default=-1)
+        for i in range(len(equations.hidden))
+    ]
+    most = 0
+    for k, equation in enumerate(every):
+        earlier = zip(every[: k + 1], [*last, len(every)], strict=False)
+        states = sum(e.states for e, read in earlier if read >= k)
+        most = max(most, copies * states + 2 * equation.size)
+    return most
