@@ -114,7 +114,7 @@ def test_a_full_disk_is_an_error(monkeypatch, tmp_path):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Full(tmp_path / "file", "w+"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full(tmp_path / "file", "w+"))
     with pytest.raises(OSError, match="No space left"):
         batches(generator(*U.split(2)), 2, in_memory=BYTES // 2)
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -76,6 +78,40 @@ def test_an_equation_that_reads_itself_is_settled(name, own, monkeypatch):
     else:
         torch.testing.assert_close(x, states.phi(z))
         assert not asked
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("room", [0, 3000])
+def test_states_on_disk_have_the_same_bits_and_their_space_is_given_back(
+    own, room, monkeypatch, tmp_path
+):
+    equations, u = structured("resnet, option A"), images(5)
+    monkeypatch.setattr(frontier, "SAMPLES", 3)
+    there = Frontier(equations, batches(u, 3), own)
+    files = len(os.listdir("/proc/self/fd"))
+    inputs = batches((part.clone() for part in u.split(3)), 3, in_memory=0)
+    away = Frontier(equations, inputs, own, folder=tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())  # their files have no names
+    for index, equation in enumerate(equations.layers):
+        for (one, z), (two, same) in zip(there.batches(), away.batches(), strict=True):
+            assert torch.equal(z, same)
+            assert all(torch.equal(one[i], two[i]) for i in equation.sources)
+        if index < len(equations.hidden):
+            monkeypatch.setattr(frontier, "IN_MEMORY", 2**30)
+            there.advance(equation)
+            monkeypatch.setattr(frontier, "IN_MEMORY", room)
+            away.advance(equation)
+    assert len(os.listdir("/proc/self/fd")) > files
+    del away, inputs
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_states_that_do_not_fit_on_the_disk_are_refused(monkeypatch, tmp_path):
+    equations = structured("resnet, option A")
+    monkeypatch.setattr(frontier, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 9}))
+    with pytest.raises(InputError, match=r"states of 5 .*needed on disk, .*GB free in"):
+        Frontier(equations, batches(images(5), 3), own=True, folder=tmp_path)
 
 
 def test_states_that_do_not_fit_are_refused_before_they_are_computed(monkeypatch):

@@ -1,15 +1,12 @@
 """Calibration inputs, drawn once: checked batch by batch, kept in memory or on disk."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simplicit.calibration.spool import Spool, Spooled, read
 from simplicit.errors import InputError
 
 Batch = Float[Tensor, "m *shape"]
@@ -17,9 +14,6 @@ Batch = Float[Tensor, "m *shape"]
 IN_MEMORY = 2**30
 """Bytes of drawn batches that stay in memory; further ones are kept in an unnamed file. A tensor,
 or a list of tensors, is in memory already and is not copied."""
-
-ALIGNED = 8
-"""Bytes, of which a batch on disk begins at a multiple."""
 
 
 def batches(
@@ -51,29 +45,27 @@ def batches(
         raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
     source = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
     there = isinstance(source, (list, tuple))
-    kept, room, shape, file = [], in_memory, input_shape, None
-    with ExitStack() as files:
-        for index, item in enumerate(source):
-            batch = _inputs_of(item, index).detach()
-            shape = shape or tuple(batch.shape[1:])
-            if tuple(batch.shape[1:]) != shape:
-                raise InputError(
-                    f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
-                    f"(m, {', '.join(map(str, shape))})"
-                )
-            if len(batch) == 0:
-                continue
-            room -= 0 if there else batch.nbytes
-            if room < 0:
-                file = file or files.enter_context(tempfile.TemporaryFile())
-                _write(batch, file)
-                kept.append(torch.empty_like(batch, device="meta"))
-            else:
-                # a source may write its next batch into the same memory
-                kept.append(batch if there else batch.clone())
-        if not kept:
-            raise InputError("calibration inputs are empty: accepted is at least one sample")
-        return Batches(kept if file is None else _mapped(kept, file))
+    kept, room, shape, spool = [], in_memory, input_shape, None
+    for index, item in enumerate(source):
+        batch = _inputs_of(item, index).detach()
+        shape = shape or tuple(batch.shape[1:])
+        if tuple(batch.shape[1:]) != shape:
+            raise InputError(
+                f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
+                f"(m, {', '.join(map(str, shape))})"
+            )
+        if len(batch) == 0:
+            continue
+        room -= 0 if there else batch.nbytes
+        if room < 0:
+            spool = spool or Spool()
+            kept.append(spool.keep(batch))
+        else:
+            # a source may write its next batch into the same memory
+            kept.append(batch if there else batch.clone())
+    if not kept:
+        raise InputError("calibration inputs are empty: accepted is at least one sample")
+    return Batches(kept)
 
 
 class Batches:
@@ -81,15 +73,19 @@ class Batches:
 
     Args:
         kept: The batches, none of them empty.
+
+    Attributes:
+        example: The first batch.
     """
 
-    def __init__(self, kept: list[Tensor]) -> None:  # of unlike m
+    def __init__(self, kept: list[Tensor | Spooled]) -> None:  # of unlike m
         self._kept = kept
+        self.example: Batch = read(kept[0])
 
     @property
-    def example(self) -> Batch:
-        """The first batch."""
-        return self._kept[0]
+    def on_disk(self) -> bool:
+        """Whether batches are on disk."""
+        return any(isinstance(batch, Spooled) for batch in self._kept)
 
     @property
     def m(self) -> int:
@@ -102,29 +98,10 @@ class Batches:
         Returns:
             An iterator over tensors (m, *input_shape).
         """
-        return iter(self._kept)
+        return map(read, self._kept)
 
     def __len__(self) -> int:
         return len(self._kept)
-
-
-# The file is written, not mapped, first: a full disk is then an error and not a signal.
-def _write(batch: Tensor, file: BinaryIO) -> None:
-    file.write(batch.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    file.write(bytes(-batch.nbytes % ALIGNED))
-
-
-# One map for all batches: each map holds an open file, of which a process may have few.
-def _mapped(kept: list[Tensor], file: BinaryIO) -> list[Tensor]:
-    file.flush()
-    left, found = torch.from_numpy(np.memmap(file, np.uint8, "r+")), []
-    for batch in kept:
-        if batch.is_meta:
-            found.append(left[: batch.nbytes].view(batch.dtype).view(batch.shape))
-            left = left[batch.nbytes + -batch.nbytes % ALIGNED :]
-        else:
-            found.append(batch)
-    return found
 
 
 def _inputs_of(item: Any, index: int) -> Tensor:

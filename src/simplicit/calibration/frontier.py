@@ -1,17 +1,20 @@
 """Teacher and model side by side on the calibration inputs, one equation after another.
 
-Of the states, only those are kept that an equation further on still reads.
+Of the states, only those are kept that an equation further on still reads; beyond a stated size, on
+disk. So the memory they take does not grow with the number of samples.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.batches import Batches
+from simplicit.calibration.spool import Spool, Spooled, read
 from simplicit.equations.equation import Equation
 from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
@@ -33,6 +36,12 @@ CACHE = 2**20
 places is three times as fast as where its result does not stay in the cache."""
 
 
+IN_MEMORY = 2**30
+"""Bytes of states that stay in memory; those of further equations are on disk."""
+
+Kept = Tensor | Spooled
+
+
 class Frontier:
     """States of both networks up to one equation.
 
@@ -42,9 +51,11 @@ class Frontier:
         own: Whether the model has states of its own; otherwise its equations read the teacher's.
         settle: Finds the model's states where its equation reads itself.
         executor: Takes samples side by side.
+        folder: Where states are kept that are not in memory; the system's folder of temporary files
+            by default.
 
     Raises:
-        InputError: If the states do not fit into memory.
+        InputError: If the states do not fit into memory, or onto the disk.
 
     Attributes:
         index: Which equation is next.
@@ -58,21 +69,31 @@ class Frontier:
         own: bool,
         settle: Settle | None = None,
         executor: Executor | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._every, self._settle, self._executor = equations.layers, settle, executor
+        self._folder = folder
         like = equations.like
-        self._inputs = _joined([batch.to(like).flatten(1) for batch in stream])
-        self.m = sum(len(u) for u in self._inputs)
+        spool = Spool(folder) if stream.on_disk else None
+        inputs = _joined(batch.to(like).flatten(1) for batch in stream)
+        self._inputs = [_kept(u, spool) for u in inputs]
+        self.m = stream.m
         self._last = [
             max((k for k, e in enumerate(self._every) if i in e.sources), default=-1)
             for i in range(len(equations.hidden))
         ]
         copies = 2 if own else 1
-        size = max(copies * self._live(k) + e.size for k, e in enumerate(self._every))
+        sample = max(copies * self._live(k) + e.size for k, e in enumerate(self._every))
+        self._item = like.element_size()
+        most, batch = (
+            float(sample * n * self._item) for n in (self.m, max(map(len, self._inputs)))
+        )
         what = f"the states of {self.m} calibration inputs"
-        memory.require(float(size * self.m * like.element_size()), what, like.device)
-        self._teacher: list[Sources] = [[] for _ in self._inputs]
-        self._model: list[Sources] = [[] for _ in self._inputs] if own else self._teacher
+        memory.require(min(most, IN_MEMORY + batch), what, like.device)
+        memory.require_disk(max(most - IN_MEMORY, 0.0), what, folder)
+        self._teacher: list[list[Kept]] = [[] for _ in self._inputs]
+        self._model = [[] for _ in self._inputs] if own else self._teacher
+        self._targets: list[Kept] = []
         self.index = 0
         self._targets = self._replay()
 
@@ -84,16 +105,36 @@ class Frontier:
     def _reads_itself(self) -> bool:
         return self.index in self._every[self.index].sources
 
+    # for so many numbers a sample: None is memory
+    def _room(self, size: int) -> Spool | None:
+        networks = [self._teacher] if self._model is self._teacher else [self._teacher, self._model]
+        kept = [x for network in networks for states in network for x in states]
+        held = sum(x.nbytes for x in (*kept, *self._targets) if isinstance(x, Tensor))
+        return None if held + size * self.m * self._item <= IN_MEMORY else Spool(self._folder)
+
+    # states that the next equation reads, and the input
+    def _sources(self, states: list[Kept], u: Tensor) -> Sources:
+        wanted, nothing = self._every[self.index].sources, u.new_empty(len(u), 0)
+        found = [
+            read(x) if i in wanted or isinstance(x, Tensor) else nothing
+            for i, x in enumerate(states)
+        ]
+        return [*found, u]
+
     @torch.no_grad()
-    def _replay(self) -> list[Tensor]:
+    def _replay(self) -> list[Kept]:
         if self.index == len(self._every):
             return []
-        equation = self._every[self.index]
-        pairs = zip(self._teacher, self._inputs, strict=True)
-        if self._reads_itself():
-            return [_settled(equation, [*states], u) for states, u in pairs]
-        function = partial(_preactivations, equation)
-        return [self._apply(function, [*states, u], equation.size) for states, u in pairs]
+        equation, found = self._every[self.index], []
+        spool = self._room(equation.size)
+        for states, u in zip(self._teacher, map(read, self._inputs), strict=True):
+            sources = self._sources(states, u)
+            if self._reads_itself():
+                z = _settled(equation, sources[:-1], u)
+            else:
+                z = self._apply(partial(_preactivations, equation), sources, equation.size)
+            found.append(_kept(z, spool))
+        return found
 
     def batches(self) -> Iterator[tuple[list[Tensor], Float[Tensor, "m rows"]]]:
         """Pass over the batches.
@@ -102,9 +143,10 @@ class Frontier:
             What the model's next equation reads, and the teacher's pre-activations of it. An
             equation that reads itself reads the teacher's states.
         """
-        for states, u, z in zip(self._model, self._inputs, self._targets, strict=True):
+        for states, given, target in zip(self._model, self._inputs, self._targets, strict=True):
+            u, z = read(given), read(target)
             own = [self._every[self.index].phi(z)] if self._reads_itself() else []
-            yield [*states, *own, u], z
+            yield [*self._sources(states, u)[:-1], *own, u], z
 
     @torch.no_grad()
     def advance(self, equation: Equation) -> None:
@@ -113,23 +155,26 @@ class Frontier:
         Args:
             equation: The model's.
         """
-        for k, u in enumerate(self._inputs):
-            if self._model is not self._teacher:
+        teacher, own = self._every[self.index], self._model is not self._teacher
+        spool = self._room((1 + own) * teacher.states)
+        for k, u in enumerate(map(read, self._inputs)):
+            if own:
                 if self._reads_itself():
                     assert self._settle is not None
                     x = self._settle(equation, u)
                 else:
-                    x = self._apply(partial(_states, equation), [*self._model[k], u], equation.size)
-                self._model[k].append(x)
-            teacher = self._every[self.index]
-            x = self._apply(partial(_activated, teacher.phi), [self._targets[k]], teacher.size)
-            self._teacher[k].append(x)
+                    sources = self._sources(self._model[k], u)
+                    x = self._apply(partial(_states, equation), sources, equation.size)
+                self._model[k].append(_kept(x, spool))
+            z = read(self._targets[k])
+            x = self._apply(partial(_activated, teacher.phi), [z], teacher.size)
+            self._teacher[k].append(_kept(x, spool))
             # batch by batch, so that not all of both are there at once
-            self._targets[k] = self._targets[k].new_empty(0)
+            self._targets[k] = u.new_empty(0)
             for states in (self._teacher[k], self._model[k]):
                 for i, last in enumerate(self._last[: len(states)]):
                     if last <= self.index:
-                        states[i] = states[i].new_empty(len(states[i]), 0)
+                        states[i] = u.new_empty(len(u), 0)
         self.index += 1
         self._targets = self._replay()
 
@@ -156,13 +201,18 @@ def _activated(phi: StatePhi, sources: Sources) -> Tensor:
     return phi(sources[0])
 
 
-def _joined(batches: list[Tensor]) -> list[Tensor]:
-    groups: list[list[Tensor]] = [[]]
+def _kept(x: Tensor, spool: Spool | None) -> Kept:
+    return x if spool is None else spool.keep(x)
+
+
+def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    group: list[Tensor] = []
     for batch in batches:
-        if groups[-1] and sum(map(len, groups[-1])) + len(batch) > SAMPLES:
-            groups.append([])
-        groups[-1].append(batch)
-    return [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
+        if group and sum(map(len, group)) + len(batch) > SAMPLES:
+            yield torch.cat(group) if len(group) > 1 else group[0]
+            group = []
+        group.append(batch)
+    yield torch.cat(group) if len(group) > 1 else group[0]
 
 
 # The teacher has no feedback: its layers stand in one equation, and each pass settles one more.

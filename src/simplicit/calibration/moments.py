@@ -39,7 +39,7 @@ so many for each feature. On ResNet-20, half of them costs half a point, and mor
 SQUARE = 192
 """Columns of a Gram that are multiplied at once, of 96 to 1,024 about the fastest."""
 
-KEPT = 2**30
+KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
 
 

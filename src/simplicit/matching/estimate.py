@@ -8,6 +8,7 @@ what then happens.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from simplicit.calibration.frontier import IN_MEMORY, SAMPLES
 from simplicit.calibration.moments import ALONE, BATCH, KEPT, SQUARE, drawn
 from simplicit.calibration.rows import Rows, shared
 from simplicit.equations.equation import Equation
@@ -315,7 +316,8 @@ class Work:
         item = like.element_size()
         inputs = float(m * self.equations.p * item)
         grams = sum(size.gram for size in sizes)
-        states = [float(m * item * _live(self.equations, copies)) for copies in (1, 2)]
+        live = [float(item * _live(self.equations, copies)) for copies in (1, 2)]
+        states = [min(m * one, IN_MEMORY + min(m, SAMPLES) * one) for one in live]
         own = 2 if self.recipe.closed_loop else 1
         whole = sum(e.size + e.states for e in self.equations.layers)
         most = max((layer.planning for layer in found), default=0.0)

@@ -179,7 +179,7 @@ class Matching:
             self.planned = plan_layers(
                 self.equations,
                 self.layers,
-                Frontier(self.equations, self.stream, own=False, executor=self.executor),
+                self._frontier(own=False),
                 self.recipe,
                 budget,
                 found,
@@ -194,9 +194,7 @@ class Matching:
 
         Without a closed loop all read the teacher's states.
         """
-        frontier = Frontier(
-            self.equations, self.stream, self.recipe.closed_loop, _settle, self.executor
-        )
+        frontier = self._frontier(self.recipe.closed_loop)
         with progress.task(LAYERS, total=len(self.layers)) as step:
             for index, teacher in enumerate(self.every):
                 left = [t for i, t in self.skipped if i == index]
@@ -211,6 +209,10 @@ class Matching:
                 if index < len(self.equations.hidden):
                     frontier.advance(equation)
         self._count("match", self.model)
+
+    def _frontier(self, own: bool) -> Frontier:
+        folder = self.checkpoint.folder
+        return Frontier(self.equations, self.stream, own, _settle, self.executor, folder)
 
     def sweep(self) -> None:
         """Sweep over the rows until the outputs are matched at the budget."""

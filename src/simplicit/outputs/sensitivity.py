@@ -5,7 +5,7 @@ samples holds what autograd saves of the way forward and one slope for each pre-
 Jacobian; batches are as large as fits into `MEMORY`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -82,10 +82,11 @@ def sensitivity(
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
     generator, count = torch.Generator().manual_seed(seed), _samples(network, stream)
-    parts = [part for batch in stream for part in batch.split(count)]
-    T = torch.cat(list(workers.run(partial(_outputs, network), parts, executor)))
+    T = torch.cat(list(workers.run(partial(_outputs, network), _parts(stream, count), executor)))
     step_of = partial(_sums, _Task(network, equations, layers, Distance(T)))
-    pieces = ((part, signs(len(part), network.q, PROBES, generator)) for part in parts)
+    pieces = (
+        (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
+    )
     with progress.task("sensitivity of the outputs", total=stream.m) as step:
         for samples, products, sums in workers.run(step_of, pieces, executor):
             for S, product in zip(apart, products, strict=True):
@@ -98,6 +99,10 @@ def sensitivity(
         coherence = _coherence(alone, summed, rows.positions(every[rows.index]))
         found.append(Sensitivity(list((S / (stream.m * PROBES)).unbind(0)), coherence))
     return found
+
+
+def _parts(stream: Batches, count: int) -> Iterator[Tensor]:
+    return (part for batch in stream for part in batch.split(count))
 
 
 @torch.no_grad()

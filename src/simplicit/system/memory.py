@@ -1,5 +1,7 @@
 """Memory is asked for before it is taken: a refusal with the figure instead of a killed process."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +45,25 @@ def require(size: float, what: str, device: torch.device | str | None = None) ->
         raise InputError(
             f"{what}: {size / GB:.1f} GB needed, {free / GB:.1f} GB free on {place}; "
             "use fewer features, or a machine with more memory"
+        )
+
+
+def require_disk(size: float, what: str, folder: Path | None = None) -> None:
+    """Check that something fits onto a disk.
+
+    Args:
+        size: Bytes.
+        what: Its name in the refusal.
+        folder: Where it is going to be; the system's folder of temporary files by default.
+
+    Raises:
+        InputError: If it does not fit.
+    """
+    place = folder if folder and folder.exists() else Path(tempfile.gettempdir())
+    if size and size > (free := shutil.disk_usage(place).free):
+        raise InputError(
+            f"{what}: {size / GB:.1f} GB needed on disk, {free / GB:.1f} GB free in {place}; use "
+            "fewer of them, or another folder (TMPDIR, or that of a checkpoint)"
         )
 
 
