@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from example_networks import seeded
-from kinds import CASES, inputs, network, quick_fit, same
+from kinds import CASES, NETWORKS, inputs, network, quick_fit, read, same
 from shapes import unchecked
 from simplicit import fit as library
 from simplicit.errors import InputError
 from simplicit.fit import Fit, fit, implicitize
+from simplicit.matching import layers
 from simplicit.matching.schedule import Timer
 from simplicit.outputs.sweeps import REFITS
 from simplicit.recipe import Recipe
@@ -73,6 +74,27 @@ def test_sweeps_go_down_at_once_where_time_is_short(kind, sparsity, after, monke
     assert len(stages) == min(after + 2, 9 - REFITS)
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+def test_sweeps_for_which_the_plan_leaves_no_time_are_left_out(
+    kind, sparsity, monkeypatch, tmp_path
+):
+    recipe = Recipe(sparsity=sparsity, sweeps=4)
+    planned = layers.plan_layers
+
+    def slow(*arguments):
+        over(monkeypatch)
+        return planned(*arguments)
+
+    monkeypatch.setattr(layers, "plan_layers", slow)
+    for _ in range(2):  # the second takes the plan and the layers up
+        limited = quick_fit(kind, recipe, time_limit=LARGE, checkpoint=tmp_path)
+        budget = round((1 - sparsity) * read(kind).nonzeros)
+        assert limited.model.nonzeros == budget and true(limited)
+        assert not any("sweep" in row["stage"] for row in limited.budgets)
+        over(monkeypatch, LARGE)
+
+
 def test_a_stop_of_the_path_to_a_level_leaves_a_model(monkeypatch, capsys):
     recipe = Recipe(objective="robustness", sparsity=0.5, sweeps=4, robustness=0.2)
     over(monkeypatch)
@@ -91,11 +113,7 @@ def test_what_was_cut_short_is_said(monkeypatch, capsys):
 
 def test_a_short_limit_is_kept():
     torch.manual_seed(0)
-    net = seeded(
-        lambda: nn.Sequential(
-            *(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
-        )
-    )
+    net = seeded(lambda: nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)))
     u, recipe = torch.rand(1000, 64), Recipe(sparsity=0.75)
     quick = fit(net, u[:50], recipe)  # what a first call costs
     begin = time.monotonic()

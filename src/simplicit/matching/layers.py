@@ -31,7 +31,7 @@ from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
 from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
 from simplicit.matching.records import Row, row_records, skipped_records, trace_records
-from simplicit.matching.schedule import FEWEST, Schedule
+from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
@@ -153,11 +153,14 @@ class Matching:
         else:
             enough = expected.least + sum(expected.swept[:FEWEST]) <= self.schedule.left
         if self.sweeps and not enough:
-            self.schedule.note("the sweeps on the outputs")
-            self.sweeps = 0
+            self._no_sweeps()
             expected = estimated(replace(work, sweeps=0), self.stream, limit)
         self.schedule.begin(expected)
         return expected
+
+    def _no_sweeps(self) -> None:
+        self.schedule.note(SWEPT)
+        self.sweeps = 0
 
     def plan(self) -> None:
         """Under a budget, find what is allowed and each row's share on the teacher's states."""
@@ -167,8 +170,8 @@ class Matching:
             self.planned = _restored(saved, self.layers)
         else:
             begin = time.monotonic()
+            assert self.budget is not None
             found, budget = None, self.budget
-            assert budget is not None
             if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
                     self.network, self.equations, self.layers, self.stream, self.seed, self.executor
@@ -186,6 +189,9 @@ class Matching:
                 self.balls,
                 self.executor,
             )
+            if self.sweeps and not self.schedule.sweepable():
+                self._no_sweeps()
+                self.planned = self.planned.cut(self.budget)
             self._keep_plan(self.planned, time.monotonic() - begin)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
 

@@ -83,6 +83,20 @@ class Plan:
     shares: list[list[Share]]
     coherence: list[float]
 
+    def cut(self, budget: int) -> "Plan":
+        """Give every row the same part of what it has.
+
+        Args:
+            budget: Weights of all rows afterwards.
+
+        Returns:
+            The plan with them.
+        """
+        flat = [share for groups in self.shares for share in groups]
+        kept = iter(shares([n for share in flat for n in share.keep], budget))
+        fewer = iter(replace(share, keep=[next(kept) for _ in share.keep]) for share in flat)
+        return replace(self, shares=[[next(fewer) for _ in groups] for groups in self.shares])
+
 
 def row_problem(
     gram: Gram, recipe: Recipe, parts: Sequence[tuple[int, int]], ball: Ball | None = None

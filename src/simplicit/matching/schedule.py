@@ -14,6 +14,9 @@ from simplicit.system.deadline import Deadline, pace
 FEWEST = 2
 """Sweeps that reach a budget: one finds what removals cost, one removes."""
 
+SWEPT = "the sweeps on the outputs"
+"""Name of what is left out where there is no time for these."""
+
 SPREAD = 2.0
 """A certificate may take so many times its part of the time that is left. Chosen."""
 
@@ -69,6 +72,17 @@ class Schedule:
             k: Which.
         """
         self._matched = k + 1
+
+    def sweepable(self) -> bool:
+        """Say whether, after the plan, there is time for the fewest sweeps.
+
+        Returns:
+            Whether the least of the layers and of the sweeps fits.
+        """
+        if self.deadline.limit is None or self._expected is None:
+            return True
+        least = sum(layer.states + layer.first for layer in self._expected.layers)
+        return self._pace() * (least + sum(self._expected.swept[:FEWEST])) <= self.left
 
     def hurried(self, k: int) -> bool:
         """Say whether a layer has no time for more than one choice of supports.
@@ -145,7 +159,9 @@ class Schedule:
     # what comes after the layers
     def _after(self) -> float:
         assert self._expected is not None
-        return sum(sum(self._expected.phases.get(name, [])) for name in (SWEEPS, LEVELS))
+        phases, left_out = self._expected.phases, SWEPT in self.cut
+        names = (LEVELS,) if left_out else (SWEEPS, LEVELS)
+        return sum(sum(phases.get(name, [])) for name in names)
 
     def _pace(self) -> float:
         expected = self._expected
