@@ -197,8 +197,9 @@ class Sweeps:
         while budgets:
             now, *budgets = budgets
             if 1 + len(budgets) > (most := room()) and len(budgets) > 1:
-                budgets = _falling(max(now, 1), budget, max(int(most) - 1, 1))[1:]
-                at_once = 1.0  # every weight has to have a price
+                # every weight has to have a price, for which there is the time of one sweep less
+                budgets = _falling(max(now, 1), budget, max(int(most) - 2, 1))[1:]
+                at_once = 1.0
             losing = LOSES * (now - (budgets or [budget])[0]) / max(now - tied, 1)
             self._drop_dead()
             self.sweep(now, step, min(losing, at_once))
