@@ -193,6 +193,7 @@ class Work:
         every = self.equations.layers
         counted = sum(map(_products, every))
         pass_ = (self.forward(rates) if forward is None else forward) * m
+        pass_ /= max(min(rates.parallel, m / BATCH), 1.0)
         chosen = self.recipe.chooses and self.budget is not None
         fractions = self._fractions()
         found, behind = [], pass_
@@ -373,11 +374,12 @@ class _Size:
     @property
     def coupling(self) -> float:
         count = self.groups * self.m * self.positions
-        return 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
+        one = 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
+        return one / self._side(self.m / BATCH)
 
     @property
     def moments(self) -> float:
-        square = self.N**2 * (1.0 if self.N <= SQUARE else 0.6)
+        square = self.N * (self.N if self.N <= SQUARE else (self.N + SQUARE) / 2)
         products = self._product(2.0 * self.n * (square + self.N * self.K))
         moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
         pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
@@ -386,7 +388,8 @@ class _Size:
     @property
     def retargeted(self) -> float:
         products = self._product(4.0 * self.n * self.N * self.K)
-        return self.groups * (products + self._moved(10.0 * self.n * self.K, self.item))
+        moved = self._moved(10.0 * self.n * self.K, self.item)
+        return self.groups * (products + moved) / self._side(self.m / BATCH)
 
     @property
     def split(self) -> float:
