@@ -13,7 +13,13 @@ hypothesis.settings.load_profile("untimed")
 # before their first import, so that a failing assertion of theirs says its values, too
 pytest.register_assert_rewrite("solver_suite", "degenerate_suite", "loop_suite", "small_run")
 
+import shapes  # noqa: E402
 from small_run import small_run  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Checks of shapes are counted by the test, doctests of `src` included."""
+    config.pluginmanager.register(shapes)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
-"""The checks of shapes that all tests run under can fail, and `unchecked` turns them off."""
+"""The checks of shapes that all tests run under can fail, often enough; `unchecked` has none."""
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import beartype
@@ -8,7 +10,7 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from shapes import checked, unchecked
+from shapes import FIRST, STRIDE, checked, unchecked
 
 
 def transposed(A: Float[Tensor, "m n"], *, times: int = 1) -> Float[Tensor, "n m"]:
@@ -50,10 +52,37 @@ def test_functions_made_anew_share_checks_only_with_their_equals():
                 made(ndim)(bad)
 
 
+@dataclass
+class Row:
+    w: Float[Tensor, " n"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: jaxtyped(transposed, typechecker=checked)(torch.ones(3)),
+        lambda: made(1)(torch.ones(1, 1)),  # another object of the same code each time
+        lambda: jaxtyped(Row, typechecker=checked)(torch.ones(1, 1)),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_of_many_calls_the_first_and_some_later_ones_are_checked_in_every_test(wrong, again):
+    found = []
+    for call in range(4 * STRIDE):
+        try:
+            wrong()
+        except TypeCheckError:
+            found.append(call)
+    assert found[:FIRST] == list(range(FIRST))
+    assert max(later - earlier for earlier, later in pairwise(found)) <= STRIDE
+    assert found[-1] >= 3 * STRIDE and len(found) < FIRST + 5
+
+
 def test_nothing_is_checked_inside_unchecked_and_all_is_again_after_it():
     function, A = jaxtyped(transposed, typechecker=checked), torch.ones(2, 3)
     with unchecked():
-        assert function(A) is A
+        for _ in range(FIRST):  # none of which counts
+            assert function(A) is A
     with pytest.raises(TypeCheckError):
         function(A)
     with pytest.raises(ZeroDivisionError), unchecked():
