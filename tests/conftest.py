@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 
 # how long an example takes says how busy the machine is, not whether the property holds
@@ -14,6 +15,11 @@ hypothesis.settings.load_profile("untimed")
 pytest.register_assert_rewrite("solver_suite", "degenerate_suite", "loop_suite", "small_run")
 
 import shapes  # noqa: E402
+
+# The import hook writes `@jaxtyping.jaxtyped(…)` above every function and class. Set here, as the
+# search for doctests imports `shapes` a second time.
+jaxtyping.jaxtyped = shapes.sampled
+
 from small_run import small_run  # noqa: E402
 
 

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
-import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import config, jaxtyped
 
@@ -69,10 +68,6 @@ def sampled(function: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         return every(*args, **kwargs)
 
     return called
-
-
-# the import hook writes `@jaxtyping.jaxtyped(…)` above every function and class
-jaxtyping.jaxtyped = sampled
 
 
 def pytest_runtest_setup() -> None:
