@@ -37,6 +37,7 @@ ACCURACY: Variants = {
     "no joint matching, open loop": ("implicit.sweeps=0", "implicit.closed_loop=false"),
     "no joint matching, not ReLU-aware": ("implicit.sweeps=0", "implicit.relu_aware=false"),
     "full A, ball of 0.99": ("implicit.structure=full",),
+    "full A, splitting": ("implicit.structure=full", "implicit.support=splitting"),
     "elimination chooses supports": ("implicit.support=elimination",),
     "relaxation chooses supports": ("implicit.support=relaxation",),
 }

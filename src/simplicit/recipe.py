@@ -54,7 +54,8 @@ class Recipe:
         support: Which weights a budget keeps. `splitting` chooses them by ADMM, all rows of a layer
             at once; `elimination` removes one after another where the loss of it is least, which
             takes the cube of a row's length; `relaxation` keeps those of the convex penalty, as
-            the seed's objective `robustness` always does.
+            the seed's objective `robustness` always does. `auto`: elimination in structure `full`,
+            where a row reads states that follow from its own; splitting in the others.
         sweeps: Passes of sweeps on the outputs after a choice of supports, in which the budget is
             reached; 0 matches states alone, as do `full` and constraint `row`. None: `SWEEPS` for
             networks of matrices, 0 for others, where they have not paid (docs/method.md).
@@ -84,7 +85,7 @@ class Recipe:
     robustness: float | None = None
     loss: Loss = "root"
     bias: bool = True
-    support: Literal["splitting", "elimination", "relaxation"] = "splitting"
+    support: Literal["auto", "splitting", "elimination", "relaxation"] = "auto"
     sweeps: int | None = None
     relu_aware: bool = True
     sensitivity: bool = True
@@ -114,9 +115,9 @@ class Recipe:
         )
         check(self.constraint in ("states", "row"), "constraint", "states or row")
         check(
-            self.support in ("splitting", "elimination", "relaxation"),
+            self.support in ("auto", "splitting", "elimination", "relaxation"),
             "support",
-            "splitting, elimination or relaxation",
+            "auto, splitting, elimination or relaxation",
         )
         enough = self.sweeps is None or (
             isinstance(self.sweeps, int) and (self.sweeps == 0 or self.sweeps >= 4)
@@ -136,8 +137,8 @@ class Recipe:
             check(
                 self.objective == "robustness" and self.chooses and self._free,
                 "robustness",
-                "None, unless objective is robustness, with a sparsity, support splitting or "
-                "elimination, and structure triangular or layered",
+                "None, unless objective is robustness, with a sparsity, supports that are chosen "
+                "(any but relaxation), and structure triangular or layered",
             )
 
     def with_preset(self, preset: str | None) -> "Recipe":
@@ -175,6 +176,8 @@ class Recipe:
     @property
     def method(self) -> Method:
         """How supports are chosen, where they are."""
+        if self.support == "auto":
+            return "elimination" if self.structure == "full" else "splitting"
         return "elimination" if self.support == "elimination" else "splitting"
 
     @property
@@ -229,7 +232,7 @@ class Recipe:
         budget = self.sparsity is not None
         seed_sparsity = not budget and self.objective == "sparsity"
         relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
-        chosen = "accepted with a sparsity and support splitting or elimination"
+        chosen = "accepted with a sparsity and any support but relaxation"
         rules = {
             "structure": (
                 matrices or structure == "layered",
@@ -253,7 +256,7 @@ class Recipe:
             "sweeps": (
                 not self.sweeps or (self.chooses and not bounded),
                 "sweeps follow a choice of supports in structure triangular or layered; accepted "
-                "with a sparsity, support splitting or elimination, and no ball",
+                "with a sparsity, any support but relaxation, and no ball",
             ),
             "relu_aware": (self.chooses, chosen),
             "sensitivity": (self.chooses, chosen),

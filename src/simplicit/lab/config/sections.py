@@ -153,12 +153,13 @@ class Implicit(Section):
         COUNT,
     )
     bias: bool = key(True, "whether the implicit model has biases b and d", SWITCH)
-    support: Literal["splitting", "elimination", "relaxation"] = key(
-        "splitting",
+    support: Literal["auto", "splitting", "elimination", "relaxation"] = key(
+        "auto",
         "which weights a budget keeps: chosen by ADMM for all rows of a layer at once, left when "
         "the others were removed one by one (the cube of a row's length), or those of the convex "
-        "penalty, which objective robustness without a level always takes",
-        ("splitting", "elimination", "relaxation"),
+        "penalty, which objective robustness without a level always takes; auto is elimination in "
+        "full structure, and splitting in the others",
+        ("auto", "splitting", "elimination", "relaxation"),
     )
     sweeps: Annotated[int, Field(ge=0)] | None = key(
         None,
@@ -209,8 +210,8 @@ class Implicit(Section):
         free = self.structure != "full" and self.constraint == "states"
         if self.robustness is not None and not (self.objective == "robustness" and met and free):
             raise ValueError(
-                "implicit.robustness: only with objective robustness, a sparsity, support "
-                "splitting or elimination, and structure triangular or layered"
+                "implicit.robustness: only with objective robustness, a sparsity, any support but "
+                "relaxation, and structure triangular or layered"
             )
         return self
 
