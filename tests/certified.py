@@ -127,19 +127,33 @@ class _Row:
             wall = np.where((curvature == 0) & (a > 1e-17 * c[:, None]), np.inf, 0.0)
             return (np.maximum(curved - self.l0, 0) + wall).sum(2) + self.radius * mu
 
-        need = np.zeros_like(c)
-        np.divide(c - self.l1 * self.rho, self.omega, out=need, where=self.omega > 0)
-        if not need.any():
+        if not self.omega.any():
             return at(np.zeros((len(c), 1), np.longdouble))[:, 0]
-        low = (need * (curvature == 0)).max(1, initial=0) * (1 + 1e-15)
-        steps = np.linspace(0, 1, 17, dtype=np.longdouble)
-        high, every = np.maximum(need.max(1), low), np.arange(len(c))
-        for _ in range(14):  # convex: the least lies beside the best point of the grid
-            grid = low[:, None] + (high - low)[:, None] * steps
-            values = at(grid)
-            i = values.argmin(1)
-            low, high = grid[every, np.maximum(i - 1, 0)], grid[every, np.minimum(i + 1, 16)]
-        return values.min(1)
+        # convex and quadratic between kinks: the least is at a kink or at a vertex beside the best
+        jump = np.sqrt(2 * self.l0 * curvature)
+        need = np.zeros((2, *c.shape), np.longdouble)
+        for found, slope in zip(need, (0.0, jump), strict=True):
+            excess = c - self.l1 * self.rho - slope
+            np.divide(excess, self.omega, out=found, where=self.omega > 0)
+        low = (need[0] * (curvature == 0)).max(1, initial=0) * (1 + 1e-15)
+        kinks = np.concatenate([low[:, None], *np.maximum(need, low[:, None])], 1)
+        values = at(kinks)
+        best = np.take_along_axis(kinks, values.argmin(1)[:, None], 1)
+        left = np.where(kinks < best, kinks, low[:, None]).max(1)
+        right = np.where(kinks > best, kinks, kinks.max(1)[:, None]).min(1)
+        vertices = [self._vertex(c, left, best[:, 0]), self._vertex(c, best[:, 0], right)]
+        return np.minimum(values.min(1), at(np.stack(vertices, 1)).min(1))
+
+    def _vertex(self, c: Array, left: Array, right: Array) -> Array:
+        """Least μ between two kinks of the parabola that is there, for every c of (S, N); (S,)."""
+        middle = (left + right)[:, None] / 2
+        a = c - middle * self.omega - self.l1 * self.rho
+        on = (a > 0) & (a * a > 2 * self.l0 * self.curvature) & (self.curvature > 0)
+        share = np.divide(self.omega, self.curvature, out=np.zeros_like(c), where=on)
+        slope = ((c - self.l1 * self.rho) * share).sum(1) - self.radius
+        bend = (self.omega * share).sum(1)
+        mu = np.divide(slope, bend, out=right.copy(), where=bend > 0)
+        return np.clip(mu, left, right)
 
 
 @dataclass(frozen=True)

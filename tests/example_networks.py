@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "batch statistics": (
         lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)),
-        "'1': native_batch_norm_legit uses statistics of the batch; .* in evaluation mode",
+        "'1': batch_norm uses statistics of the batch; .* in evaluation mode",
     ),
     "dropout that stays on": (
         lambda: Net(lambda s, x: F.dropout(s.layers[0](x)), nn.Linear(6, 3)),

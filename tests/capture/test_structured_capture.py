@@ -37,6 +37,31 @@ def test_equations_are_the_network(name):
             assert equation.phi(part).shape == (len(u), equation.states)
 
 
+class InPlace(nn.Module):
+    """A network that writes into a copy of its inputs first."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, u):
+        return self.net(u.clone().mul_(1))
+
+
+# graphs that write in place are written again without, where some operations have other names
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_network_that_writes_in_place_has_the_same_equations(name):
+    expected, found = structured(name), capture(InPlace(network(name)), images())
+    assert found.nonzeros == expected.nonzeros
+    assert [label.removeprefix("net.") for label in found.kept] == list(expected.kept)
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert one.size == other.size and type(one.phi) is type(other.phi)
+        for t, w in zip(one.terms, other.terms, strict=True):
+            assert torch.equal(t.weight, w.weight)
+    u = images(3)
+    assert torch.allclose(found.replay(u)[1], expected.replay(u)[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["resnet, option A", "resnet, shortcut convolutions", "lenet"])
 def test_single_precision_is_enough_for_five_digits(name):
     net = seeded(CONVOLUTIONAL[name]).eval().float()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from simplicit.capture.affine import Affine
-from simplicit.capture.found import Layers, shape_of_one
+from simplicit.capture.found import Layers, refuse, shape_of_one
 from simplicit.capture.rearrange import (
     adaptive_average_pool,
     average_pool,
@@ -110,6 +110,17 @@ def _batch_norm(
     return [y]
 
 
+def _any_batch_norm(layers: Layers, node: fx.Node, x: Affine, *parameters: Any) -> Any:
+    *statistics, training, momentum, eps, _cudnn = parameters
+    if training:
+        refuse(node, TRAINING)
+    return _batch_norm(layers, node, x, *statistics, momentum, eps)[0]
+
+
+def _dropout(layers: Layers, node: fx.Node, x: Affine, p: float, train: bool) -> Affine:
+    return x
+
+
 def _phi(name: PhiName) -> Callable[..., Affine]:
     def handle(layers: Layers, node: fx.Node, z: Affine, *slope: float) -> Affine:
         return layers.state(node, z, Phi(name, *slope))
@@ -139,6 +150,11 @@ def _item(layers: Layers, node: fx.Node, x: Any, index: int) -> Any:
 
 aten = torch.ops.aten
 
+DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+"""Operations that are random in training, and change nothing in evaluation mode."""
+
+TRAINING = "uses statistics of the batch; accepted: BatchNorm in evaluation mode"
+
 OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.linear.default: linear,
     aten.matmul.default: matmul,
@@ -160,6 +176,8 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.mul.Tensor: _mul,
     aten.div.Tensor: _div,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.batch_norm.default: _any_batch_norm,
+    **{getattr(aten, name).default: _dropout for name in DROPOUTS},
     operator.getitem: _item,
     aten.relu.default: _phi("relu"),
     aten.leaky_relu.default: _phi("leaky_relu"),
@@ -221,15 +239,12 @@ LOGITS = "is not accepted: return the logits before it"
 PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 """Operations that no network may end in."""
 
-TRAINING = "uses statistics of the batch; accepted: BatchNorm in evaluation mode"
-
 HINTS: dict[Any, str] = {
     getattr(aten, packet): TRAINING
     for packet in (
         "_native_batch_norm_legit",
         "_native_batch_norm_legit_functional",
         "native_batch_norm",
-        "batch_norm",
         "instance_norm",
     )
 }

@@ -17,13 +17,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from simplicit.capture.affine import Affine
 from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
-from simplicit.capture.operations import HINTS, LOGITS, MOVED, OPERATIONS, PROBABILITIES, SAME
+from simplicit.capture.operations import (
+    DROPOUTS,
+    HINTS,
+    LOGITS,
+    MOVED,
+    OPERATIONS,
+    PROBABILITIES,
+    SAME,
+)
 from simplicit.equations.network import Equation, StateEquations, Summand, Term
 from simplicit.equations.phi import Phi
 from simplicit.errors import InputError
@@ -130,7 +139,9 @@ def _export(net: nn.Module, example: Tensor) -> ExportedProgram:
         with _quiet():
             program = torch.export.export(
                 net, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-            ).run_decompositions({})
+            )
+            if _in_place(program):
+                program = program.run_decompositions({})
     except Exception as error:
         if "Constraints violated" in str(error):  # by the one dynamic size there is
             raise InputError(
@@ -146,6 +157,12 @@ def _export(net: nn.Module, example: Tensor) -> ExportedProgram:
     if any(r.lower > 2 or r.upper < 2**31 for r in program.range_constraints.values()):
         raise InputError("the network's forward depends on the batch size: accepted is one graph")
     return program
+
+
+# Whether an operation writes into a tensor that is there: only then is the graph written again.
+def _in_place(program: ExportedProgram) -> bool:
+    operations = (n.target for n in program.graph.nodes if n.op == "call_function")
+    return any(op._schema.is_mutable for op in operations if isinstance(op, OpOverload))
 
 
 def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
@@ -199,9 +216,12 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _sure(node: fx.Node) -> bool:
+    operation, *_ = _name(node).split(".")
+    if operation in DROPOUTS:
+        return not node.args[2]
     # attention may drop weights at random; its fifth argument says how many
     dropout = (*node.args, *[0.0] * 5)[4] or node.kwargs.get("dropout_p", 0.0)
-    return _name(node) == "scaled_dot_product_attention.default" and not dropout
+    return operation == "scaled_dot_product_attention" and not dropout
 
 
 def _of_one(node: fx.Node) -> Any:
