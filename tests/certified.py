@@ -131,12 +131,12 @@ class _Row:
             return at(np.zeros((len(c), 1), np.longdouble))[:, 0]
         # convex and quadratic between kinks: the least is at a kink or at a vertex beside the best
         jump = np.sqrt(2 * self.l0 * curvature)
-        need = np.zeros((2, *c.shape), np.longdouble)
-        for found, slope in zip(need, (0.0, jump), strict=True):
+        need = [np.zeros_like(c), np.zeros_like(c)]
+        for found, slope in zip(need, (np.zeros_like(jump), jump), strict=True):
             excess = c - self.l1 * self.rho - slope
             np.divide(excess, self.omega, out=found, where=self.omega > 0)
         low = (need[0] * (curvature == 0)).max(1, initial=0) * (1 + 1e-15)
-        kinks = np.concatenate([low[:, None], *np.maximum(need, low[:, None])], 1)
+        kinks = np.maximum(np.concatenate([low[:, None], *need], 1), low[:, None])
         values = at(kinks)
         best = np.take_along_axis(kinks, values.argmin(1)[:, None], 1)
         left = np.where(kinks < best, kinks, low[:, None]).max(1)

@@ -110,11 +110,22 @@ def _batch_norm(
     return [y]
 
 
-def _any_batch_norm(layers: Layers, node: fx.Node, x: Affine, *parameters: Any) -> Any:
-    *statistics, training, momentum, eps, _cudnn = parameters
+def _any_batch_norm(
+    layers: Layers,
+    node: fx.Node,
+    x: Affine,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    _cudnn: bool,
+) -> Any:
     if training:
         refuse(node, TRAINING)
-    return _batch_norm(layers, node, x, *statistics, momentum, eps)[0]
+    return _batch_norm(layers, node, x, weight, bias, mean, variance, momentum, eps)[0]
 
 
 def _dropout(layers: Layers, node: fx.Node, x: Affine, p: float, train: bool) -> Affine:
