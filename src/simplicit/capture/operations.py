@@ -116,14 +116,14 @@ def _any_batch_norm(
     x: Affine,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
     training: bool,
     momentum: float,
     eps: float,
     _cudnn: bool,
 ) -> Any:
-    if training:
+    if training or mean is None or variance is None:
         refuse(node, TRAINING)
     return _batch_norm(layers, node, x, weight, bias, mean, variance, momentum, eps)[0]
 
