@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simplicit.calibration.features import Listed, Shifted, Shifts
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.rows import Rows
 from simplicit.convex.gram import Gram
@@ -29,15 +30,15 @@ BATCH, ALONE = 100, 1000
 """Samples of a block: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 120 MB in
 float32. So many where a sample has one position."""
 
+IMAGES = 2**25
+"""Bytes of a block of images, where patches are not written out and more samples fit."""
+
 POSITIONS = 64
 """Positions that a sample contributes at most, drawn anew for every block."""
 
 FEWEST, ENOUGH, EACH = 16, 128_000, 200
 """Of many samples each contributes less, but not less than `FEWEST`: so many in all are enough, and
 so many for each feature. On ResNet-20, half of them costs half a point, and more gain nothing."""
-
-SQUARE = 192
-"""Columns of a Gram that are multiplied at once, of 96 to 1,024 about the fastest."""
 
 KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
@@ -69,6 +70,7 @@ class _Task:
     equation: Equation
     coherence: float
     most: int
+    shifts: Shifts | None = None
     centre: Tensor | None = None
 
 
@@ -76,7 +78,7 @@ class _Task:
 class _Block:
     """Centred features and their weight, of single positions and of samples' means."""
 
-    features: list[tuple[float, Tensor]]
+    features: list[tuple[float, Listed | Shifted]]
     teacher: Tensor
     rest: Tensor
     samples: int
@@ -115,19 +117,27 @@ class Readings:
         W = rows.weights(equation)
         groups, K, d = W.shape
         most = drawn(frontier.m, self._positions, d)
-        self._task = _Task(rows, equation, coherence, most)
+        self._shifts = shifts = Shifts.of(rows, equation, most)
+        most = self._positions if shifts else most
+        self._task = _Task(rows, equation, coherence, most, shifts)
+        item = 8 if shifts else W.element_size()
         # the sum, and those of the blocks on their way to it
         flight = 1 + workers.IN_FLIGHT * workers.of(executor)
         N = d + int(bias)
-        size = groups * (K * N + K + N * N) * (8.0 + (flight - 1) * W.element_size())
+        size = groups * (K * N + K + N * N) * (8.0 + (flight - 1) * item)
         memory.require(size, f"moments of {equation.name}", W.device)
+        self._block = ALONE if self._positions == 1 else BATCH
+        if shifts:
+            self._block = max(BATCH, IMAGES // (8 * shifts.size))
         self._centre = W.new_zeros(groups, 1, d, dtype=torch.float64)
-        if W.dtype != torch.float64:
+        if W.dtype != torch.float64 and not shifts:
             first = _block(self._task, next(self._pieces()))
-            centre = first.features[0][1].mean(1, keepdim=True)
+            V = first.features[0][1]
+            centre = (V.sum() / V.samples).to(W)[:, None]
             self._task = replace(self._task, centre=centre)
             self._centre = centre.double()
-        self._small = frontier.m * most * groups * (d + 2 * K) * W.element_size() <= KEPT
+        values = shifts.size if shifts else most * groups * d
+        self._small = frontier.m * (values * item + most * groups * 2 * K * 4) <= KEPT
         self._blocks: list[_Block] = []
 
     def moments(self, keep: bool = False) -> list[Gram]:
@@ -143,13 +153,15 @@ class Readings:
         self._blocks = []
         step = partial(_read, self._task, keep and self._small)
         m, totals = self._sum(workers.run(step, self._pieces(), self.executor))
-        tS, t, t2, SS, s, n = totals
-        c = self._centre
-        moved = s[:, :, None] * c
-        G = SS + moved + moved.mT + n[..., None] * (c.mT @ c)
+        tS, t, t2, s, n, SS = totals
+        if self._shifts:
+            G, s = self._shifts.square(SS, s, n), self._shifts.original(s)
+        else:
+            c = self._centre
+            moved = s[:, :, None] * c
+            G, s = SS + moved + moved.mT + n[..., None] * (c.mT @ c), s + n * c[:, 0]
         if self.bias:
-            last = (s + n * c[:, 0])[:, :, None]
-            corner = n[..., None].expand(len(c), 1, 1)
+            last, corner = s[:, :, None], n[..., None].expand(len(s), 1, 1)
             G = torch.cat([torch.cat([G, last], 2), torch.cat([last.mT, corner], 2)], 1)
         R = self._with_bias(tS, t)
         return [Gram.of(g, r, square, m) for g, r, square in zip(G, R, t2, strict=True)]
@@ -178,7 +190,7 @@ class Readings:
         return [g.with_targets(r, square) for g, r, square in zip(grams, R, t2, strict=True)]
 
     def _pieces(self) -> Iterator[_Piece]:
-        size, index = ALONE if self._positions == 1 else BATCH, 0
+        size, index = self._block, 0
         for sources, z in self.frontier.batches():
             for i in range(0, len(z), size):
                 yield _Piece(index, [s[i : i + size] for s in sources], z[i : i + size])
@@ -193,11 +205,12 @@ class Readings:
             else:
                 totals = [part.double() for part in sums]
             self._blocks += [block] if block else []
-        return m, [total / m for total in totals]
+        return m, [total.div_(m) for total in totals]
 
     # moments with the features as they are, from those of the features less their centre
     def _with_bias(self, tS: Tensor, t: Tensor) -> Tensor:
-        R = tS + t[:, :, None] * self._centre
+        shifts, c = self._shifts, self._centre
+        R = shifts.original(tS) if shifts else tS + t[:, :, None] * c
         return torch.cat([R, t[:, :, None]], 2) if self.bias else R
 
 
@@ -220,24 +233,25 @@ def drawn(m: int, positions: int, features: int) -> int:
 def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     block = _block(task, piece)
     sums = _of_targets(block, block.teacher - block.rest)
-    sums.append(_added([(weight, _square(S)) for weight, S in block.features]))
-    sums.append(_added([(weight, S.sum(1, dtype=torch.float64)) for weight, S in block.features]))
-    weights = sum(weight * S.shape[1] for weight, S in block.features)
+    sums.append(_added([(weight, S.sum()) for weight, S in block.features]))
+    weights = sum(weight * S.samples for weight, S in block.features)
     sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.teacher.device))
-    count = block.features[0][1].shape[1]
-    return count, sums, block if keep else None
+    sums.append(_added([(weight, S.gram()) for weight, S in block.features]))
+    return block.features[0][1].samples, sums, block if keep else None
 
 
 @torch.no_grad()
 def _retarget(task: _Task, found: Candidate, block: _Block) -> _Answer:
     V, W = block.features[0][1], found.W.to(block.teacher)
     shift = found.shift.to(W)[:, None]
-    if task.centre is not None:
+    if task.shifts:
+        W = task.shifts.sorted(W)
+    elif task.centre is not None:
         shift = shift + task.centre @ W.mT
-    given = (V @ W.mT).add_(shift)
+    given = V.given(W).add_(shift)
     off = torch.minimum(given, -block.rest)
     target = torch.where(block.teacher > 0, block.teacher - block.rest, off)
-    return V.shape[1], _of_targets(block, target), None
+    return V.samples, _of_targets(block, target), None
 
 
 def _read_again(task: _Task, found: Candidate, piece: _Piece) -> _Answer:
@@ -250,24 +264,10 @@ def _of_targets(block: _Block, target: Tensor) -> list[Tensor]:
         targets.append(target.unflatten(1, (block.samples, -1)).mean(2))
     parts = [(weight, S, t) for (weight, S), t in zip(block.features, targets, strict=True)]
     return [
-        _added([(weight, t.mT @ S) for weight, S, t in parts]),
+        _added([(weight, S.against(t)) for weight, S, t in parts]),
         _added([(weight, t.sum(1, dtype=torch.float64)) for weight, _, t in parts]),
         _added([(weight, t.double().square().sum(1)) for weight, _, t in parts]),
     ]
-
-
-# S'S, of which only one triangle is multiplied
-def _square(S: Tensor) -> Tensor:
-    d = S.shape[2]
-    if d <= SQUARE:
-        return S.mT @ S
-    whole = S.new_empty(len(S), d, d)
-    for i in range(0, d, SQUARE):
-        own = slice(i, i + SQUARE)
-        part = S[:, :, own].mT @ S[:, :, i:]
-        whole[:, own, i:] = part
-        whole[:, i + SQUARE :, own] = part[:, :, SQUARE:].mT
-    return whole
 
 
 # in place: a wide Gram is not copied
@@ -285,24 +285,30 @@ def _block(task: _Task, piece: _Piece) -> _Block:
     positions = rows.positions(equation)
     some = _positions(positions, task.most, rows.index, piece.index, z.device)
     chosen = some if len(some) < positions else None
-    V = rows.features(equation, piece.sources, chosen)
-    V = V if task.centre is None else V - task.centre
+    V: Listed | Shifted
+    if task.shifts:
+        term = equation.terms[rows.terms[0]]
+        V = task.shifts.read(term.reads(piece.sources[term.source]))
+    else:
+        listed = rows.features(equation, piece.sources, chosen)
+        V = Listed(listed if task.centre is None else listed - task.centre)
     others = equation.preactivation(piece.sources, without=rows.terms)
     rest, teacher = (rows.targets(equation, t, chosen) for t in (others, z))
-    features = [(1.0, V)]
-    if task.coherence and len(some) > 1:
-        features = _with_means(V, len(z), positions, task.coherence)
-    return _Block(features, teacher, rest, len(z))
+    return _Block(_weighed(task, V, len(z)), teacher, rest, len(z))
 
 
 # The mean over n of P positions overcounts their variance; this subtracts the excess from the
 # single rows.
-def _with_means(V: Tensor, samples: int, P: int, coherence: float) -> list[tuple[float, Tensor]]:
-    n = V.shape[1] // samples
+def _weighed(
+    task: _Task, V: Listed | Shifted, samples: int
+) -> list[tuple[float, Listed | Shifted]]:
+    n, P, coherence = V.samples // samples, task.rows.positions(task.equation), task.coherence
+    if not coherence or n == 1:
+        return [(1.0, V)]
     excess = (P - n) / (n * (P - 1))
     together = coherence * P / (1 - excess)
     alone = max(1 - coherence - together * excess, 0.0)
-    return [(alone, V), (together * n, V.unflatten(1, (samples, n)).mean(2))]
+    return [(alone, V), (together * n, V.means(samples))]
 
 
 # other positions in every block, the same in every pass over the data

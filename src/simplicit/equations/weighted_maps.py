@@ -24,6 +24,7 @@ __all__ = [
     "LinearMap",
     "Sparse",
     "WeightedMap",
+    "WindowedMap",
     "patches",
     "transposed",
 ]
@@ -109,6 +110,42 @@ class WeightedMap(Protocol):
 
     def to_module(self, bias: Float[Tensor, " channels"] | None) -> nn.Module:
         """Write it as a module of torch with `weight` and `bias`, copies of them."""
+        ...
+
+
+@runtime_checkable
+class WindowedMap(WeightedMap, Protocol):
+    """A map whose positions read windows of an image that overlap: every place of a kernel."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(input channels, *size)."""
+        ...
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(channels, *size)."""
+        ...
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Steps between windows, per spatial dimension."""
+        ...
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Steps between the entries of a window."""
+        ...
+
+    def padded(self, image: Any) -> Any:
+        """Put what is around samples there.
+
+        Args:
+            image: (m, *input_shape).
+
+        Returns:
+            The image that windows are taken from.
+        """
         ...
 
 

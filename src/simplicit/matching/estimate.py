@@ -8,8 +8,9 @@ what then happens.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from simplicit.calibration.features import SQUARE, Shifts
 from simplicit.calibration.frontier import IN_MEMORY, SAMPLES
-from simplicit.calibration.moments import ALONE, BATCH, KEPT, SQUARE, drawn
+from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
 from simplicit.calibration.rows import Rows, shared
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
@@ -346,6 +347,8 @@ class _Size:
     positions: int
     m: int
     n: int  # rows of the data
+    square: float  # multiplications of each for the Gram
+    block: float  # bytes of a block of features, of each group
     kept: float  # weights of a row
     item: int
     workers: int
@@ -358,8 +361,14 @@ class _Size:
         W = rows.weights(equation)
         groups, K, d = W.shape
         P = rows.positions(equation)
-        kept, item = max(part * d, 1.0), W.element_size()
-        return cls(groups, K, d + 1, P, m, m * drawn(m, P, d), kept, item, workers, rates)
+        kept, item, N, n = max(part * d, 1.0), W.element_size(), d + 1, m * drawn(m, P, d)
+        square = float(N * (N if N <= SQUARE else (N + SQUARE) / 2))
+        samples = min(m, ALONE if P == 1 else BATCH)
+        block = 3.0 * item * samples * (n / m) * (N + 2 * K)
+        if shifts := Shifts.of(rows, equation, n // m):
+            n, square, item = m * P, shifts.cost * N**2 / 2, 8
+            block = 3.0 * max(IMAGES, 8 * min(m, BATCH) * (shifts.size + 2 * P * K))
+        return cls(groups, K, N, P, m, n, square, block, kept, item, workers, rates)
 
     # pieces side by side
     def _side(self, pieces: float) -> float:
@@ -379,8 +388,7 @@ class _Size:
 
     @property
     def moments(self) -> float:
-        square = self.N * (self.N if self.N <= SQUARE else (self.N + SQUARE) / 2)
-        products = self._product(2.0 * self.n * (square + self.N * self.K))
+        products = self._product(2.0 * self.n * (self.square + self.N * self.K))
         moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
         pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
         return self.groups * (products + moved) / self._side(pieces)
@@ -399,6 +407,8 @@ class _Size:
             + 10 * self.rates.call
         )
         inverse = self.N**3 / (2 * self.rates.factor)
+        if not splitting.inverted(self.K, self.N):
+            inverse /= 3
         side = self._side(self.K / splitting.TILE)
         return self.groups * len(splitting.LEVELS) * (steps / side + inverse / self._side(2))
 
@@ -488,10 +498,9 @@ class _Size:
     # blocks on their way
     @property
     def reading(self) -> float:
-        samples = min(self.m, ALONE if self.positions == 1 else BATCH)
-        block = 3.0 * samples * (self.n / self.m) * (self.N + 2 * self.K)
         flight = 2.0 * self.workers + 1
-        return self.item * self.groups * flight * (block + self.N**2 + self.K * self.N)
+        sums = self.item * (self.N**2 + self.K * self.N)
+        return self.groups * flight * (self.block + sums)
 
     @property
     def planned(self) -> float:

@@ -72,7 +72,15 @@ class Conv(Convolution):
     def _even(self) -> bool:
         return all(before == after for before, after in self.padding)
 
-    def _padded(self, image: Any) -> Any:
+    def padded(self, image: Any) -> Any:
+        """Put the zeros around samples.
+
+        Args:
+            image: (m, *input_shape), or a node of a graph that stands for it.
+
+        Returns:
+            The samples with them.
+        """
         around = [side for pair in reversed(self.padding) for side in pair]
         return F.pad(image, around) if any(around) else image
 
@@ -87,7 +95,7 @@ class Conv(Convolution):
             convolutions do not take.
         """
         image = x.reshape(-1, *self.input_shape)
-        return image if self._even else self._padded(image)
+        return image if self._even else self.padded(image)
 
     @property
     def _options(self) -> tuple[Any, ...]:
@@ -117,7 +125,7 @@ class Conv(Convolution):
         """
         if some is not None:
             return super().patches(x, some)
-        image = self._padded(x.reshape(len(x), *self.input_shape))
+        image = self.padded(x.reshape(len(x), *self.input_shape))
         return patches(image, self.weight.shape[2:], self.stride, self.dilation, self.groups)
 
     def absolute(self) -> "Conv":
