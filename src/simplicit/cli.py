@@ -10,6 +10,7 @@ import typer
 
 from simplicit import __version__
 from simplicit.errors import InputError
+from simplicit.system.allocator import keep_freed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -221,6 +222,7 @@ def main() -> None:
     Raises:
         OSError: If it is none of the user's making; a bug, hence with its traceback.
     """
+    keep_freed()
     try:
         code = app(standalone_mode=False)
     except InputError as error:
