@@ -249,9 +249,9 @@ class Recipe:
                 "it is the loss of objective robustness without a level; accepted there",
             ),
             "support": (
-                budget and self.objective == "sparsity",
-                "objective robustness has one way to choose supports; accepted with objective "
-                "sparsity and a sparsity",
+                budget and not self._small_rows,
+                "objective robustness without a level has one way to choose supports; accepted "
+                "with a sparsity, and objective sparsity or a level of robustness",
             ),
             "sweeps": (
                 not self.sweeps or (self.chooses and not bounded),
