@@ -176,9 +176,8 @@ class Recipe:
     @property
     def method(self) -> Method:
         """How supports are chosen, where they are."""
-        if self.support == "auto":
-            return "elimination" if self.structure == "full" else "splitting"
-        return "elimination" if self.support == "elimination" else "splitting"
+        exact = self.support == "auto" and self.structure == "full"
+        return "elimination" if exact or self.support == "elimination" else "splitting"
 
     @property
     def chooses(self) -> bool:

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.calibration.features import Listed, Shifted, Shifts
+from simplicit.calibration.features import Listed
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.rows import Rows
+from simplicit.calibration.shifts import Shifted, Shifts
 from simplicit.convex.gram import Gram
 from simplicit.equations.equation import Equation
 from simplicit.system import memory, workers

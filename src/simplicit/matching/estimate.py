@@ -8,10 +8,11 @@ what then happens.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simplicit.calibration.features import SQUARE, Shifts
+from simplicit.calibration.features import SQUARE
 from simplicit.calibration.frontier import IN_MEMORY, SAMPLES
 from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
 from simplicit.calibration.rows import Rows, shared
+from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi

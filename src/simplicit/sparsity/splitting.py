@@ -161,10 +161,7 @@ class _System:
     def of(cls, G: Tensor, rows: int, rho: float) -> "_System":
         shifted = G.clone()
         shifted.diagonal().add_(rho)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        while failed:  # by the rounding of single precision
-            shifted.diagonal().add_(rho)
-            factor, failed = torch.linalg.cholesky_ex(shifted)
+        factor = torch.linalg.cholesky(shifted)
         whole = inverted(rows, len(G))
         return cls(torch.cholesky_inverse(factor) if whole else factor, whole)
 

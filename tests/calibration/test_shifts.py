@@ -8,12 +8,12 @@ from torch import nn
 
 from conv_networks import images
 from example_networks import seeded
-from simplicit.calibration import features, moments
+from simplicit.calibration import moments, shifts
 from simplicit.calibration.batches import batches
-from simplicit.calibration.features import Shifts
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Candidate, Readings
 from simplicit.calibration.rows import rows_of
+from simplicit.calibration.shifts import Shifts
 from simplicit.capture.read import capture
 
 CONVOLUTIONS = {
@@ -57,9 +57,9 @@ def test_shifts_have_the_moments_of_written_patches(name, dtype, monkeypatch):
     equations, u = problem(name, dtype)
     tol = 1e-12 if dtype is torch.float64 else 1e-6
     for coherence, bias in product((0.0, 0.4), (True, False)):
-        monkeypatch.setattr(features, "WORTH", 0.0)
+        monkeypatch.setattr(shifts, "WORTH", 0.0)
         written = read(equations, u, coherence, bias)
-        monkeypatch.setattr(features, "WORTH", 100.0)
+        monkeypatch.setattr(shifts, "WORTH", 100.0)
         shifted = read(equations, u, coherence, bias)
         for one, other in zip(written, shifted, strict=True):
             assert one.m == other.m
@@ -77,7 +77,7 @@ def test_channels_that_are_far_from_zero_and_hardly_move_keep_their_digits(monke
     V = V - V.mean(0)
     exact = V.T @ V / len(V)
     size = exact.diagonal().sqrt()
-    monkeypatch.setattr(features, "WORTH", 100.0)
+    monkeypatch.setattr(shifts, "WORTH", 100.0)
     G = read(equations, u)[0].G
     found = (G - G[-1:].T @ G[-1:])[:-1, :-1]
     assert float(((found - exact).abs() / (size[:, None] * size)).max()) < 1e-7
@@ -87,7 +87,7 @@ def test_channels_that_are_far_from_zero_and_hardly_move_keep_their_digits(monke
 def test_a_feature_that_is_constant_has_no_variance(name, monkeypatch):
     equations, u = problem(name, torch.float32)
     u[:, 1] = 1.2345
-    monkeypatch.setattr(features, "WORTH", 100.0)
+    monkeypatch.setattr(shifts, "WORTH", 100.0)
     rows, equation = rows_of(equations)[0], equations.hidden[0]
     constant = rows.features(equation, [u.flatten(1)])[0].var(0) == 0
     assert constant.any() and not constant.all()
@@ -102,7 +102,7 @@ def test_all_positions_count_where_shifts_cost_no_more(monkeypatch):
     equations, u = problem("one axis", torch.float64)
     monkeypatch.setattr(moments, "POSITIONS", 4)
     assert read(equations, u)[0].m == 9 * 4
-    monkeypatch.setattr(features, "WORTH", 100.0)
+    monkeypatch.setattr(shifts, "WORTH", 100.0)
     assert read(equations, u)[0].m == 9 * 20
 
 
@@ -125,7 +125,7 @@ def test_what_is_no_shift_is_written_out(make):
     long = nn.Sequential(nn.Conv1d(4, 4, 16), nn.ReLU(), nn.Flatten(), nn.Linear(100, 2)).double()
     equations = capture(long.eval(), images(4, (4, 40)))
     found = Shifts.of(rows_of(equations)[0], equations.hidden[0], 25)
-    assert found is not None and found.cost < features.WORTH
+    assert found is not None and found.cost < shifts.WORTH
 
 
 def test_what_only_reads_zeros_is_zero(monkeypatch):
@@ -136,7 +136,7 @@ def test_what_only_reads_zeros_is_zero(monkeypatch):
     rows, equation = rows_of(equations)[0], equations.hidden[0]
     zero = (rows.features(equation, [u.flatten(1)])[0] == 0).all(0)
     assert zero.any() and not zero.all()
-    monkeypatch.setattr(features, "WORTH", 100.0)
+    monkeypatch.setattr(shifts, "WORTH", 100.0)
     for coherence in (0.0, 0.4):
         gram = read(equations, u, coherence)[0]
         assert not gram.G[:-1][zero].any() and not gram.G[:, :-1][:, zero].any()
