@@ -1,14 +1,16 @@
 """What is expected beside what happens: seconds and peak memory of every phase, network by network.
 
     python benchmarks/estimate.py digits sparsity 300-100 lenet resnet20 tokens
+    python benchmarks/estimate.py --workers 2 resnet18 resnet50 transformer
 
 Each network has a process of its own, so that memory is its own. Seconds are those of this
 process's processors, divided by the workers: other work on the machine does not count, but a phase
 that does not use all workers seems shorter than it is; `--workers 1` (the default) leaves no doubt.
 Memory is the largest resident size in each phase, less that before the call. It gates nothing.
 
-Networks are trained for an epoch or two first, in `runs/estimate`. Data are looked for where the
-configurations say; `--data` names another folder.
+Networks of the first line are trained for an epoch or two first, in `runs/estimate`. Data are
+looked for where the configurations say; `--data` names another folder. Those of the second have
+random weights and inputs, at 80 %; resnet18 and resnet50 are torchvision's, installed apart.
 """
 
 import argparse
@@ -47,6 +49,7 @@ FILES = {
     "resnet20": ("cifar10-resnet20.yaml", ["implicit.sparsity=0.9"]),
 }
 NAMES = [*FILES, "tokens"]
+LARGE = ["resnet18", "resnet50", "transformer"]
 
 Inputs = tuple[nn.Module, Tensor, Recipe, int]
 
@@ -65,8 +68,39 @@ class Tokens(nn.Module):
         return self.classes(self.block(self.lines(x)).mean(1))
 
 
+class Transformer(nn.Module):
+    """Two blocks of the width of BERT and GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.TransformerEncoderLayer(768, 12, 3072, 0.0, "gelu", batch_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.classes = nn.Linear(768, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify sequences (m, 128, 768)."""
+        return self.classes(self.blocks(x).mean(1))
+
+
+def large(name: str) -> Inputs:
+    """A network of usual size and 64 images, or 128 sequences."""
+    torch.manual_seed(0)
+    recipe = Recipe(sparsity=0.8)
+    if name == "transformer":
+        return Transformer().eval(), torch.randn(128, 128, 768), recipe, 64
+    import torchvision  # type: ignore[import-not-found]
+
+    net = getattr(torchvision.models, name)(weights=None)
+    images = torch.randn(64, 3, 224, 224)
+    with torch.no_grad():  # statistics of batch norm
+        net.train()(images)
+    return net.eval(), images, recipe, 64
+
+
 def case(name: str, data: str | None) -> Inputs:
     """Network, calibration inputs, recipe and batch size."""
+    if name in LARGE:
+        return large(name)
     file, changes = FILES.get(name, FILES["sparsity"])
     changes = [*changes, f"explicit.epoch={EPOCHS.get(name, 1)}"]
     changes += [f"data_dir={data}"] if data else []
@@ -128,7 +162,7 @@ expect = Matching.expect
 def measure(name: str, workers: int, data: str | None) -> None:
     """Match one network, and print a table."""
     net, u, recipe, batch_size = case(name, data)
-    watch = Watch()
+    watch, begin = Watch(), time.monotonic()
     with (
         watch,
         patch.object(progress, "task", watch.task),
@@ -136,7 +170,9 @@ def measure(name: str, workers: int, data: str | None) -> None:
     ):
         library.fit(net, u, recipe, batch_size=batch_size, workers=workers)
     assert watch.expected is not None
-    table = Table(title=f"{name}: {len(u):,} inputs, {workers} workers")
+    wall = time.monotonic() - begin
+    title = f"{name}: {len(u):,} inputs, {workers} workers, {wall:.0f} s by the clock"
+    table = Table(title=title)
     for heading in ("phase", "expected s", "took s", "ratio", "expected MB", "took MB", "ratio"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
     rows = [
@@ -164,7 +200,7 @@ def measure(name: str, workers: int, data: str | None) -> None:
 def main() -> None:
     """Measure each network in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=NAMES, help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", default=NAMES, help=", ".join([*NAMES, *LARGE]))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", help="folder of the datasets")
     parser.add_argument("--here", action="store_true", help="no process of their own")

@@ -48,6 +48,19 @@ def test_wide_rows_are_priced_among_candidates_nearly_as_among_all(monkeypatch):
         assert total(parts, worth, keep) <= 1.03 * total(parts, worth, exact)
 
 
+def test_of_many_wide_rows_a_sample_says_what_the_others_are_worth(monkeypatch):
+    parts = [problem(seed, K=40, N=60) for seed in (1, 2)]
+    worth = [torch.linspace(0.1, w, 40) for w in (9.0, 1.0)]
+    monkeypatch.setattr(choice, "WIDE", 10)
+    for budget in (0, 300, 1000, 4000):
+        _, exact = allot(parts, worth, budget)
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "PRICED", 8)
+            price, keep = allot(parts, worth, budget)
+        assert [len(k) for k in keep] == [40, 40] and sum(map(sum, keep)) == budget and price > 0
+        assert total(parts, worth, keep) <= 1.03 * total(parts, worth, exact)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_plan_spends_the_budget_to_the_unit_and_weighs_rows(method):
     one, two = problem(0), problem(1, K=3)

@@ -15,8 +15,8 @@ from simplicit.convex.solution import Solution
 from simplicit.matching.plan import Plan, Share
 from simplicit.recipe import Recipe
 from simplicit.solvers import Callback, solve
+from simplicit.sparsity import coupled
 from simplicit.sparsity.choice import bounded, choose
-from simplicit.sparsity.coupled import refit_coupled, shifted
 from simplicit.sparsity.near import refit_near
 from simplicit.sparsity.refit import REFILLS, fit_to_budget, refit, trim
 
@@ -102,13 +102,17 @@ class Choice:
         if part is not None:
             gram = problem.gram
             if before is not None and self.coupled:
-                gram = shifted(gram, before, share.coupling)
+                gram = coupled.shifted(gram, before, share.coupling)
             keep = [round(part * n) for n in share.keep]
             W = self._choose(replace(problem, gram=gram), keep, start)
         else:
             assert before is not None
             W = refit_near(problem, before != 0, start, self.executor)
-        return refit_coupled(problem, W, share.coupling, self.executor) if self.coupled else W
+        # long factorisations are for the last choice, and what follows it
+        last = part is None or part == CHOICES[-1]
+        if self.coupled and (last or coupled.kept(W)):
+            return coupled.refit_coupled(problem, W, share.coupling, self.executor)
+        return W
 
     # The ball is not seen by the choice. Where it sets weights of the refit to zero, the row
     # is given more, and what is too much then goes over all rows together.

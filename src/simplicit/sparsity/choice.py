@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +26,13 @@ WIDE = 1024
 SPARE = 1.5
 """Candidates of such a row for each weight that it seems to need."""
 
+PRICED = 64
+"""Rows of a problem that are priced exactly. Where there are more, every so many-th is, and says
+how many times its square a weight of the others is worth."""
+
+POINTS = 32
+"""Places on the way from a row's first removal to its last where that is looked at."""
+
 Method = Literal["splitting", "elimination"]
 METHODS = {"splitting": splitting, "elimination": elimination}
 """Two ways to the `supports` of rows."""
@@ -41,7 +49,7 @@ def allot(
     """Spend a budget over the rows of all problems, at one price for all weights.
 
     Prices are those of an exact elimination. With `splitting`, wide rows are priced among
-    candidates only: it would take the cube of their length.
+    candidates only, and of many rows a sample is: it would take the cube of their length.
 
     Args:
         problems: Blocks of rows; penalty and ball are left out.
@@ -88,11 +96,34 @@ def _among_candidates(
     executor: Executor | None,
     anchor: Anchor,
 ) -> list[Tensor]:
-    order = size.argsort(dim=1, descending=True, stable=True)
+    ranked, order = size.sort(dim=1, descending=True, stable=True)
     most = [max(round(SPARE * count), surely, 1) for count in keep]
-    candidates = [row[:count].sort().values for row, count in zip(order, most, strict=True)]
+    exact = range(0, len(size), -(-len(size) // PRICED))
+    candidates = [order[k, : most[k]].sort().values for k in exact]
     G, R = without_free(problem, anchor)
-    return elimination.costs_among(G, R, candidates, surely, executor)
+    found = elimination.costs_among(G, R[list(exact)], candidates, surely, executor)
+    if len(found) == len(size):
+        return found
+    squares = [row[surely:n].flip(0).square().to(R) for row, n in zip(ranked, most, strict=True)]
+    # prices rise from a row's first removal to its last; how many times its square a weight is
+    # worth depends on the place
+    pairs = [(c.cummax(0).values, squares[k]) for k, c in zip(exact, found, strict=True)]
+    places = [
+        torch.stack([_stretched(one, POINTS) for one in side]) for side in zip(*pairs, strict=True)
+    ]
+    prices, plain = (side.sum(0) for side in places)
+    times = prices / plain.clamp_min(torch.finfo(R.dtype).tiny)
+    others = [row * _stretched(times, len(row)) for row in squares]
+    for k, costs in zip(exact, found, strict=True):
+        others[k] = costs
+    return others
+
+
+# a curve at so many places
+def _stretched(curve: Float[Tensor, "_"], count: int) -> Float[Tensor, "_"]:
+    if not len(curve) or not count:
+        return curve.new_zeros(count)
+    return F.interpolate(curve[None, None], count, mode="linear", align_corners=True)[0, 0]
 
 
 def choose(

@@ -8,9 +8,11 @@ Approximate Curvature", ICML 2015.) Given all other rows, row i is least squares
 targets that are shifted by Σ_j S_ij E_j G / S_ii, j ≠ i.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import Executor
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,7 +24,7 @@ DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
 
 SWEEPS = 3
-"""Times that each row is solved, the others as they are."""
+"""Times that each row is solved, the others as they are; once where factors are not kept."""
 
 KEPT = 2**30
 """Bytes of factors, at most, that are kept from sweep to sweep."""
@@ -59,21 +61,33 @@ def refit_coupled(
     Returns:
         Weights with no larger loss. Where the data do not say what one should be, it stays.
     """
-    G, W = problem.gram.G, W.clone()
+    G, W, many = problem.gram.G, W.clone(), kept(W)
     ratios, missing = _ratios(S, W), problem.gram.R - W @ G
-    support = W != 0
-    size = support.sum(1).double().square().sum() * G.element_size()
-    known: list[tuple[Tensor, Tensor]] = []
-    for _ in range(SWEEPS):
-        found = factors(problem, support, executor)
-        if size <= KEPT:
-            found = known = known or list(found)
+    found: Iterable[tuple[Tensor, Tensor]] = factors(problem, W != 0, executor)
+    if many:
+        found = list(found)
+    for _ in range(SWEEPS if many else 1):
         for i, (columns, factor) in enumerate(found):
             wanted = (ratios[i] @ missing)[columns, None]
             step = torch.cholesky_solve(wanted, factor)[:, 0]
             W[i, columns] += step
-            missing[i] -= step @ G[columns]
+            if len(columns):  # step @ G[columns], without a copy of these rows of G
+                bag = F.embedding_bag(columns[None], G, per_sample_weights=step[None], mode="sum")
+                missing[i] -= bag[0]
     return W
+
+
+def kept(W: Float[Tensor, "K N"]) -> bool:
+    """Say whether the factors of all rows are kept from sweep to sweep.
+
+    Args:
+        W: Their weights.
+
+    Returns:
+        Whether they have room.
+    """
+    sizes = torch.count_nonzero(W, dim=1).double()
+    return float(sizes.square().sum()) * W.element_size() <= KEPT
 
 
 # S_ij / S_ii; rows that no output hears are on their own

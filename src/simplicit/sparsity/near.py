@@ -94,9 +94,10 @@ def refit_near(
     """
     W = torch.where(support | problem.free, anchor, 0.0)
     missing = problem.gram.R - W @ problem.gram.G
-    each = zip(W, missing, factors(problem, support, executor), strict=True)
-    for w, lacking, (columns, factor) in each:
-        w[columns] += torch.cholesky_solve(lacking[columns, None], factor)[:, 0]
+    pieces = zip(support | problem.free, missing, strict=True)
+    steps = run(partial(_step, problem, ridge(problem)), pieces, executor)
+    for w, (columns, step) in zip(W, steps, strict=True):
+        w[columns] += step
     return W
 
 
@@ -114,6 +115,12 @@ def factors(
         For each row the columns of its support, and the Cholesky factor of G with the ridge there.
     """
     yield from run(partial(_factor, problem, ridge(problem)), support | problem.free, executor)
+
+
+def _step(problem: RowProblem, small: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    on, missing = row
+    columns, factor = _factor(problem, small, on)
+    return columns, torch.cholesky_solve(missing[columns, None], factor)[:, 0]
 
 
 def _factor(problem: RowProblem, small: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from simplicit.sparsity.budget import shares
 from simplicit.sparsity.near import Anchor, without_free
 from simplicit.system.workers import run
 
-LEVELS = tuple(0.05 * 2.0**i for i in range(8))
+LEVELS = tuple(0.05 * 2.0**i for i in range(6))
 """ρ, relative to the square of a feature; `benchmarks/ablation/supports.py` compares others."""
 
 STEPS = 20
@@ -205,7 +205,7 @@ def _steps(
 def _smallest(size: Tensor, keep: Tensor | int, worth: Tensor | None) -> Tensor:
     if worth is None:
         ranked = F.pad(size.sort(1, descending=True).values, (1, 0), value=torch.inf)
-        return ranked.gather(1, torch.as_tensor(keep)[:, None])
+        return ranked.gather(1, torch.as_tensor(keep, device=size.device)[:, None])
     if not keep:
         return size.new_full((len(size), 1), torch.inf)
     scores = (size.square() * worth[:, None]).flatten()
