@@ -147,6 +147,7 @@ class Watch:
         time.sleep(0.01)
         spent = time.process_time() - begin
         self.phases[description] = spent, self._peak - self.start
+        print(f"{description}: {spent:.1f} s of processors", file=sys.stderr, flush=True)
 
     def expect(self, matching: Matching, priced: int = 0) -> Estimate:
         from simplicit.matching import before

@@ -22,7 +22,7 @@ from simplicit.outputs import downstream, sensitivity, sweeps
 from simplicit.recipe import Recipe
 from simplicit.sparsity import coupled, elimination, splitting
 from simplicit.sparsity.budget import first_budget
-from simplicit.sparsity.choice import SPARE, WIDE
+from simplicit.sparsity.choice import PRICED, SPARE, WIDE
 from simplicit.system.rates import Rates
 
 SENSITIVITY = "sensitivity of the outputs"
@@ -272,14 +272,18 @@ class Work:
         if chosen:
             prices = self._price(size)
             once = size.eliminated if recipe.method == "elimination" else size.split
-            refit = size.refit + (size.coupled if recipe.sensitivity else 0.0)
-            first = once + refit
+            last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
+            first = once + last
             aware = recipe.relu_aware and _relu(equation)
             if not self.sweeps:
-                more = len(CHOICES) - 1 if aware or recipe.sensitivity else 0
+                earlier = CHOICES[:-1] if aware or recipe.sensitivity else ()
                 again = REFITS if aware else 0
-                further = more * (once + refit) + again * refit
-                further += (more + again) * size.retargeted if aware else 0.0
+                for part in earlier:
+                    together = recipe.sensitivity and size.factors(part) <= coupled.KEPT
+                    further += once + size.refit(part)
+                    further += size.coupled(part) if together else 0.0
+                further += again * last
+                further += (len(earlier) + again) * size.retargeted if aware else 0.0
         elif budget:
             prices, certificate = PATH * certificate, PATH * certificate
         swept = [
@@ -432,21 +436,52 @@ class _Size:
     def among(self) -> float:
         count = min(SPARE * self.kept, self.N)
         one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
-        return self.groups * self.K * (one + self._moved(2 * count**2)) / self._side(self.K)
+        rows = len(range(0, self.K, -(-self.K // PRICED)))
+        return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
 
-    @property
-    def refit(self) -> float:
-        s = self.kept + 1
+    # one factorisation of each row, with so many times its share
+    def _factorised(self, part: float) -> float:
+        s = min(part * self.kept, self.N) + 1
         one = s**3 / (3 * self.rates.factor) + self._moved(4 * s**2) + CALLS * self.rates.call
-        product = 2.0 * self.K * self.N**2 / self.rates.float64
-        return self.groups * (self.K * one / self._side(self.K) + product)
+        return self.K * one / self._side(self.K)
 
-    @property
-    def coupled(self) -> float:
-        s, K, N = self.kept + 1, self.K, self.N
-        step = self._moved(K * N + 2 * s * N + s**2) + CALLS * self.rates.call
-        product = 4.0 * K * N * (K + N) / self.rates.float64
-        return self.refit + self.groups * (coupled.SWEEPS * K * step + product)
+    def refit(self, part: float) -> float:
+        """Price a refit of the rows, each on its own.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        product = 2.0 * self.K * self.N**2 / self.rates.float64
+        return self.groups * (self._factorised(part) + product)
+
+    def factors(self, part: float) -> float:
+        """Say how large the factors of all rows are.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Bytes.
+        """
+        return 8.0 * self.K * min(part * self.kept, self.N) ** 2
+
+    def coupled(self, part: float) -> float:
+        """Price a refit of the rows together.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        s, K, N = min(part * self.kept, self.N) + 1, self.K, self.N
+        step = self._moved(K * N + s * N + s**2) + CALLS * self.rates.call
+        product = 2.0 * K * N**2 / self.rates.float64
+        times = coupled.SWEEPS if self.factors(part) <= coupled.KEPT else 1
+        return self.groups * (self._factorised(part) + times * K * step + product)
 
     @property
     def certificate(self) -> float:
@@ -515,7 +550,7 @@ class _Size:
     def matched(self) -> float:
         features = self.item * self.n * self.groups * (self.N + 2.0 * self.K)
         features = features if features <= KEPT else 0.0
-        factors = min(8.0 * self.K * self.kept**2, float(coupled.KEPT))
+        factors = min(self.factors(CHOICES[0]), float(coupled.KEPT))
         inverses = 4.0 * (2 * self.workers + 2) * self.N**2
         solved = 8.0 * (4 * self.N**2 + 12 * self.K * self.N)
         return 2 * self.gram + self.reading + features + max(factors, inverses) + solved

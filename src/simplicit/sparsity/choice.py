@@ -101,7 +101,7 @@ def _among_candidates(
     exact = range(0, len(size), -(-len(size) // PRICED))
     candidates = [order[k, : most[k]].sort().values for k in exact]
     G, R = without_free(problem, anchor)
-    found = elimination.costs_among(G, R[list(exact)], candidates, surely, executor)
+    found = elimination.costs_among(G, R[:: exact.step], candidates, surely, executor)
     if len(found) == len(size):
         return found
     squares = [row[surely:n].flip(0).square().to(R) for row, n in zip(ranked, most, strict=True)]
