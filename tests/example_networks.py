@@ -198,6 +198,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)),
         "'1': batch_norm uses statistics of the batch; .* in evaluation mode",
     ),
+    "recurrent layer": (
+        lambda: Net(
+            lambda s, x: s.layers[0](s.layers[1](x[:, None])[0][:, 0]),
+            nn.Linear(4, 3),
+            nn.LSTM(6, 4, batch_first=True),
+        ),
+        "lstm is a recurrent layer, .* fixed number of steps",
+    ),
     "dropout that stays on": (
         lambda: Net(lambda s, x: F.dropout(s.layers[0](x)), nn.Linear(6, 3)),
         "dropout is random",

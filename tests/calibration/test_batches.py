@@ -38,8 +38,13 @@ class Augmented(Dataset):
         lambda: DataLoader(TensorDataset(U, torch.zeros(10)), batch_size=4),
         lambda: [U[:4], U[:0], U[4:8], U[8:]],
         lambda: generator(U[:4], U[4:8], U[:0], U[8:]),
+        lambda: U.numpy(),
+        lambda: [(part.numpy(), None) for part in U.split(4)],
     ],
-    ids=["tensor", "list", "pairs", "DataLoader", "an empty batch among others", "generator"],
+    ids=[
+        *("tensor", "list", "pairs", "DataLoader", "an empty batch among others", "generator"),
+        *("array", "pairs of arrays"),
+    ],
 )
 def test_any_source_gives_the_same_batches_each_pass(make, in_memory):
     stream = batches(make(), 4, in_memory=in_memory)
@@ -148,7 +153,7 @@ def with_entry(value: float) -> torch.Tensor:
         (torch.randint(0, 255, (10, 2, 3), dtype=torch.uint8), "uint8: .* floating point"),
         (torch.ones(10), r"batch 0 has shape \(4,\)"),
         ([{"image": U}], "batch 0 is a dict"),
-        ([U.numpy()], "batch 0 is a ndarray"),
+        ([U.tolist()], "batch 0 is a list"),
     ],
 )
 def test_bad_inputs_are_named_in_one_line(inputs, message):

@@ -187,6 +187,38 @@ def test_kept_weights_are_counted_by_operation():
     assert not structured("lenet").kept_weights
 
 
+class Tokens(nn.Module):
+    """Words that come as numbers, and what they mean together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Classify (m, 6)."""
+        return self.last(torch.relu(self.first(self.table(x.long()))).mean(1))
+
+
+def test_a_cast_to_whole_numbers_indexes_a_table(tmp_path):
+    net = seeded(Tokens).double()
+    words = torch.randint(9, (40, 6), generator=torch.Generator().manual_seed(0)).double()
+    equations = capture(net, words)
+    assert len(equations.kept) == 2
+    # the table is read, not matched
+    assert equations.nonzeros == 4 * 5 + 5 * 2
+    for u in (words, words[:1], words[:2] + 0.4):
+        torch.testing.assert_close(equations.replay(u)[1], net(u))
+    model = simplicit.implicitize(net, words, sparsity=0.5, workers=1)
+    assert int(sum(torch.count_nonzero(W) for W in model.parameters() if W.ndim > 1)) == 15
+    torch.testing.assert_close(model.to_explicit()(words), model(words))
+    copied = copy.deepcopy(net)
+    model.load_into(copied)
+    torch.testing.assert_close(copied(words), model(words))
+    model.save(tmp_path / "words.safetensors")
+    again = simplicit.load(tmp_path / "words.safetensors")
+    assert torch.equal(again(words), model(words))
+
+
 def generator() -> nn.Module:
     return nn.Sequential(
         *(nn.Linear(6, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2))),

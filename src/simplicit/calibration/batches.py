@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,6 +43,8 @@ def batches(
         InputError: If batches have no size, if one has NaN or Inf, another shape, or no
             floating-point numbers, or if there is no sample at all.
     """
+    if isinstance(inputs, np.ndarray):
+        inputs = torch.as_tensor(inputs)
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
     source = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
@@ -106,6 +110,8 @@ class Batches:
 
 def _inputs_of(item: Any, index: int) -> Tensor:
     batch = item[0] if isinstance(item, (tuple, list)) and item else item
+    if isinstance(batch, np.ndarray):
+        batch = torch.as_tensor(batch)
     if not isinstance(batch, Tensor):
         raise InputError(
             f"calibration batch {index} is a {type(batch).__name__}: accepted is a tensor or an "

@@ -178,6 +178,8 @@ class Layers:
         whole = self._joined(node, operands)
         batched = "dot_product" in str(node.target) and all(o.shape[0] == 1 for o in operands)
         weights = [k for k, t in enumerate(constants) if t.ndim > 1 and self.parameter(t)[0]]
+        if "embedding" in str(node.target):  # a table that is read has no weights to spend
+            weights = []
         for k in weights:
             self.count(constants[k])
 

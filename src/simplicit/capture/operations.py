@@ -245,6 +245,11 @@ def _table(names: str, handle: Callable[..., Any]) -> dict[Any, Callable[..., An
 MOVED = _table(SAME, _same) | _table(MOVES, move)
 OPERATIONS |= MOVED
 
+RECURRENT = (
+    "is a recurrent layer, which cannot be read; accepted: the same recurrence as Linear layers "
+    "in a loop with a fixed number of steps"
+)
+
 LOGITS = "is not accepted: return the logits before it"
 
 PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -258,5 +263,5 @@ HINTS: dict[Any, str] = {
         "native_batch_norm",
         "instance_norm",
     )
-}
+} | {getattr(aten, packet): RECURRENT for packet in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 """What to say of operations that are refused, whichever overload they are."""

@@ -106,7 +106,13 @@ def _check_finite(net: nn.Module, example: Tensor) -> None:
 
 def _check_replay(equations: StateEquations, example: Tensor, output: Any) -> None:
     logits = pytree.tree_leaves(output)[0]
-    _, replayed = equations.replay(example)
+    try:
+        _, replayed = equations.replay(example)
+    except Exception as error:
+        raise InputError(
+            f"of {', '.join(equations.kept)}, which cannot be read as linear maps, one does not "
+            f"run on a sample by itself ({_line(error)}): accepted are operations that do"
+        ) from error
     # half of the digits: sums are in another order, anything misread is far off
     bound = torch.finfo(logits.dtype).eps ** 0.5 * max(1.0, float(logits.abs().max()))
     if not float((replayed - logits).abs().max()) <= bound:
@@ -198,16 +204,19 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, options = fx.map_arg((node.args, node.kwargs), lambda n: values.get(n, _of_one(n)))
     operands = [leaf for leaf in pytree.tree_leaves((args, options)) if isinstance(leaf, Affine)]
     sequence = node.target is operator.getitem
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in HINTS:
+        refuse(node, HINTS[packet])
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _sure(node):
         refuse(node, "is random; accepted: a fixed function of the input")
     assert callable(node.target)
     if not operands and not sequence:
         return node.target(*args, **options)
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet in HINTS:
-        refuse(node, HINTS[packet])
-    # comparisons and whole numbers are no affine maps of states
+    # comparisons and whole numbers are no affine maps of states, and neither is a cast to them
     numeric = all(operand.dtype is None for operand in operands)
+    cast = isinstance(symbolic, Tensor) and not symbolic.is_floating_point() and numeric
+    if cast:
+        return layers.keep(node, args, options)
     if sequence or (node.target in OPERATIONS and (numeric or node.target in MOVED)):
         value = OPERATIONS[node.target](layers, node, *args, **options)
     else:

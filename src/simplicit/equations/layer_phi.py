@@ -138,7 +138,10 @@ class Kept:
             return result.reshape(*parts[0].shape[:-1], -1).to(z.dtype)
 
         each = [z_k.contiguous() for z_k in z.split([prod(s) for s in self.operands], 1)]
-        return one(*each) if self.batched else torch.vmap(one)(*each)
+        found = one(*each) if self.batched else torch.vmap(one)(*each)
+        if z.requires_grad and not found.requires_grad:  # behind whole numbers, slopes begin anew
+            found.requires_grad_()
+        return found
 
     def filled(self, some: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:
         """Put operands and constants into arguments.

@@ -22,7 +22,7 @@ from simplicit.outputs import downstream, sensitivity, sweeps
 from simplicit.recipe import Recipe
 from simplicit.sparsity import coupled, elimination, splitting
 from simplicit.sparsity.budget import first_budget
-from simplicit.sparsity.choice import PRICED, SPARE, WIDE
+from simplicit.sparsity.choice import PRICED, SPARE, screened_first
 from simplicit.system.rates import Rates
 
 SENSITIVITY = "sensitivity of the outputs"
@@ -312,7 +312,7 @@ class Work:
         )
 
     def _price(self, size: "_Size") -> float:
-        if size.N > WIDE and self.recipe.method == "splitting":
+        if screened_first(size.K, size.N) and self.recipe.method == "splitting":
             return size.split + size.among
         return size.eliminated
 
@@ -541,7 +541,7 @@ class _Size:
     @property
     def planned(self) -> float:
         tiles = min(self.workers, -(-self.K // elimination.TILE)) * elimination.TILE
-        screened = self.N > WIDE
+        screened = screened_first(self.K, self.N)
         count = min(SPARE * self.kept, self.N) if screened else self.N
         rows = self.workers if screened else min(tiles, self.K)
         return 8.0 * (2 * rows * count**2 + 3 * self.N**2)

@@ -101,7 +101,8 @@ class Choice:
             return self._in_ball(problem, share, before, part)
         if part is not None:
             gram = problem.gram
-            if before is not None and self.coupled:
+            # rows that were not refitted together would all make up for the same error
+            if before is not None and self.coupled and coupled.kept(before):
                 gram = coupled.shifted(gram, before, share.coupling)
             keep = [round(part * n) for n in share.keep]
             W = self._choose(replace(problem, gram=gram), keep, start)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.errors import InputError
 
@@ -88,6 +89,23 @@ def _put(found: dict[str, Tensor], name: str, value: Tensor) -> None:
     found[name] = value
 
 
+def some_inputs(equations: StateEquations) -> Tensor:
+    """Draw inputs on which two networks are compared.
+
+    Args:
+        equations: The network.
+
+    Returns:
+        Three samples, on the processor: random numbers, or zeros where some are cast to whole
+        numbers, which may stand for places in a table.
+    """
+    casts = ("to", "_to_copy")
+    phis = [e.phi for e in equations.hidden if isinstance(e.phi, Kept)]
+    if any(phi.op.split(".")[0] in casts for phi in phis):
+        return torch.zeros(3, *equations.input_shape)
+    return torch.randn(3, *equations.input_shape, generator=torch.Generator().manual_seed(0))
+
+
 def load_into(equations: StateEquations, net: nn.Module) -> None:
     """Write weights and biases into the network they were read from, or a copy of it.
 
@@ -109,7 +127,7 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
             )
     before = {name: own[name].clone() for name in found}
     modes = [(module, module.training) for module in net.modules()]
-    u = torch.randn(2, *equations.input_shape, generator=torch.Generator().manual_seed(0))
+    u = some_inputs(equations)
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)

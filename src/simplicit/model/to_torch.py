@@ -20,7 +20,7 @@ from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Dense, Gather
 from simplicit.errors import InputError
-from simplicit.model.into_network import CLOSE
+from simplicit.model.into_network import CLOSE, some_inputs
 
 
 def as_modules(equations: StateEquations) -> nn.Sequential | fx.GraphModule:
@@ -43,7 +43,7 @@ def as_modules(equations: StateEquations) -> nn.Sequential | fx.GraphModule:
     writer = _Writer(equations)
     module = fx.GraphModule(writer.attributes, writer.graph).to(equations.like)
     if equations.kept:
-        u = torch.randn(3, *equations.input_shape).to(equations.like)
+        u = some_inputs(equations).to(equations.like)
         with torch.no_grad():
             y, again = equations.replay(u)[1], module(u)
         if not float((y - again).abs().max()) <= CLOSE * float(y.abs().max()):

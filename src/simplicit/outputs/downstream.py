@@ -154,7 +154,7 @@ class Downstream:
                 return [torch.zeros_like(start) for _ in vectors]
             last = len(vectors) - 1
             return [
-                torch.autograd.grad(Y, start, v, retain_graph=k < last)[0]
+                torch.autograd.grad(Y, start, v, retain_graph=k < last, materialize_grads=True)[0]
                 for k, v in enumerate(vectors)
             ]
 

@@ -118,7 +118,8 @@ def _sums(task: _Task, piece: tuple[Tensor, Tensor]) -> tuple[int, list[Tensor],
     directions = task.distance.directions(Y.detach(), drawn).unbind(2)
     apart, together = [torch.zeros(()) for _ in task.layers], [0.0 for _ in task.layers]
     for k, f in enumerate(directions):
-        slopes = torch.autograd.grad(Y, [*Z, Y], f, retain_graph=k < PROBES - 1)
+        more = k < PROBES - 1
+        slopes = torch.autograd.grad(Y, [*Z, Y], f, retain_graph=more, materialize_grads=True)
         if task.equations.feedback:
             slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
         for index, rows in enumerate(task.layers):

@@ -23,6 +23,9 @@ BOUND_RIDGE = 1e-2
 WIDE = 1024
 """Features of a row from which on exact prices are those of candidates only."""
 
+LONG = 2.0**38
+"""Rows, times the cube of their features, from which on they are, too."""
+
 SPARE = 1.5
 """Candidates of such a row for each weight that it seems to need."""
 
@@ -66,15 +69,13 @@ def allot(
     anchors = anchors or [None] * len(problems)
     # these last weights of a row need no price
     surely = budget // (4 * sum(len(p.gram.R) for p in problems))
-    wide = [method == "splitting" and int((~p.free).sum()) > WIDE for p in problems]
-    screened = (
-        splitting.screen(problems, importance, budget, executor, anchors) if any(wide) else []
-    )
+    wide = [method == "splitting" and screened_first(*p.gram.R.shape) for p in problems]
+    found = splitting.screen(problems, importance, budget, executor, anchors) if any(wide) else []
     prices: list[Tensor] = []
     for k, (problem, worth, anchor) in enumerate(zip(problems, importance, anchors, strict=True)):
         keep = min(surely, int((~problem.free).sum()))
         if wide[k]:
-            costs = _among_candidates(problem, *screened[k], keep, executor, anchor)
+            costs = _among_candidates(problem, *found[k], keep, executor, anchor)
         else:
             costs = list(elimination.costs(problem, keep, executor, anchor))
         for row, unit in zip(costs, worth.tolist(), strict=True):
@@ -86,6 +87,19 @@ def allot(
     ]
     counts = iter(kept)
     return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+
+
+def screened_first(rows: int, features: int) -> bool:
+    """Say whether rows are priced among candidates.
+
+    Args:
+        rows: How many there are.
+        features: Of each.
+
+    Returns:
+        Whether prices of all weights would take too long.
+    """
+    return features > WIDE or rows * features**3 > LONG
 
 
 def _among_candidates(
