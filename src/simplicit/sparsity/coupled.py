@@ -26,6 +26,9 @@ DAMPING = 0.3
 SWEEPS = 3
 """Times that each row is solved, the others as they are; once where factors are not kept."""
 
+TOGETHER = 8.0
+"""Rows that feel the same, from which on each makes up for less than all of the others' errors."""
+
 KEPT = 2**30
 """Bytes of factors, at most, that are kept from sweep to sweep."""
 
@@ -44,7 +47,17 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
         Moments with these targets; t2 is left as it is.
     """
     missing = gram.R - W @ gram.G
-    return gram.with_targets(gram.R + _ratios(S, W) @ missing - missing, gram.t2)
+    ratios = _ratios(S, W).fill_diagonal_(0.0)
+    return gram.with_targets(gram.R + _part(S) * (ratios @ missing), gram.t2)
+
+
+# Part of the others' errors that each row makes up for: all do at once, so that where many feel the
+# same, together they would make up for many times the error.
+def _part(S: Coupling) -> float:
+    size = S.diagonal().sqrt()
+    apart = torch.where(size > 0, 1 / size, 0.0)
+    most = float(torch.linalg.eigvalsh(S * apart * apart[:, None])[-1])
+    return min(1.0, TOGETHER / max(most, 1.0))
 
 
 def refit_coupled(

@@ -13,7 +13,7 @@ level, and supports settle. The problem is not convex: `choice.bounded` bounds w
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import frexp
 
@@ -27,7 +27,7 @@ from simplicit.sparsity.budget import shares
 from simplicit.sparsity.near import Anchor, without_free
 from simplicit.system.workers import run
 
-LEVELS = tuple(0.05 * 2.0**i for i in range(6))
+LEVELS = tuple(0.05 * 2.0**i for i in range(8))
 """ρ, relative to the square of a feature; `benchmarks/ablation/supports.py` compares others."""
 
 STEPS = 20
@@ -35,6 +35,9 @@ STEPS = 20
 
 HELD = 5
 """Steps between two looks at how large a weight has to be: to sort takes longer than a product."""
+
+SETTLED = 0.01
+"""Part of the weights at most whose place changes in the last level."""
 
 FEW = 16
 """A row needs no inverse of more features than so many times the rows that share it: triangular
@@ -52,6 +55,7 @@ class _State:
     Z: Tensor
     U: Tensor
     Y: Tensor
+    settled: bool = False
 
     @classmethod
     def first(cls, R: Tensor) -> "_State":
@@ -82,6 +86,8 @@ def supports(
     for level, system in enumerate(run(once, LEVELS, executor)):
         tiles = zip(states, wanted, strict=True)
         states = list(run(partial(_tile, level, system), tiles, executor))
+        if all(state.settled for state in states):
+            break
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     chosen = [_largest(s.Y.abs(), counts) for s, counts in zip(states, wanted, strict=True)]
     support[:, ~problem.free] = torch.cat(chosen)
@@ -175,7 +181,12 @@ class _System:
 
 
 def _tile(level: int, system: _System, piece: tuple[_State, Tensor]) -> _State:
-    return _steps(level, system, *piece)
+    state, wanted = piece
+    if state.settled:  # whatever other tiles need
+        return state
+    found = _steps(level, system, state, wanted)
+    moved = int(((found.Z != 0) != (state.Z != 0)).sum())
+    return replace(found, settled=moved <= SETTLED * int(wanted.sum()))
 
 
 def _problem(level: int, piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor]) -> _State:
