@@ -56,6 +56,16 @@ def test_the_sum_over_positions_is_estimated_from_some_of_them(monkeypatch):
     assert float(part.G.trace()) == pytest.approx(float(whole.G.trace()), rel=0.05)
 
 
+@pytest.mark.parametrize("coherence", [0.9, 0.999, 1.0])
+def test_of_few_samples_the_gram_of_drawn_positions_has_full_rank(coherence, monkeypatch):
+    monkeypatch.setattr(module, "POSITIONS", 8)
+    _, equation, rows, frontier = problem(12)
+    (gram,) = Readings(rows, equation, frontier, True, coherence).moments()
+    sizes = torch.linalg.eigvalsh(gram.G)
+    # 12 samples of 28 features; those of the images' noise are alike
+    assert len(sizes) == 28 and sizes[0] > 1e-4 * sizes[-1]
+
+
 def test_of_many_samples_each_contributes_fewer_positions(monkeypatch):
     _, equation, rows, frontier = problem(40)
     monkeypatch.setattr(module, "ENOUGH", 400)

@@ -45,6 +45,10 @@ KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
 
 
+SINGLE = 0.01
+"""Least weight of single positions, where some are drawn, however much their errors add up."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """Weights of the rows and corrections of their biases.
@@ -308,7 +312,8 @@ def _weighed(
         return [(1.0, V)]
     excess = (P - n) / (n * (P - 1))
     together = coherence * P / (1 - excess)
-    alone = max(1 - coherence - together * excess, 0.0)
+    # the means have no more dimensions than there are samples
+    alone = max(1 - coherence - together * excess, SINGLE if excess else 0.0)
     return [(alone, V), (together * n, V.means(samples))]
 
 
