@@ -36,9 +36,8 @@ VARIANTS = {
     "default": (DEFAULT, splitting.STEPS),
     "60 steps": (DEFAULT, 60),
     "factors of 4": (DEFAULT[::2], 2 * splitting.STEPS),
-    "8 levels": ((*DEFAULT, 2 * DEFAULT[-1], 4 * DEFAULT[-1]), splitting.STEPS),
+    "first 6 levels": (DEFAULT[:6], splitting.STEPS),
     "10 steps": (DEFAULT, 10),
-    "last 3 levels": (DEFAULT[-3:], splitting.STEPS),
 }
 """Levels ρ, and steps at each."""
 

@@ -20,6 +20,7 @@ from simplicit.capture.read import capture
 from simplicit.equations.layer_phi import MaxPool
 from simplicit.equations.operators import nonzeros
 from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather
+from simplicit.errors import InputError
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
@@ -217,6 +218,57 @@ def test_a_cast_to_whole_numbers_indexes_a_table(tmp_path):
     model.save(tmp_path / "words.safetensors")
     again = simplicit.load(tmp_path / "words.safetensors")
     assert torch.equal(again(words), model(words))
+
+
+class Odd(nn.Module):
+    """An operation between two layers."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.table, self.between = nn.Embedding(9, 6), between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Classify (m, 6)."""
+        return self.last(self.between(self, torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, h: h.gather(1, h.sort(1).indices),
+        lambda net, h: h.gather(1, h.topk(6, 1)[1]),
+        lambda net, h: h * (h > 0.3).to(h.dtype),
+        lambda net, h: (h > 0.3).double() + h,
+        lambda net, h: h.long().double() + h,
+        lambda net, h: h.round(),
+        lambda net, h: net.table(h.argmax(1)),
+        lambda net, h: net.table((3 * h).to(torch.int64).clamp(0, 4) + 1).sum(1),
+        lambda net, h: net.table(h.long().clamp(0, 8).view(-1, 3, 2)).sum((1, 2)),
+    ],
+    ids=["sort", "topk", "mask", "a mask added", "cut", "round", "argmax", "whole sums", "moved"],
+)
+def test_whole_numbers_and_masks_between_layers(between):
+    net = seeded(lambda: Odd(between))
+    u = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    equations = capture(net, u)
+    for x in (u, 3 * u, u[:1]):
+        torch.testing.assert_close(equations.replay(x)[1], net(x))
+
+
+def test_operations_on_all_samples_at_once_are_refused_by_name(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no batching rule.\nand more")
+
+    monkeypatch.setattr(type(capture(*small())), "replay", fails)
+    with pytest.raises(InputError, match=r"\(no batching rule\): .*softmax are kept") as caught:
+        capture(*small())
+    assert "\n" not in str(caught.value)
+
+
+def small() -> tuple[nn.Module, torch.Tensor]:
+    """A network with an operation that is kept, and inputs."""
+    return nn.Sequential(nn.Linear(3, 3), nn.Softmax(1), nn.Linear(3, 2)), torch.ones(2, 3)
 
 
 def generator() -> nn.Module:

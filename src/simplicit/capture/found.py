@@ -177,9 +177,10 @@ class Layers:
         placed = pytree.tree_map(place, (list(args), options))
         whole = self._joined(node, operands)
         batched = "dot_product" in str(node.target) and all(o.shape[0] == 1 for o in operands)
-        weights = [k for k, t in enumerate(constants) if t.ndim > 1 and self.parameter(t)[0]]
-        if "embedding" in str(node.target):  # a table that is read has no weights to spend
-            weights = []
+        # a table that is looked up has no weights to spend
+        looked_up = node.target == torch.ops.aten.embedding.default
+        matrices = [k for k, t in enumerate(constants) if t.ndim > 1 and self.parameter(t)[0]]
+        weights = [] if looked_up else matrices
         for k in weights:
             self.count(constants[k])
 

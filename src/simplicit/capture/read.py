@@ -110,8 +110,8 @@ def _check_replay(equations: StateEquations, example: Tensor, output: Any) -> No
         _, replayed = equations.replay(example)
     except Exception as error:
         raise InputError(
-            f"of {', '.join(equations.kept)}, which cannot be read as linear maps, one does not "
-            f"run on a sample by itself ({_line(error)}): accepted are operations that do"
+            "an operation that is no linear map does not run on a sample by itself "
+            f"({_line(error)}): accepted are those that do; {', '.join(equations.kept)} are kept"
         ) from error
     # half of the digits: sums are in another order, anything misread is far off
     bound = torch.finfo(logits.dtype).eps ** 0.5 * max(1.0, float(logits.abs().max()))
@@ -214,10 +214,8 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return node.target(*args, **options)
     # comparisons and whole numbers are no affine maps of states, and neither is a cast to them
     numeric = all(operand.dtype is None for operand in operands)
-    cast = isinstance(symbolic, Tensor) and not symbolic.is_floating_point() and numeric
-    if cast:
-        return layers.keep(node, args, options)
-    if sequence or (node.target in OPERATIONS and (numeric or node.target in MOVED)):
+    cast = numeric and isinstance(symbolic, Tensor) and not symbolic.is_floating_point()
+    if sequence or (node.target in OPERATIONS and not cast and (numeric or node.target in MOVED)):
         value = OPERATIONS[node.target](layers, node, *args, **options)
     else:
         value = layers.keep(node, args, options)

@@ -139,8 +139,8 @@ class Kept:
 
         each = [z_k.contiguous() for z_k in z.split([prod(s) for s in self.operands], 1)]
         found = one(*each) if self.batched else torch.vmap(one)(*each)
-        if z.requires_grad and not found.requires_grad:  # behind whole numbers, slopes begin anew
-            found.requires_grad_()
+        if torch.is_grad_enabled() and z.requires_grad and not found.requires_grad:
+            found.requires_grad_()  # behind whole numbers, slopes begin anew
         return found
 
     def filled(self, some: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:

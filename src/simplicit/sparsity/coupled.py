@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
+from simplicit.convex.products import weighted_rows
 from simplicit.sparsity.near import factors
 
 DAMPING = 0.3
@@ -25,9 +25,6 @@ DAMPING = 0.3
 
 SWEEPS = 3
 """Times that each row is solved, the others as they are; once where factors are not kept."""
-
-TOGETHER = 8.0
-"""Rows that feel the same, from which on each makes up for less than all of the others' errors."""
 
 KEPT = 2**30
 """Bytes of factors, at most, that are kept from sweep to sweep."""
@@ -47,17 +44,7 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
         Moments with these targets; t2 is left as it is.
     """
     missing = gram.R - W @ gram.G
-    ratios = _ratios(S, W).fill_diagonal_(0.0)
-    return gram.with_targets(gram.R + _part(S) * (ratios @ missing), gram.t2)
-
-
-# Part of the others' errors that each row makes up for: all do at once, so that where many feel the
-# same, together they would make up for many times the error.
-def _part(S: Coupling) -> float:
-    size = S.diagonal().sqrt()
-    apart = torch.where(size > 0, 1 / size, 0.0)
-    most = float(torch.linalg.eigvalsh(S * apart * apart[:, None])[-1])
-    return min(1.0, TOGETHER / max(most, 1.0))
+    return gram.with_targets(gram.R + _ratios(S, W) @ missing - missing, gram.t2)
 
 
 def refit_coupled(
@@ -82,11 +69,10 @@ def refit_coupled(
     for _ in range(SWEEPS if many else 1):
         for i, (columns, factor) in enumerate(found):
             wanted = (ratios[i] @ missing)[columns, None]
-            step = torch.cholesky_solve(wanted, factor)[:, 0]
-            W[i, columns] += step
-            if len(columns):  # step @ G[columns], without a copy of these rows of G
-                bag = F.embedding_bag(columns[None], G, per_sample_weights=step[None], mode="sum")
-                missing[i] -= bag[0]
+            step = torch.zeros_like(W[:1])
+            step[0, columns] = torch.cholesky_solve(wanted, factor)[:, 0]
+            W[i] += step[0]
+            missing[i] -= weighted_rows(step, G)[0]
     return W
 
 

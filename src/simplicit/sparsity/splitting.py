@@ -36,8 +36,11 @@ STEPS = 20
 HELD = 5
 """Steps between two looks at how large a weight has to be: to sort takes longer than a product."""
 
+SHORT = 1024
+"""Features up to which all levels are taken: they cost next to nothing."""
+
 SETTLED = 0.01
-"""Part of the weights at most whose place changes in the last level."""
+"""Part of the weights at most whose place changes in the last level of longer rows."""
 
 FEW = 16
 """A row needs no inverse of more features than so many times the rows that share it: triangular
@@ -185,6 +188,8 @@ def _tile(level: int, system: _System, piece: tuple[_State, Tensor]) -> _State:
     if state.settled:  # whatever other tiles need
         return state
     found = _steps(level, system, state, wanted)
+    if len(system.matrix) <= SHORT:
+        return found
     moved = int(((found.Z != 0) != (state.Z != 0)).sum())
     return replace(found, settled=moved <= SETTLED * int(wanted.sum()))
 
