@@ -78,8 +78,8 @@ def implicitize(
         net: A trained network that returns logits; it is not changed. Linear layers, convolutions,
             elementwise activations, pooling, normalisation and whatever only moves or averages
             states are read; other operations are kept as they are.
-        inputs: Calibration inputs without labels: a tensor in the network's own input shape, or an
-            iterable of batches. It is passed over once.
+        inputs: Calibration inputs without labels: a tensor or a NumPy array in the network's own
+            input shape, or an iterable of batches. It is passed over once.
         objective: `sparsity`, or `robustness`: the smallest path norm that costs at most one point
             of accuracy (`robustness=0.01`), with half of the weights unless a `sparsity` is given.
         sparsity: Budget: the fraction of the network's weights to do without, in [0, 1).

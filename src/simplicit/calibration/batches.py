@@ -30,8 +30,8 @@ def batches(
     data set, and a generator will do.
 
     Args:
-        inputs: One tensor (m, …), or an iterable of batches: tensors, or (input, label) pairs as a
-            `DataLoader` gives, whose labels are ignored.
+        inputs: One tensor or NumPy array (m, …), or an iterable of batches: such, or (input, label)
+            pairs as a `DataLoader` gives, whose labels are ignored.
         batch_size: Samples in a batch cut from a tensor; an iterable's batches stay as they are.
         input_shape: Shape of one sample; that of the first batch by default.
         in_memory: Bytes of an iterable's batches that are kept in memory; the rest is on disk.

@@ -1,28 +1,27 @@
 """What matching is going to take, phase by phase, before any of it is done.
 
-Operations and bytes are counted, and divided by the rates of this machine. Constants that no count
-gives were fitted to the networks of `benchmarks/estimate.py`, which prints what is expected beside
-what then happens.
+`Size` prices the steps of one layer; here they are added up over layers, phases and sweeps.
+Constants that no count gives were fitted to the networks of `benchmarks/estimate.py`, which prints
+what is expected beside what then happens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simplicit.calibration.features import SQUARE
 from simplicit.calibration.frontier import IN_MEMORY, SAMPLES
-from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
+from simplicit.calibration.moments import BATCH
 from simplicit.calibration.rows import Rows, shared
-from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
+from simplicit.matching.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.outputs import downstream, sensitivity, sweeps
 from simplicit.recipe import Recipe
-from simplicit.sparsity import coupled, elimination, splitting
+from simplicit.sparsity import coupled
 from simplicit.sparsity.budget import first_budget
-from simplicit.sparsity.choice import PRICED, SPARE, screened_first
+from simplicit.sparsity.choice import screened_first
 from simplicit.system.rates import Rates
 
 SENSITIVITY = "sensitivity of the outputs"
@@ -32,32 +31,8 @@ LAYERS = "matching the layers"
 SWEEPS = "matching the outputs (rows)"
 LEVELS = "finding the level of robustness"
 
-PASSES = 18.0
-"""Times that the features of a Gram are read or written, its products apart. Fitted."""
-
-CALLS = 60.0
-"""Operations on next to nothing for each removal of an elimination, and for each refit of a row.
-Fitted."""
-
-CERTIFICATE = 100.0
-"""Products of a row with the Gram, in float64, until it is certified. Fitted."""
-
-INVERSES = 6.0
-"""Inverses of the whole Gram, float64, in a certified solve. Fitted."""
-
 PATH = 6.0
 """Certified solves until a penalty meets a budget. Fitted."""
-
-READ, FELT = 5.0, 30.0
-"""Times that a row's features, and the derivatives of the outputs in it, are read or written in a
-sweep. Fitted."""
-
-FOLLOWED = 0.2
-"""Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
-"""
-
-STAGES = 15_000.0
-"""Operations on next to nothing of a certified solve. Fitted."""
 
 GRAMS = 1.5
 """Grams of a row in all sweeps together: they are kept from one to the next. Fitted."""
@@ -202,7 +177,7 @@ class Work:
         for rows in self.layers:
             part = _products(every[rows.index]) / max(counted, 1.0)
             behind = max(behind - pass_ * part, 0.0)
-            size = _Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
+            size = Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
             found.append(self._layer(size, rows, part * pass_, behind, fractions))
         felt = chosen and self.recipe.sensitivity
         phases: dict[str, list[float]] = {}
@@ -255,14 +230,14 @@ class Work:
         parts += [last] * sweeps.REFITS
         return [min(part / total, 1.0) for part in parts]
 
-    def _sizes(self, m: int, rates: Rates) -> list["_Size"]:
+    def _sizes(self, m: int, rates: Rates) -> list["Size"]:
         every, first = self.equations.layers, self._fractions()[0]
         return [
-            _Size.of(rows, every[rows.index], m, self.workers, first, rates) for rows in self.layers
+            Size.of(rows, every[rows.index], m, self.workers, first, rates) for rows in self.layers
         ]
 
     def _layer(
-        self, size: "_Size", rows: Rows, own: float, behind: float, fractions: list[float]
+        self, size: "Size", rows: Rows, own: float, behind: float, fractions: list[float]
     ) -> Layer:
         recipe, equation = self.recipe, self.equations.layers[rows.index]
         chosen = recipe.chooses and self.budget is not None
@@ -311,7 +286,7 @@ class Work:
             matching=size.matched,
         )
 
-    def _price(self, size: "_Size") -> float:
+    def _price(self, size: "Size") -> float:
         if screened_first(size.K, size.N) and self.recipe.method == "splitting":
             return size.split + size.among
         return size.eliminated
@@ -340,228 +315,6 @@ class Work:
         swept = 2 * inputs + item * (m * (2 * whole + max(s.N for s in sizes)) + 6 * longest)
         memory[SWEEPS] = memory[LEVELS] = swept + item * 4.0 * felt
         return {task: FIXED + value for task, value in memory.items() if task in phases}
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Counts of one layer's rows, and the seconds and bytes that follow."""
-
-    groups: int
-    K: int
-    N: int
-    positions: int
-    m: int
-    n: int  # rows of the data
-    square: float  # multiplications of each for the Gram
-    block: float  # bytes of a block of features, of each group
-    kept: float  # weights of a row
-    item: int
-    workers: int
-    rates: Rates
-
-    @classmethod
-    def of(
-        cls, rows: Rows, equation: Equation, m: int, workers: int, part: float, rates: Rates
-    ) -> "_Size":
-        W = rows.weights(equation)
-        groups, K, d = W.shape
-        P = rows.positions(equation)
-        kept, item, N, n = max(part * d, 1.0), W.element_size(), d + 1, m * drawn(m, P, d)
-        square = float(N * (N if N <= SQUARE else (N + SQUARE) / 2))
-        samples = min(m, ALONE if P == 1 else BATCH)
-        block = 3.0 * item * samples * (n / m) * (N + 2 * K)
-        if shifts := Shifts.of(rows, equation, n // m):
-            n, square, item = m * P, shifts.cost * N**2 / 2, 8
-            block = 3.0 * max(IMAGES, 8 * min(m, BATCH) * (shifts.size + 2 * P * K))
-        return cls(groups, K, N, P, m, n, square, block, kept, item, workers, rates)
-
-    # pieces side by side
-    def _side(self, pieces: float) -> float:
-        return max(min(self.rates.parallel, pieces), 1.0)
-
-    def _product(self, operations: float) -> float:
-        return operations / (self.rates.float32 if self.item <= 4 else self.rates.float64)
-
-    def _moved(self, numbers: float, item: int = 8) -> float:
-        return numbers * item / self.rates.memory
-
-    @property
-    def coupling(self) -> float:
-        count = self.groups * self.m * self.positions
-        one = 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
-        return one / self._side(self.m / BATCH)
-
-    @property
-    def moments(self) -> float:
-        products = self._product(2.0 * self.n * (self.square + self.N * self.K))
-        moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
-        pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
-        return self.groups * (products + moved) / self._side(pieces)
-
-    @property
-    def retargeted(self) -> float:
-        products = self._product(4.0 * self.n * self.N * self.K)
-        moved = self._moved(10.0 * self.n * self.K, self.item)
-        return self.groups * (products + moved) / self._side(self.m / BATCH)
-
-    @property
-    def split(self) -> float:
-        steps = splitting.STEPS * (
-            2.0 * self.K * self.N**2 / self.rates.float32
-            + self._moved(10.0 * self.K * self.N, 4)
-            + 10 * self.rates.call
-        )
-        inverse = self.N**3 / (2 * self.rates.factor)
-        if not splitting.inverted(self.K, self.N):
-            inverse /= 3
-        side = self._side(self.K / splitting.TILE)
-        return self.groups * len(splitting.LEVELS) * (steps / side + inverse / self._side(2))
-
-    def _removed(self, features: float, rows: int, left: float) -> float:
-        removals = max(features - left, 0.0)
-        cubes = features**3 - left**3
-        products = 2 / 3 * cubes / self.rates.float64
-        copied = self._moved(4.0 * cubes / (3 * elimination.LAZY))
-        columns = self._moved((elimination.LAZY / 2 + 24) * removals * (features + left) / 2)
-        return CALLS * removals * self.rates.call + rows * (products + copied + columns)
-
-    @property
-    def eliminated(self) -> float:
-        tiles = -(-self.K // elimination.TILE)
-        one = self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
-        whole = self.N**3 / self.rates.factor
-        return self.groups * (tiles * one / self._side(tiles) + whole)
-
-    @property
-    def among(self) -> float:
-        count = min(SPARE * self.kept, self.N)
-        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
-        rows = len(range(0, self.K, -(-self.K // PRICED)))
-        return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
-
-    # one factorisation of each row, with so many times its share
-    def _factorised(self, part: float) -> float:
-        s = min(part * self.kept, self.N) + 1
-        one = s**3 / (3 * self.rates.factor) + self._moved(4 * s**2) + CALLS * self.rates.call
-        return self.K * one / self._side(self.K)
-
-    def refit(self, part: float) -> float:
-        """Price a refit of the rows, each on its own.
-
-        Args:
-            part: Weights of a row, as a part of its share.
-
-        Returns:
-            Seconds.
-        """
-        product = 2.0 * self.K * self.N**2 / self.rates.float64
-        return self.groups * (self._factorised(part) + product)
-
-    def factors(self, part: float) -> float:
-        """Say how large the factors of all rows are.
-
-        Args:
-            part: Weights of a row, as a part of its share.
-
-        Returns:
-            Bytes.
-        """
-        return 8.0 * self.K * min(part * self.kept, self.N) ** 2
-
-    def coupled(self, part: float) -> float:
-        """Price a refit of the rows together.
-
-        Args:
-            part: Weights of a row, as a part of its share.
-
-        Returns:
-            Seconds.
-        """
-        s, K, N = min(part * self.kept, self.N) + 1, self.K, self.N
-        step = self._moved(K * N + s * N + s**2) + CALLS * self.rates.call
-        product = 2.0 * K * N**2 / self.rates.float64
-        times = coupled.SWEEPS if self.factors(part) <= coupled.KEPT else 1
-        return self.groups * (self._factorised(part) + times * K * step + product)
-
-    @property
-    def certificate(self) -> float:
-        rows = 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
-        tiles = -(-self.K // 64)
-        whole = INVERSES * self.N**3 / self.rates.factor
-        return self.groups * (rows / self._side(tiles) + whole + STAGES * self.rates.call)
-
-    def swept(self, part: float, outputs: int, behind: float) -> float:
-        """Price a sweep over the rows, their Grams apart.
-
-        Args:
-            part: Part of the weights that are there.
-            outputs: Derivatives of each sample.
-            behind: Seconds of a pass of all samples through the layers behind this one.
-
-        Returns:
-            Seconds.
-        """
-        s = part * (self.N - 1) + 1
-        numbers = self.m * self.positions * (READ * s + FELT * (outputs + 1))
-        moved = self._moved(numbers, self.item)
-        blocks = -(-self.K // sweeps.TOGETHER)
-        followed = FOLLOWED * blocks * (outputs + 4) * behind
-        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
-        side = self._side(sweeps.PARTS)
-        return self.groups * (self.K * (moved / side + one) + followed / side)
-
-    def weighted(self, part: float, outputs: int) -> float:
-        """Price the Grams of all rows on their supports.
-
-        Args:
-            part: Part of the weights that are there.
-            outputs: Derivatives of each sample.
-
-        Returns:
-            Seconds.
-        """
-        s = part * (self.N - 1) + 1
-        copies = 1 if self.positions == 1 else outputs
-        products = 2.0 * self.m * copies * (s**2 + (self.positions > 1) * self.positions * s)
-        numbers = self.m * self.positions * s
-        one = self._product(products) + self._moved(4.0 * numbers, self.item)
-        return self.groups * self.K * one / self._side(sweeps.PARTS)
-
-    @property
-    def gram(self) -> float:
-        return 8.0 * self.groups * (self.N**2 + 2 * self.K * self.N)
-
-    # blocks on their way
-    @property
-    def reading(self) -> float:
-        flight = 2.0 * self.workers + 1
-        sums = self.item * (self.N**2 + self.K * self.N)
-        return self.groups * flight * (self.block + sums)
-
-    @property
-    def planned(self) -> float:
-        tiles = min(self.workers, -(-self.K // elimination.TILE)) * elimination.TILE
-        screened = screened_first(self.K, self.N)
-        count = min(SPARE * self.kept, self.N) if screened else self.N
-        rows = self.workers if screened else min(tiles, self.K)
-        return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
-
-    @property
-    def matched(self) -> float:
-        features = self.item * self.n * self.groups * (self.N + 2.0 * self.K)
-        features = features if features <= KEPT else 0.0
-        factors = min(self.factors(CHOICES[0]), float(coupled.KEPT))
-        inverses = 4.0 * (2 * self.workers + 2) * self.N**2
-        solved = 8.0 * (4 * self.N**2 + 12 * self.K * self.N)
-        return 2 * self.gram + self.reading + features + max(factors, inverses) + solved
-
-    @property
-    def features(self) -> float:
-        return float(self.groups * self.m * self.positions * self.N)
-
-    @property
-    def felt(self) -> float:
-        return float(min(self.K, sweeps.TOGETHER) * self.m * self.positions)
 
 
 def largest(work: Work, rates: Rates, m: int, free: float) -> int:

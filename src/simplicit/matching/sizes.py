@@ -1,0 +1,304 @@
+"""Counts of one layer's rows, and the seconds and bytes that each of their steps takes.
+
+Operations and bytes are counted, and divided by the rates of this machine. Constants that no count
+gives were fitted to the networks of `benchmarks/estimate.py`.
+"""
+
+from dataclasses import dataclass
+
+from simplicit.calibration.features import SQUARE
+from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
+from simplicit.calibration.rows import Rows
+from simplicit.calibration.shifts import Shifts
+from simplicit.equations.equation import Equation
+from simplicit.matching.supports import CHOICES
+from simplicit.outputs import sweeps
+from simplicit.sparsity import coupled, elimination, splitting
+from simplicit.sparsity.choice import PRICED, SPARE, screened_first
+from simplicit.system.rates import Rates
+
+PASSES = 18.0
+"""Times that the features of a Gram are read or written, its products apart. Fitted."""
+
+CALLS = 60.0
+"""Operations on next to nothing for each removal of an elimination, and for each refit of a row.
+Fitted."""
+
+CERTIFICATE = 100.0
+"""Products of a row with the Gram, in float64, until it is certified. Fitted."""
+
+INVERSES = 6.0
+"""Inverses of the whole Gram, float64, in a certified solve. Fitted."""
+
+READ, FELT = 5.0, 30.0
+"""Times that a row's features, and the derivatives of the outputs in it, are read or written in a
+sweep. Fitted."""
+
+FOLLOWED = 0.2
+"""Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
+"""
+
+STAGES = 15_000.0
+"""Operations on next to nothing of a certified solve. Fitted."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Counts of one layer's rows, and the seconds and bytes that follow.
+
+    Attributes:
+        groups: Groups of channels.
+        K: Rows of each.
+        N: Features of a row, the bias among them.
+        positions: Positions of a sample.
+        m: Samples.
+        n: Rows of the data.
+        square: Multiplications of each for the Gram.
+        block: Bytes of a block of features, of each group.
+        kept: Weights of a row.
+        item: Bytes of a number.
+        workers: Blocks side by side.
+        rates: Of this machine.
+    """
+
+    groups: int
+    K: int
+    N: int
+    positions: int
+    m: int
+    n: int
+    square: float
+    block: float
+    kept: float
+    item: int
+    workers: int
+    rates: Rates
+
+    @classmethod
+    def of(
+        cls, rows: Rows, equation: Equation, m: int, workers: int, part: float, rates: Rates
+    ) -> "Size":
+        """Count.
+
+        Args:
+            rows: The rows.
+            equation: Their equation.
+            m: Samples.
+            workers: Blocks side by side.
+            part: Part of the weights that stay.
+            rates: Of this machine.
+
+        Returns:
+            The counts.
+        """
+        W = rows.weights(equation)
+        groups, K, d = W.shape
+        P = rows.positions(equation)
+        kept, item, N, n = max(part * d, 1.0), W.element_size(), d + 1, m * drawn(m, P, d)
+        square = float(N * (N if N <= SQUARE else (N + SQUARE) / 2))
+        samples = min(m, ALONE if P == 1 else BATCH)
+        block = 3.0 * item * samples * (n / m) * (N + 2 * K)
+        if shifts := Shifts.of(rows, equation, n // m):
+            n, square, item = m * P, shifts.cost * N**2 / 2, 8
+            block = 3.0 * max(IMAGES, 8 * min(m, BATCH) * (shifts.size + 2 * P * K))
+        return cls(groups, K, N, P, m, n, square, block, kept, item, workers, rates)
+
+    # pieces side by side
+    def _side(self, pieces: float) -> float:
+        return max(min(self.rates.parallel, pieces), 1.0)
+
+    def _product(self, operations: float) -> float:
+        return operations / (self.rates.float32 if self.item <= 4 else self.rates.float64)
+
+    def _moved(self, numbers: float, item: int = 8) -> float:
+        return numbers * item / self.rates.memory
+
+    @property
+    def coupling(self) -> float:
+        """Seconds of the products of its slopes, for one direction of the outputs."""
+        count = self.groups * self.m * self.positions
+        one = 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
+        return one / self._side(self.m / BATCH)
+
+    @property
+    def moments(self) -> float:
+        """Seconds of its Grams."""
+        products = self._product(2.0 * self.n * (self.square + self.N * self.K))
+        moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
+        pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
+        return self.groups * (products + moved) / self._side(pieces)
+
+    @property
+    def retargeted(self) -> float:
+        """Seconds of moments with new targets."""
+        products = self._product(4.0 * self.n * self.N * self.K)
+        moved = self._moved(10.0 * self.n * self.K, self.item)
+        return self.groups * (products + moved) / self._side(self.m / BATCH)
+
+    @property
+    def split(self) -> float:
+        """Seconds of one choice of supports by splitting."""
+        steps = splitting.STEPS * (
+            2.0 * self.K * self.N**2 / self.rates.float32
+            + self._moved(10.0 * self.K * self.N, 4)
+            + 10 * self.rates.call
+        )
+        inverse = self.N**3 / (2 * self.rates.factor)
+        if not splitting.inverted(self.K, self.N):
+            inverse /= 3
+        side = self._side(self.K / splitting.TILE)
+        return self.groups * len(splitting.LEVELS) * (steps / side + inverse / self._side(2))
+
+    def _removed(self, features: float, rows: int, left: float) -> float:
+        removals = max(features - left, 0.0)
+        cubes = features**3 - left**3
+        products = 2 / 3 * cubes / self.rates.float64
+        copied = self._moved(4.0 * cubes / (3 * elimination.LAZY))
+        columns = self._moved((elimination.LAZY / 2 + 24) * removals * (features + left) / 2)
+        return CALLS * removals * self.rates.call + rows * (products + copied + columns)
+
+    @property
+    def eliminated(self) -> float:
+        """Seconds of one exact elimination of all rows."""
+        tiles = -(-self.K // elimination.TILE)
+        one = self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
+        whole = self.N**3 / self.rates.factor
+        return self.groups * (tiles * one / self._side(tiles) + whole)
+
+    @property
+    def among(self) -> float:
+        """Seconds of exact prices among candidates."""
+        count = min(SPARE * self.kept, self.N)
+        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
+        rows = len(range(0, self.K, -(-self.K // PRICED)))
+        return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
+
+    # one factorisation of each row, with so many times its share
+    def _factorised(self, part: float) -> float:
+        s = min(part * self.kept, self.N) + 1
+        one = s**3 / (3 * self.rates.factor) + self._moved(4 * s**2) + CALLS * self.rates.call
+        return self.K * one / self._side(self.K)
+
+    def refit(self, part: float) -> float:
+        """Price a refit of the rows, each on its own.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        product = 2.0 * self.K * self.N**2 / self.rates.float64
+        return self.groups * (self._factorised(part) + product)
+
+    def factors(self, part: float) -> float:
+        """Say how large the factors of all rows are.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Bytes.
+        """
+        return 8.0 * self.K * min(part * self.kept, self.N) ** 2
+
+    def coupled(self, part: float) -> float:
+        """Price a refit of the rows together.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        s, K, N = min(part * self.kept, self.N) + 1, self.K, self.N
+        step = self._moved(K * N + s * N + s**2) + CALLS * self.rates.call
+        product = 2.0 * K * N**2 / self.rates.float64
+        times = coupled.SWEEPS if self.factors(part) <= coupled.KEPT else 1
+        return self.groups * (self._factorised(part) + times * K * step + product)
+
+    @property
+    def certificate(self) -> float:
+        """Seconds of the certified solve."""
+        rows = 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
+        tiles = -(-self.K // 64)
+        whole = INVERSES * self.N**3 / self.rates.factor
+        return self.groups * (rows / self._side(tiles) + whole + STAGES * self.rates.call)
+
+    def swept(self, part: float, outputs: int, behind: float) -> float:
+        """Price a sweep over the rows, their Grams apart.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+            behind: Seconds of a pass of all samples through the layers behind this one.
+
+        Returns:
+            Seconds.
+        """
+        s = part * (self.N - 1) + 1
+        numbers = self.m * self.positions * (READ * s + FELT * (outputs + 1))
+        moved = self._moved(numbers, self.item)
+        blocks = -(-self.K // sweeps.TOGETHER)
+        followed = FOLLOWED * blocks * (outputs + 4) * behind
+        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
+        side = self._side(sweeps.PARTS)
+        return self.groups * (self.K * (moved / side + one) + followed / side)
+
+    def weighted(self, part: float, outputs: int) -> float:
+        """Price the Grams of all rows on their supports.
+
+        Args:
+            part: Part of the weights that are there.
+            outputs: Derivatives of each sample.
+
+        Returns:
+            Seconds.
+        """
+        s = part * (self.N - 1) + 1
+        copies = 1 if self.positions == 1 else outputs
+        products = 2.0 * self.m * copies * (s**2 + (self.positions > 1) * self.positions * s)
+        numbers = self.m * self.positions * s
+        one = self._product(products) + self._moved(4.0 * numbers, self.item)
+        return self.groups * self.K * one / self._side(sweeps.PARTS)
+
+    @property
+    def gram(self) -> float:
+        """Bytes of its moments."""
+        return 8.0 * self.groups * (self.N**2 + 2 * self.K * self.N)
+
+    @property
+    def reading(self) -> float:
+        """Bytes of the blocks of features on their way."""
+        flight = 2.0 * self.workers + 1
+        sums = self.item * (self.N**2 + self.K * self.N)
+        return self.groups * flight * (self.block + sums)
+
+    @property
+    def planned(self) -> float:
+        """Bytes while prices are found."""
+        tiles = min(self.workers, -(-self.K // elimination.TILE)) * elimination.TILE
+        screened = screened_first(self.K, self.N)
+        count = min(SPARE * self.kept, self.N) if screened else self.N
+        rows = self.workers if screened else min(tiles, self.K)
+        return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
+
+    @property
+    def matched(self) -> float:
+        """Bytes while it is matched."""
+        features = self.item * self.n * self.groups * (self.N + 2.0 * self.K)
+        features = features if features <= KEPT else 0.0
+        factors = min(self.factors(CHOICES[0]), float(coupled.KEPT))
+        inverses = 4.0 * (2 * self.workers + 2) * self.N**2
+        solved = 8.0 * (4 * self.N**2 + 12 * self.K * self.N)
+        return 2 * self.gram + self.reading + features + max(factors, inverses) + solved
+
+    @property
+    def features(self) -> float:
+        """Numbers in all of its features."""
+        return float(self.groups * self.m * self.positions * self.N)
+
+    @property
+    def felt(self) -> float:
+        """Numbers in the slopes of a block of rows, for one output."""
+        return float(min(self.K, sweeps.TOGETHER) * self.m * self.positions)
