@@ -46,7 +46,8 @@ KEPT = 2**29
 
 
 SINGLE = 0.01
-"""Least weight of single positions, where some are drawn, however much their errors add up."""
+"""Least weight of single positions, where some are drawn of fewer samples than there are features,
+however much their errors add up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ class _Task:
     rows: Rows
     equation: Equation
     coherence: float
+    single: float
     most: int
     shifts: Shifts | None = None
     centre: Tensor | None = None
@@ -124,7 +126,9 @@ class Readings:
         most = drawn(frontier.m, self._positions, d)
         self._shifts = shifts = Shifts.of(rows, equation, most)
         most = self._positions if shifts else most
-        self._task = _Task(rows, equation, coherence, most, shifts)
+        # means over positions have no more dimensions than there are samples
+        single = SINGLE if frontier.m < d else 0.0
+        self._task = _Task(rows, equation, coherence, single, most, shifts)
         item = 8 if shifts else W.element_size()
         # the sum, and those of the blocks on their way to it
         flight = 1 + workers.IN_FLIGHT * workers.of(executor)
@@ -312,8 +316,7 @@ def _weighed(
         return [(1.0, V)]
     excess = (P - n) / (n * (P - 1))
     together = coherence * P / (1 - excess)
-    # the means have no more dimensions than there are samples
-    alone = max(1 - coherence - together * excess, SINGLE if excess else 0.0)
+    alone = max(1 - coherence - together * excess, task.single if excess else 0.0)
     return [(alone, V), (together * n, V.means(samples))]
 
 
