@@ -221,7 +221,7 @@ def _steps(
 def _smallest(size: Tensor, keep: Tensor | int, worth: Tensor | None) -> Tensor:
     if worth is None:
         ranked = F.pad(size.sort(1, descending=True).values, (1, 0), value=torch.inf)
-        return ranked.gather(1, torch.as_tensor(keep, device=size.device)[:, None])
+        return ranked.gather(1, torch.as_tensor(keep)[:, None])
     if not keep:
         return size.new_full((len(size), 1), torch.inf)
     scores = (size.square() * worth[:, None]).flatten()
