@@ -185,26 +185,9 @@ def _pruned() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "softmax": (lambda: nn.Sequential(mlp(nn.ReLU()), nn.Softmax(1)), "'1': softmax .* logits"),
-    "log softmax": (
-        lambda: nn.Sequential(mlp(nn.ReLU()), nn.LogSoftmax(1)),
-        "'1': log_softmax .* logits",
-    ),
-    "sigmoid at the end": (
-        lambda: nn.Sequential(mlp(nn.ReLU()), nn.Sigmoid()),
-        "does not end in a Linear: .* logits",
-    ),
     "batch statistics": (
         lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)),
         "'1': batch_norm uses statistics of the batch; .* in evaluation mode",
-    ),
-    "recurrent layer": (
-        lambda: Net(
-            lambda s, x: s.layers[0](s.layers[1](x[:, None])[0][:, 0]),
-            nn.Linear(4, 3),
-            nn.LSTM(6, 4, batch_first=True),
-        ),
-        "lstm is a recurrent layer, .* fixed number of steps",
     ),
     "dropout that stays on": (
         lambda: Net(lambda s, x: F.dropout(s.layers[0](x)), nn.Linear(6, 3)),
@@ -233,17 +216,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "data-dependent branch": (lambda: Net(_data_dependent, nn.Linear(6, 3)), "depend on the data"),
     "no hidden layer": (lambda: nn.Linear(6, 3), "no hidden layer"),
-    "two outputs": (
-        lambda: Net(lambda s, x: (s.layers[0](x.relu()), x), nn.Linear(6, 3)),
-        "returns 2 tensors",
+    "text beside the outputs": (
+        lambda: Net(lambda s, x: (s.layers[0](x.relu()), "text"), nn.Linear(6, 3)),
+        "returns a str as 1: accepted are tensors",
+    ),
+    "classes": (
+        lambda: Net(lambda s, x: s.layers[0](x.relu()).argmax(1), nn.Linear(6, 3)),
+        "dtype torch.int64: accepted are floating-point .* logits",
     ),
     "constant output": (lambda: Net(lambda s, x: s.shift * 2), "does not depend on its input"),
-    "no dimension of outputs": (
-        lambda: Net(lambda s, x: s.layers[0](x.relu()).squeeze(1), nn.Linear(6, 1)),
-        r"samples of shape \(\): accepted is \(outputs,\)",
-    ),
-    "two inputs": (lambda: nn.Bilinear(6, 6, 3), r"does not run on inputs of shape \(8, 6\)"),
-    "another width": (lambda: nn.Linear(5, 3), r"does not run on inputs of shape \(8, 6\)"),
+    "two inputs": (lambda: nn.Bilinear(6, 6, 3), r"does not run on inputs of shape \(m, 6\)"),
+    "another width": (lambda: nn.Linear(5, 3), r"does not run on inputs of shape \(m, 6\)"),
     "old-style pruning": (_pruned, "cannot be copied .* made permanent"),
 }
 """Networks on samples of shape (6,) that are not, and what the error says."""

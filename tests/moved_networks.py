@@ -72,10 +72,10 @@ def job(name: str, shift: float = 0.0, m: int = 60, **options) -> tuple[Sweeps, 
 
 
 def job_of(
-    teacher: StateEquations, shift: float = 0.0, m: int = 60, **options
+    teacher: StateEquations, shift: float = 0.0, m: int = 60, bias: bool = True, **options
 ) -> tuple[Sweeps, Tensor]:
     u = inputs(teacher, m)
     with torch.no_grad():
         T = teacher.replay(u)[1]
     model = moved(teacher, shift)
-    return Sweeps(model, rows_of(model), u, T, **options), u
+    return Sweeps(model, rows_of(model, bias=bias), u, T, **options), u

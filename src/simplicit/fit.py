@@ -4,15 +4,16 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from simplicit.calibration.batches import batches
+from simplicit.calibration.batches import Batches, batches
 from simplicit.calibration.structure import Structure
+from simplicit.capture.inputs import unwrapped
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
@@ -75,11 +76,12 @@ def implicitize(
     """Turn a trained network into an implicit model by convex state matching (arXiv 2209.09389).
 
     Args:
-        net: A trained network that returns logits; it is not changed. Linear layers, convolutions,
+        net: A trained network; it is not changed. Linear layers, convolutions, recurrent layers,
             elementwise activations, pooling, normalisation and whatever only moves or averages
             states are read; other operations are kept as they are.
-        inputs: Calibration inputs without labels: a tensor or a NumPy array in the network's own
-            input shape, or an iterable of batches. It is passed over once.
+        inputs: Calibration inputs without labels, as the network takes them: a tensor or a NumPy
+            array (m, …), whole numbers for tokens, a tuple or a table by name if it takes several;
+            or an iterable of such batches. It is passed over once.
         objective: `sparsity`, or `robustness`: the smallest path norm that costs at most one point
             of accuracy (`robustness=0.01`), with half of the weights unless a `sparsity` is given.
         sparsity: Budget: the fraction of the network's weights to do without, in [0, 1).
@@ -159,8 +161,9 @@ def fit(
     """
     clock, deadline = _Clock(), Deadline(time_limit)
     check_device(device or "cpu")
-    stream = batches(inputs, batch_size)
-    network = capture(net, stream.example)
+    net = unwrapped(net)
+    stream = batches(inputs, batch_size, net)
+    network = _network(net, stream)
     if network.nonzeros == 0:
         raise InputError("the network has no non-zero weights: at least one is needed")
     structure = structure_of(recipe, network)
@@ -207,6 +210,25 @@ def fit(
     return Fit(model, matching.records, matching.trace, seconds, levels, matching.budgets)
 
 
+def _network(net: nn.Module, stream: Batches) -> StateEquations:
+    if not isinstance(net, ImplicitModel):
+        return capture(net, stream.example, stream.inputs)
+    equations = net.equations
+    if equations.feedback:
+        raise InputError(
+            "a full model has states that feed back: accepted are the network it came from, and "
+            "models of structure triangular or layered"
+        )
+    own, given = ([(i.shape, bool(i.dtype)) for i in x] for x in (equations.inputs, stream.inputs))
+    if own != given:
+        raise InputError(
+            f"calibration inputs of shape {[shape for shape, _ in given]}: accepted are those of "
+            f"the model, {[shape for shape, _ in own]} a sample"
+        )
+    taken = equations.changed(lambda tensor: tensor.detach())
+    return replace(taken, nonzeros=net.nonzeros)
+
+
 def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
     if recipe.robustness is None:
         return []
@@ -223,7 +245,6 @@ def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
             *matching.samples(),
             recipe.robustness,
             report,
-            bias=recipe.bias,
             inactive=matching.inactive,
             workers=matching.workers,
             seed=matching.seed,
@@ -244,11 +265,14 @@ def structure_of(recipe: Recipe, network: StateEquations) -> Structure:
         network: The network as captured.
 
     Returns:
-        The structure asked for; for `auto`, layered where the network is not all matrices.
+        The structure asked for; for `auto`, layered where the network is not all matrices, or uses
+        a weight several times.
     """
     if recipe.structure != "auto":
         return recipe.structure
-    return "layered" if network.structured else "triangular"
+    uses = [term.parameter for e in network.layers for term in e.terms if term.parameter]
+    layered = network.structured or len(set(uses)) < len(uses)
+    return "layered" if layered else "triangular"
 
 
 def check_device(device: torch.device | str) -> None:

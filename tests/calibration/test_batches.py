@@ -147,13 +147,16 @@ def with_entry(value: float) -> torch.Tensor:
         ([], "empty"),
         (generator(), "empty"),
         (generator(U[:0]), "empty"),
-        (with_entry(float("nan")), "batch 1, sample 2, has NaN"),
-        (with_entry(float("-inf")), "batch 1, sample 2, has NaN"),
-        ([U, U.flatten(1)], r"batch 1 has shape \(10, 6\): accepted is \(m, 2, 3\)"),
+        (with_entry(float("nan")), "batch 1: sample 2 has NaN"),
+        (with_entry(float("-inf")), "batch 1: sample 2 has NaN"),
+        ([U, U.flatten(1)], r"batch 1: input of shape \(10, 6\): accepted is \(m, 2, 3\)"),
         (torch.randint(0, 255, (10, 2, 3), dtype=torch.uint8), "uint8: .* floating point"),
-        (torch.ones(10), r"batch 0 has shape \(4,\)"),
-        ([{"image": U}], "batch 0 is a dict"),
-        ([U.tolist()], "batch 0 is a list"),
+        (torch.ones(10), r"batch 0: shape \(4,\)"),
+        ([{"image": "cat.png"}], "batch 0: a batch with a str as image: accepted are tensors"),
+        ([U.tolist()], "batch 0: a batch is a list of list: accepted are tensors"),
+        ({"a": U, "b": U[:5]}, "inputs of 10, 5 samples: accepted is one number"),
+        ([{"a": U}, {"a": U.flatten(1)}], r"batch 1: input a of shape \(10, 6\)"),
+        (U.to(torch.complex64), "complex inputs: .*view_as_real"),
     ],
 )
 def test_bad_inputs_are_named_in_one_line(inputs, message):
@@ -166,8 +169,3 @@ def test_bad_inputs_are_named_in_one_line(inputs, message):
 def test_a_batch_size_that_is_none_is_refused(size):
     with pytest.raises(InputError, match=f"batch_size={size}: accepted is"):
         batches(U, size)
-
-
-def test_the_networks_own_shape_is_asked_for():
-    with pytest.raises(InputError, match=r"batch 0 has shape \(4, 2, 3\): accepted is \(m, 6\)"):
-        batches(U, 4, input_shape=(6,))

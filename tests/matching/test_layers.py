@@ -66,7 +66,7 @@ def states(equations, u: Tensor) -> list[Tensor]:
 def test_the_gram_of_every_layer_is_that_of_the_networks_states(kind, structure, batch, bias):
     u = inputs(kind)[:15]
     equations = in_structure(read(kind), structure)
-    layers = rows_of(equations)
+    layers = rows_of(equations, bias=bias)
     frontier = Frontier(equations, batches(u, batch), own=False)
     found = teacher_moments(
         equations, layers, frontier, Recipe(bias=bias), [0.0] * len(layers), None
@@ -421,7 +421,7 @@ def test_the_network_is_inside_its_ball(structure):
                 torch.ones(3, W.shape[1]).double(), torch.ones(3, len(W)).double()
             )
             ball = constraint.ball(rows, equations, 1)
-            terms = row_problem(gram, recipe, rows.sources(equations), ball).terms
+            terms = row_problem(gram, recipe, rows.sources(equations), True, ball).terms
             if rows.index == len(equations.hidden):
                 assert not terms.has_ball
                 continue

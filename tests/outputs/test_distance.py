@@ -15,9 +15,9 @@ def outputs(m: int = 5, q: int = 4, scale: float = 1.0, seed: int = 0) -> tuple[
 
 def curvature(distance: Distance, Y: Tensor) -> Tensor:
     """F of every sample, written out."""
-    p = (Y / distance.temperature).softmax(1)
-    F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * distance.temperature**2)
-    return F + torch.eye(Y.shape[1]) / (2 * distance.variance)
+    p = (Y / distance.heads[0].temperature).softmax(1)
+    F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * distance.heads[0].temperature**2)
+    return F + torch.eye(Y.shape[1]) / (2 * distance.heads[0].variance)
 
 
 def test_it_is_zero_at_the_teacher_and_grows_from_there():
@@ -32,7 +32,7 @@ def test_it_is_zero_at_the_teacher_and_grows_from_there():
 def test_slope_and_curvature_are_the_derivatives(scale):
     Y, T = outputs(scale=scale)
     distance = Distance(T)
-    assert (distance.temperature > 1) == (scale > 1)
+    assert (distance.heads[0].temperature > 1) == (scale > 1)
 
     def total(Y: Tensor) -> Tensor:
         return distance(Y, T).sum()
@@ -101,7 +101,7 @@ def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same(dtype):
     """A difference of squares is negative here."""
     Y, T = (10 * M.to(dtype) for M in outputs(m=200))
     distance = Distance(T)
-    distance.temperature, distance.variance = 1.0, 1e20
+    distance.heads[0].temperature, distance.heads[0].variance = 1.0, 1e20
     D = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
     root = distance.curvature(Y).root(D).square().sum(1)
     assert (root >= 0).all() and root.isfinite().all()
@@ -112,5 +112,5 @@ def test_a_teacher_that_is_sure_of_everything_has_curvature_all_the_same(dtype):
 
 def test_outputs_that_never_change_have_a_distance():
     T = torch.ones(3, 2).double()
-    assert Distance(T).variance == 1.0
+    assert Distance(T).heads[0].variance == 1.0
     assert (Distance(T)(T + torch.eye(3, 2), T) > 0)[:2].all()

@@ -1,14 +1,16 @@
 """Calibration inputs, drawn once: checked batch by batch, kept in memory or on disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from simplicit.calibration.spool import Spool, Spooled, read
+from simplicit.capture.inputs import inputs_of, taken
+from simplicit.equations.interface import Input, packed, plain
 from simplicit.errors import InputError
 
 Batch = Float[Tensor, "m *shape"]
@@ -21,7 +23,7 @@ or a list of tensors, is in memory already and is not copied."""
 def batches(
     inputs: Tensor | Iterable[Any],
     batch_size: int,
-    input_shape: tuple[int, ...] | None = None,
+    net: nn.Module | None = None,
     in_memory: int = IN_MEMORY,
 ) -> "Batches":
     """Draw calibration inputs, once.
@@ -30,46 +32,66 @@ def batches(
     data set, and a generator will do.
 
     Args:
-        inputs: One tensor or NumPy array (m, …), or an iterable of batches: such, or (input, label)
-            pairs as a `DataLoader` gives, whose labels are ignored.
-        batch_size: Samples in a batch cut from a tensor; an iterable's batches stay as they are.
-        input_shape: Shape of one sample; that of the first batch by default.
+        inputs: All samples in one tensor or NumPy array (m, …), in a tuple of them if the network
+            takes several, or in a table of them by name; or an iterable of such batches, in which
+            labels may follow the inputs, as a `DataLoader` gives them. Labels are ignored.
+        batch_size: Samples in a batch cut from tensors; an iterable's batches stay as they are.
+        net: The network, which says how many tensors it takes; one if omitted.
         in_memory: Bytes of an iterable's batches that are kept in memory; the rest is on disk.
 
     Returns:
-        The batches.
+        The batches. Of a network that takes one tensor of floating-point numbers they are these
+        tensors, otherwise its inputs one after another, see `interface.packed`.
 
     Raises:
-        InputError: If batches have no size, if one has NaN or Inf, another shape, or no
-            floating-point numbers, or if there is no sample at all.
+        InputError: If batches have no size, if one has NaN or Inf, another shape, or is not what
+            the network takes, or if there is no sample at all.
     """
-    if isinstance(inputs, np.ndarray):
-        inputs = torch.as_tensor(inputs)
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: accepted is a whole number, at least 1")
-    source = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
+    source = _cut(inputs, batch_size, net)
     there = isinstance(source, (list, tuple))
-    kept, room, shape, spool = [], in_memory, input_shape, None
+    kept, room, spool = [], in_memory, None
+    wanted: tuple[Input, ...] = ()
     for index, item in enumerate(source):
-        batch = _inputs_of(item, index).detach()
-        shape = shape or tuple(batch.shape[1:])
-        if tuple(batch.shape[1:]) != shape:
-            raise InputError(
-                f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is "
-                f"(m, {', '.join(map(str, shape))})"
-            )
+        try:
+            wanted = wanted or inputs_of(net, item)
+            batch = _batch_of(item, wanted)
+        except InputError as error:
+            raise InputError(f"calibration batch {index}: {error}") from None
         if len(batch) == 0:
             continue
+        there = there and plain(wanted)
         room -= 0 if there else batch.nbytes
         if room < 0:
             spool = spool or Spool()
             kept.append(spool.keep(batch))
         else:
             # a source may write its next batch into the same memory
-            kept.append(batch if there else batch.clone())
+            kept.append(batch if there or not plain(wanted) else batch.clone())
     if not kept:
         raise InputError("calibration inputs are empty: accepted is at least one sample")
-    return Batches(kept)
+    return Batches(kept, wanted)
+
+
+def _cut(inputs: Any, batch_size: int, net: nn.Module | None) -> Iterable[Any]:
+    if isinstance(inputs, np.ndarray):
+        inputs = torch.as_tensor(inputs)
+    if isinstance(inputs, Tensor):
+        return inputs.split(batch_size)
+    several = isinstance(inputs, tuple) and all(isinstance(x, (Tensor, np.ndarray)) for x in inputs)
+    if not isinstance(inputs, Mapping) and not (several and net is not None):
+        return inputs
+    wanted = inputs_of(net, inputs)
+    if several and len(wanted) == 1:
+        return inputs  # a tuple of batches
+    given, named = taken(inputs, wanted)
+    every = [torch.as_tensor(value) for value in (*given, *named.values())]
+    if len({len(value) for value in every}) != 1:
+        counts = ", ".join(str(len(value)) for value in every)
+        raise InputError(f"inputs of {counts} samples: accepted is one number for all")
+    cut = zip(*(value.split(batch_size) for value in every), strict=True)
+    return [dict(zip(named, parts, strict=True)) if named else parts for parts in cut]
 
 
 class Batches:
@@ -77,13 +99,15 @@ class Batches:
 
     Args:
         kept: The batches, none of them empty.
+        inputs: What stands in them.
 
     Attributes:
         example: The first batch.
+        inputs: What stands in the batches.
     """
 
-    def __init__(self, kept: list[Tensor | Spooled]) -> None:  # of unlike m
-        self._kept = kept
+    def __init__(self, kept: list[Tensor | Spooled], inputs: tuple[Input, ...]) -> None:
+        self._kept, self.inputs = kept, inputs
         self.example: Batch = read(kept[0])
 
     @property
@@ -108,29 +132,23 @@ class Batches:
         return len(self._kept)
 
 
-def _inputs_of(item: Any, index: int) -> Tensor:
-    batch = item[0] if isinstance(item, (tuple, list)) and item else item
-    if isinstance(batch, np.ndarray):
-        batch = torch.as_tensor(batch)
-    if not isinstance(batch, Tensor):
-        raise InputError(
-            f"calibration batch {index} is a {type(batch).__name__}: accepted is a tensor or an "
-            "(input, label) pair"
-        )
-    if not batch.is_floating_point():
-        raise InputError(
-            f"calibration batch {index} has dtype {batch.dtype}: accepted is floating point, "
-            "scaled as for training, e.g. images.float() / 255"
-        )
-    if batch.ndim < 2:
-        raise InputError(
-            f"calibration batch {index} has shape {tuple(batch.shape)}: accepted is (m, …), "
-            "samples first"
-        )
-    if not batch.isfinite().all():
-        sample = int((~batch.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise InputError(
-            f"calibration batch {index}, sample {sample}, has NaN or Inf entries: accepted are "
-            "finite inputs"
-        )
+def _batch_of(item: Any, wanted: tuple[Input, ...]) -> Tensor:
+    given, named = taken(item, wanted)
+    values = [torch.as_tensor(value).detach() for value in (*given, *named.values())]
+    for value, name in zip(values, [i.name for i in wanted], strict=False):
+        of = f" of {name}" if name else ""
+        if value.ndim < 2 and plain(wanted):
+            raise InputError(f"shape {tuple(value.shape)}: accepted is (m, …), samples first")
+        if not value.isfinite().all():
+            sample = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise InputError(
+                f"sample {sample}{of} has NaN or Inf entries: accepted are finite inputs"
+            )
+    doubles = any(value.dtype == torch.float64 for value in values)
+    like = torch.empty(0, dtype=torch.float64 if doubles else torch.float32)
+    if not plain(wanted):
+        return packed(wanted, given, named, like)
+    (batch,) = values
+    if not batch.is_floating_point() or tuple(batch.shape[1:]) != wanted[0].shape:
+        packed(wanted, given, named, like)  # says what is wrong with it
     return batch

@@ -33,12 +33,14 @@ class Rows:
         index: Which equation.
         slots: Which of its terms.
         groups: Groups of channels that do not share features.
+        biased: Whether the channels may have biases.
     """
 
     name: str
     index: int
     slots: Slots
     groups: int
+    biased: bool = True
 
     @property
     def terms(self) -> tuple[int, ...]:
@@ -179,7 +181,12 @@ class Rows:
         return parts
 
 
-def rows_of(equations: StateEquations, without: Collection[tuple[int, int]] = ()) -> list[Rows]:
+def rows_of(
+    equations: StateEquations,
+    without: Collection[tuple[int, int]] = (),
+    bias: bool = True,
+    own: bool = False,
+) -> list[Rows]:
     """List what there is to solve, first equation first.
 
     A weight that several equations share is solved where it is used first; see `follow`.
@@ -187,6 +194,9 @@ def rows_of(equations: StateEquations, without: Collection[tuple[int, int]] = ()
     Args:
         equations: The network.
         without: Terms that stay as they are, see `skipped`.
+        bias: Whether rows may have biases at all.
+        own: Whether only those may whose layer has a bias in the network, so that the model's
+            weights fit into the network's own class.
 
     Returns:
         Its rows. Terms of one equation whose channels or positions are in different orders are
@@ -194,7 +204,12 @@ def rows_of(equations: StateEquations, without: Collection[tuple[int, int]] = ()
     """
     found: list[Rows] = []
     seen: set[str] = set()
+    moved: set[str] = set()
     for index, equation in enumerate(equations.layers):
+        adjust = equation.adjust
+        # a bias moves where its parameter is used first
+        free = bias and not (adjust and (adjust.name in moved or (own and not adjust.name)))
+        moved |= {adjust.name} - {""} if adjust else set()
         layouts: dict[tuple[str, int, int], dict[int, list[int]]] = {}
         for t, term in enumerate(equation.terms):
             if term.parameter in seen or (index, t) in without:
@@ -204,7 +219,8 @@ def rows_of(equations: StateEquations, without: Collection[tuple[int, int]] = ()
         for slots in layouts.values():
             terms = [equation.terms[members[0]] for members in slots.values()]
             groups = lcm(*(term.map.groups for term in terms))
-            found.append(Rows(equation.name, index, tuple(map(tuple, slots.values())), groups))
+            every = tuple(map(tuple, slots.values()))
+            found.append(Rows(equation.name, index, every, groups, free))
         seen |= {term.parameter for term in equation.terms if term.parameter}
     return found
 
@@ -239,7 +255,8 @@ def follow(
         without: Terms that stay as they are.
 
     Returns:
-        The equation with the model's weights where they are known, in its own batch norm's units.
+        The equation with the model's weights where they are known, in its own batch norm's units,
+        and with the bias that it shares.
     """
     shared = {term.parameter: term for other in reversed(solved) for term in other.terms}
     shared.pop("", None)
@@ -252,7 +269,17 @@ def follow(
         weight = weight if alike else term.stored(first.stored(weight))
         weight = _scaled(weight, term.gain, inverse=False)
         terms[t] = replace(term, map=replace(term.map, weight=weight))
-    return replace(equation, terms=tuple(terms))
+    return _biased(replace(equation, terms=tuple(terms)), solved)
+
+
+def _biased(equation: Equation, solved: Sequence[Equation]) -> Equation:
+    own = equation.adjust
+    alike = [e for e in solved if own and own.name and e.adjust and e.adjust.name == own.name]
+    if not alike or alike[0].bias is None or (change := alike[0].bias_change) is None:
+        return equation
+    assert own is not None and alike[0].adjust is not None
+    factor = alike[0].adjust.factor
+    return equation.with_bias_change(own.factor * torch.where(factor == 0, 0.0, change / factor))
 
 
 def _scaled(weight: Tensor, gain: Tensor | None, inverse: bool) -> Tensor:

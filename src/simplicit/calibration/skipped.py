@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.equations.equation import Equation
+from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.system.suggest import did_you_mean
@@ -34,7 +35,8 @@ class Layer:
 def skipped(equations: StateEquations, patterns: Sequence[str]) -> dict[Place, Layer]:
     """Find the layers that patterns name.
 
-    A weight that a skipped layer shares with others is skipped in all of them.
+    A weight that a skipped layer shares with others is skipped in all of them, and so is one that
+    is also a table of an embedding: it would no longer be that table.
 
     Args:
         equations: The network, in the structure that is solved.
@@ -46,9 +48,11 @@ def skipped(equations: StateEquations, patterns: Sequence[str]) -> dict[Place, L
     Raises:
         InputError: If a pattern names no layer, or no layer is left to match.
     """
-    if not patterns:
-        return {}
     layers = equations.layers
+    tables = {name for e in equations.hidden if isinstance(e.phi, Kept) for name in e.phi.names}
+    tables -= {""}
+    if not patterns and not tables:
+        return {}
     every = [(i, t) for i, e in enumerate(layers) for t in range(len(e.terms))]
     names = {place: tuple(_names(layers[place[0]], place[1])) for place in every}
     known = list(dict.fromkeys(name for place in every for name in names[place]))
@@ -58,9 +62,9 @@ def skipped(equations: StateEquations, patterns: Sequence[str]) -> dict[Place, L
                 f"skip: no layer is called {pattern!r}: {did_you_mean(pattern, known)}"
             )
     found = {p for p in every if any(fnmatchcase(n, g) for n in names[p] for g in patterns)}
-    shared = {layers[i].terms[t].parameter for i, t in found} - {""}
+    shared = {layers[i].terms[t].parameter for i, t in found} - {""} | tables
     found |= {(i, t) for i, t in every if layers[i].terms[t].parameter in shared}
-    if len(found) == len(every):
+    if patterns and len(found) == len(every):
         raise InputError(
             f"skip={tuple(patterns)}: accepted are patterns that leave a layer to match"
         )

@@ -39,13 +39,14 @@ def structured(equations: StateEquations, structure: Structure) -> StateEquation
         )
     if structure == "full":
         blocks = [Block(e.name, e.size, e.phi) for e in reversed(equations.hidden)]
-        return from_matrices(
+        full = from_matrices(
             *equations.dense(equations.like.dtype),
             blocks=blocks,
             structure="full",
             input_shape=equations.input_shape,
             nonzeros=equations.nonzeros,
         )
+        return replace(full, interface=equations.interface)
     sizes = [*(e.states for e in equations.hidden), equations.p]
     layers = []
     for k, e in enumerate(equations.layers):

@@ -20,6 +20,9 @@ IDENTITY = Phi("identity")
 IGNORED = ("device", "layout", "pin_memory", "memory_format")
 """Options of operations that say where and how a result is stored."""
 
+LOOKED_UP = (torch.ops.aten.embedding.default, torch.ops.aten._embedding_bag_forward_only.default)
+"""Operations that read places of a table."""
+
 Shape = tuple[int, ...]
 
 
@@ -37,6 +40,7 @@ class Layers:
         self._uses: dict[str, int] = {}
         self._swapped: dict[tuple[int, Shape, int], Tensor] = {}
         self._counts: dict[tuple[int, int], int] = {}
+        self._pinned: set[str] = set()
 
     @property
     def nonzeros(self) -> int:
@@ -66,8 +70,42 @@ class Layers:
         stored = self._parameters[name]
         if tensor.shape == stored.shape and tensor.stride() == stored.stride():
             return name, False
-        transposed = tensor.ndim == 2 and tensor.T.shape == stored.shape
+        # all of its entries in their order, in fewer axes or with rows and columns exchanged
+        if tensor.numel() != stored.numel() or not stored.is_contiguous():
+            return "", False
+        if tensor.is_contiguous():
+            return name, False
+        transposed = tensor.ndim == 2 and tensor.T.is_contiguous()
         return (name, True) if transposed else ("", False)
+
+    def pin(self, operands: list[Any], result: Any) -> None:
+        """Note the parameters that constants are made of: moving them would move those, too.
+
+        Args:
+            operands: What a constant is computed from.
+            result: The constant; a view of a parameter is still that parameter.
+        """
+        results = [r.untyped_storage().data_ptr() for r in pytree.tree_leaves(result)
+                   if isinstance(r, Tensor)]
+        for operand in operands:
+            if isinstance(operand, Tensor) and operand.untyped_storage().data_ptr() not in results:
+                self._pinned |= {self.parameter(operand)[0]} - {""}
+
+    def released(self, equation: Equation) -> Equation:
+        """Leave a bias alone whose parameter something else is made of, see `pin`.
+
+        Args:
+            equation: An equation.
+
+        Returns:
+            The equation, with a bias that is adjusted by no parameter if need be.
+        """
+        adjust = equation.adjust
+        if adjust is None or adjust.name not in self._pinned:
+            return equation
+        bias = equation.channel_bias if equation.channel_bias is not None else equation.full_bias
+        assert bias is not None
+        return replace(equation, adjust=BiasParameter("", torch.zeros_like(adjust.factor), bias))
 
     def swapped(self, weight: Tensor, groups: int) -> Tensor:
         """Exchange a weight's rows and columns, once: uses of one weight share the result.
@@ -100,11 +138,17 @@ class Layers:
         uses = self._uses[name] = self._uses.get(name, 0) + 1
         unique = name if uses == 1 else f"{name}@{uses - 1}"  # as torch.export writes reuse
         equation = Equation(unique, value.terms, value.bias, phi, value.summands)
-        if not value.terms or equation.channel_bias is None:
+        if not value.terms:
             return equation
-        bias = equation.channel_bias
-        parameter, factor = value.adjust or ("", torch.zeros_like(bias))
-        rest = bias - factor * self._parameters[parameter] if parameter else bias
+        first, bias = value.terms[0].map, equation.channel_bias
+        none = first.weight.new_zeros(len(first.weight))
+        parameter, factor = value.adjust or ("", none)
+        moved = factor * self._parameters[parameter] if parameter else none
+        if bias is None:  # position embeddings are added
+            assert value.bias is not None
+            rest = value.bias - first.spread(moved)
+        else:
+            rest = bias - moved
         return replace(equation, adjust=BiasParameter(parameter, factor, rest))
 
     def state(
@@ -175,11 +219,12 @@ class Layers:
             return leaf
 
         placed = pytree.tree_map(place, (list(args), options))
-        whole = self._joined(node, operands)
+        whole = self.joined(node, operands)
         batched = "dot_product" in str(node.target) and all(o.shape[0] == 1 for o in operands)
+        names = tuple(self.parameter(constant)[0] for constant in constants)
         # a table that is looked up has no weights to spend
-        looked_up = node.target == torch.ops.aten.embedding.default
-        matrices = [k for k, t in enumerate(constants) if t.ndim > 1 and self.parameter(t)[0]]
+        looked_up = node.target in LOOKED_UP
+        matrices = [k for k, t in enumerate(constants) if t.ndim > 1 and names[k]]
         weights = [] if looked_up else matrices
         for k in weights:
             self.count(constants[k])
@@ -193,6 +238,7 @@ class Layers:
                 operands=tuple(operand.shape for operand in operands),
                 dtypes=tuple(o.dtype and str(o.dtype).removeprefix("torch.") for o in operands),
                 constants=tuple(constants),
+                names=names,
                 weights=tuple(weights),
                 batched=batched,
                 output=output,
@@ -204,7 +250,16 @@ class Layers:
 
         return result(None) if isinstance(node.meta["val"], Tensor) else _Results(result)
 
-    def _joined(self, node: fx.Node, operands: list[Affine]) -> Affine:
+    def joined(self, node: fx.Node, operands: list[Affine]) -> Affine:
+        """Put values one after another.
+
+        Args:
+            node: The operation that needs it.
+            operands: The values.
+
+        Returns:
+            All of them, without terms.
+        """
         operands = [self.settled(node, operand) for operand in operands]
         if len(operands) == 1:
             return operands[0]

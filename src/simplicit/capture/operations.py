@@ -23,9 +23,12 @@ from simplicit.capture.rearrange import (
     reduction,
 )
 from simplicit.capture.weighted import (
+    addmm,
     adjustable,
     any_convolution,
+    bmm,
     convolution,
+    einsum,
     linear,
     matmul,
     transposed_convolution,
@@ -170,6 +173,9 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.linear.default: linear,
     aten.matmul.default: matmul,
     aten.mm.default: matmul,
+    aten.addmm.default: addmm,
+    aten.bmm.default: bmm,
+    aten.einsum.default: einsum,
     aten.conv1d.default: convolution,
     aten.conv1d.padding: convolution,
     aten.conv2d.default: convolution,
@@ -245,16 +251,6 @@ def _table(names: str, handle: Callable[..., Any]) -> dict[Any, Callable[..., An
 MOVED = _table(SAME, _same) | _table(MOVES, move)
 OPERATIONS |= MOVED
 
-RECURRENT = (
-    "is a recurrent layer, which cannot be read; accepted: the same recurrence as Linear layers "
-    "in a loop with a fixed number of steps"
-)
-
-LOGITS = "is not accepted: return the logits before it"
-
-PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax")
-"""Operations that no network may end in."""
-
 HINTS: dict[Any, str] = {
     getattr(aten, packet): TRAINING
     for packet in (
@@ -263,5 +259,5 @@ HINTS: dict[Any, str] = {
         "native_batch_norm",
         "instance_norm",
     )
-} | {getattr(aten, packet): RECURRENT for packet in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+}
 """What to say of operations that are refused, whichever overload they are."""

@@ -6,35 +6,34 @@ about the second.
 """
 
 import copy
-import io
-import logging
 import operator
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from simplicit.capture.affine import Affine
+from simplicit.capture.export import export, line
 from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
-from simplicit.capture.operations import (
-    DROPOUTS,
-    HINTS,
-    LOGITS,
-    MOVED,
-    OPERATIONS,
-    PROBABILITIES,
-    SAME,
+from simplicit.capture.inputs import inputs_of, taken, unwrapped
+from simplicit.capture.operations import DROPOUTS, HINTS, MOVED, OPERATIONS
+from simplicit.capture.outputs import as_list, heads, output_of, returns, tensors_of
+from simplicit.equations.interface import (
+    Input,
+    Interface,
+    Output,
+    arguments,
+    called,
+    packed,
+    plain,
 )
 from simplicit.equations.network import Equation, StateEquations, Summand, Term
-from simplicit.equations.phi import Phi
+from simplicit.equations.weighted_maps import Gather
 from simplicit.errors import InputError
 
 __all__ = ["Equation", "StateEquations", "Summand", "Term", "capture"]
@@ -42,58 +41,83 @@ __all__ = ["Equation", "StateEquations", "Summand", "Term", "capture"]
 SAMPLES = 8
 """Samples of the example that the equations are checked on."""
 
+HALVES = {torch.float16, torch.bfloat16}
 
-def capture(net: nn.Module, example: Tensor) -> StateEquations:
+
+def capture(
+    net: nn.Module, example: Any, inputs: Sequence[Input] | None = None
+) -> StateEquations:
     """Read a network, as it computes in evaluation mode, into its state equations.
 
     The network is left exactly as it was: a copy is read. Forward hooks are part of what a network
-    computes and run on the copy, as they do whenever the network is called.
+    computes and run on the copy, as they do whenever the network is called. `torch.compile`,
+    `DataParallel` and exported programs are taken off; what computes in less than float32 is read
+    in float32.
 
     Args:
-        net: A feed-forward network that returns logits: linear maps, convolutions, activations,
-            pooling, moves and sums are read, any other operation is kept as it is.
-        example: Inputs (m, …) in the network's own shape, one sample or more; their values only
-            serve to check the result.
+        net: A feed-forward network: linear maps, convolutions, recurrent layers, activations,
+            pooling, moves and sums are read, any other operation is kept as it is. A softmax,
+            log-softmax or sigmoid that an output ends in is taken off; `interface` of the equations
+            has it.
+        example: Inputs (m, …) in the network's own shape, one sample or more: a tensor, a tuple of
+            tensors, or a table by name. Their values only serve to check the result.
+        inputs: What stands in an example that was packed before.
 
     Returns:
-        The equations, in the network's dtype and on its device.
+        The equations, on the network's device.
 
     Raises:
         InputError: If a parameter or the example is not finite, if the network does not run on
             the example, or if it does what cannot be written as state equations; the line names
             the module and the operation.
     """
-    if not isinstance(net, nn.Module):
-        raise InputError(f"the network is a {type(net).__name__}: accepted is a torch.nn.Module")
+    net = unwrapped(net)
+    if inputs is None:
+        several = isinstance(example, (tuple, list))
+        inputs = tuple(i for x in example for i in inputs_of(None, x)) if several else None
+        inputs = inputs or inputs_of(net, example)
+        given, named = taken(example, tuple(inputs))
+        if not plain(inputs):
+            example = packed(inputs, given, named, torch.empty(0, dtype=torch.float64))
+        else:
+            (example,) = map(torch.as_tensor, (*given, *named.values()))
     _check_finite(net, example)
     try:
-        net = copy.deepcopy(net).eval()
+        net = _evaluating(copy.deepcopy(net))
     except Exception as error:
         raise InputError(
-            f"the network cannot be copied ({_line(error)}): accepted is one copy.deepcopy copies, "
+            f"the network cannot be copied ({line(error)}): accepted is one copy.deepcopy copies, "
             "with pruning masks and weight norm removed or made permanent"
         ) from error
-    example = example.detach()[:SAMPLES].to(next(net.parameters(), example))
-    if len(example) == 1:  # export takes a batch of one for a constant; two alike hide mixing
-        example = torch.cat([example, example / 2])
+    dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    small = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes & HALVES)
+    net = net.float() if small else net
+    example = _samples(inputs, example.detach()[:SAMPLES].to(_like(net, example)))
     with torch.no_grad():
         try:
-            logits = net(example.clone())  # which may change its input in place
+            # which may change its input in place
+            outputs = called(net, inputs, example.clone())
         except Exception as error:
             raise InputError(
-                f"the network does not run on inputs of shape {tuple(example.shape)}: "
-                f"{_line(error)}"
+                f"the network does not run on inputs {_described(inputs)}: {line(error)}"
             ) from error
-        equations = _read(_export(net, example), example)
-        _check_replay(equations, example, logits)
+        tensors = tensors_of(outputs)
+        if not isinstance(outputs, Tensor):
+            as_list(net)
+        given, named = arguments(inputs, example)
+        program = export(net, given, named)
+        equations, found = _read(program, inputs, example, list(tensors))
+        interface = Interface(tuple(inputs), found, returns(outputs), *small[:1])
+        equations = replace(equations, interface=None if interface.plain else interface)
+        _check_replay(equations, example, list(tensors.values()))
     return equations
 
 
 def _check_finite(net: nn.Module, example: Tensor) -> None:
-    if example.ndim < 2 or len(example) == 0 or not example.is_floating_point():
+    if example.ndim < 2 or len(example) == 0:
         raise InputError(
-            f"example of shape {tuple(example.shape)}, {example.dtype}: accepted is a batch of at "
-            "least one floating-point sample, (m, …)"
+            f"example of shape {tuple(example.shape)}: accepted is a batch of at least one sample, "
+            "(m, …)"
         )
     if not example.isfinite().all():
         raise InputError("the example has NaN or Inf entries: accepted are finite inputs")
@@ -104,74 +128,60 @@ def _check_finite(net: nn.Module, example: Tensor) -> None:
                 raise InputError(f"{kind} {name!r} has NaN or Inf entries: accepted are finite")
 
 
-def _check_replay(equations: StateEquations, example: Tensor, output: Any) -> None:
-    logits = pytree.tree_leaves(output)[0]
+# an exported program is in the mode that it was exported in
+def _evaluating(net: nn.Module) -> nn.Module:
     try:
-        _, replayed = equations.replay(example)
+        return net.eval()
+    except NotImplementedError:
+        return net
+
+
+def _like(net: nn.Module, example: Tensor) -> Tensor:
+    return next((p for p in net.parameters() if p.is_floating_point()), example)
+
+
+# export takes a batch of one for a constant; two alike hide mixing
+def _samples(inputs: Sequence[Input], example: Tensor) -> Tensor:
+    if len(example) > 1:
+        return example
+    if plain(inputs):
+        return torch.cat([example, example / 2])
+    parts = example.split([i.size for i in inputs], 1)
+    other = [part if i.dtype else part / 2 for i, part in zip(inputs, parts, strict=True)]
+    return torch.cat([example, torch.cat(other, 1)])
+
+
+def _described(inputs: Sequence[Input]) -> str:
+    every = []
+    for i in inputs:
+        shape = f"({', '.join(['m', *map(str, i.shape)])})"
+        every.append(" ".join(part for part in (i.name, "of shape", shape, i.dtype) if part))
+    return ", ".join(every)
+
+
+def _check_replay(equations: StateEquations, example: Tensor, expected: list[Tensor]) -> None:
+    try:
+        y = equations.replay(example)[1]
     except Exception as error:
         raise InputError(
             "an operation that is no linear map does not run on a sample by itself "
-            f"({_line(error)}): accepted are those that do; {', '.join(equations.kept)} are kept"
+            f"({line(error)}): accepted are those that do; {', '.join(equations.kept)} are kept"
         ) from error
-    # half of the digits: sums are in another order, anything misread is far off
-    bound = torch.finfo(logits.dtype).eps ** 0.5 * max(1.0, float(logits.abs().max()))
-    if not float((replayed - logits).abs().max()) <= bound:
-        raise InputError(
-            "the network's outputs are not a fixed function of its inputs (the equations read "
-            "from it give others): accepted is a feed-forward network without randomness or memory"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what torch.export says of its own and of graphs it refuses; errors say it."""
-    log = logging.getLogger("torch")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
-            # an attribute that the forward pass sets, here on the copy
-            warnings.filterwarnings("ignore", r"The tensor attributes? ", UserWarning)
-            yield
-    finally:
-        log.setLevel(level)
-
-
-def _export(net: nn.Module, example: Tensor) -> ExportedProgram:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
-        with _quiet():
-            program = torch.export.export(
-                net, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-            )
-            if _in_place(program):
-                program = program.run_decompositions({})
-    except Exception as error:
-        if "Constraints violated" in str(error):  # by the one dynamic size there is
+    found = y if equations.interface is None else equations.interface.returned(y)
+    for output, replayed in zip(expected, tensors_of(found).values(), strict=True):
+        # half of the digits: sums are in another order, anything misread is far off
+        bound = torch.finfo(output.dtype).eps ** 0.5 * max(1.0, float(output.abs().max()))
+        if not float((replayed - output).abs().max()) <= bound:
             raise InputError(
-                f"the network's forward fixes the batch size to {len(example)}: accepted is any "
-                "size, as in x.flatten(1) or x.view(x.shape[0], -1), not len(x)"
-            ) from error
-        raise InputError(
-            f"torch.export cannot read the network ({_line(error)}): accepted is a forward "
-            "without branches or loops that depend on the data"
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    if any(r.lower > 2 or r.upper < 2**31 for r in program.range_constraints.values()):
-        raise InputError("the network's forward depends on the batch size: accepted is one graph")
-    return program
+                "the network's outputs are not a fixed function of its inputs (the equations read "
+                "from it give others): accepted is a feed-forward network without randomness or "
+                "memory"
+            )
 
 
-# Whether an operation writes into a tensor that is there: only then is the graph written again.
-def _in_place(program: ExportedProgram) -> bool:
-    operations = (n.target for n in program.graph.nodes if n.op == "call_function")
-    return any(op._schema.is_mutable for op in operations if isinstance(op, OpOverload))
-
-
-def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
+def _read(
+    program: ExportedProgram, inputs: Sequence[Input], example: Tensor, names: list[str]
+) -> tuple[StateEquations, tuple[Output, ...]]:
     tensors = {**program.state_dict, **program.constants}
     parameters = {
         name: t.detach() for name, t in program.state_dict.items() if t.is_floating_point()
@@ -180,24 +190,49 @@ def _read(program: ExportedProgram, example: Tensor) -> StateEquations:
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values: dict[fx.Node, Any] = {}
     program.graph.eliminate_dead_code()
+    places = {node.name: node for node in program.graph.nodes}
+    returned = [places[name] for name in program.graph_signature.user_outputs if name in places]
+    if len(returned) != len(names):
+        raise InputError("the network returns a constant: accepted are functions of its inputs")
+    every = heads(returned)
+    ends = {head.last for head in every}
+    given = iter(_sources(inputs, example))
     for node in program.graph.nodes:
-        if node.op == "call_function":
-            value = _evaluate(layers, node, values)
+        if node in ends:
+            values[node] = values[node.args[0]]
+        elif node.op == "call_function":
+            value = _evaluate(layers, node, values, returned)
             if value is not None:
                 values[node] = value
         elif node.op == "placeholder" and specs[node.name].kind != InputKind.USER_INPUT:
             values[node] = tensors[str(specs[node.name].target)].detach()
         elif node.op == "placeholder":
-            values[node] = Affine.of_source(-1, (1, *example.shape[1:]), example)
-    output = _output(layers, program, values)
+            values[node] = next(given)
+    output, outputs = output_of(layers, every, names, values)
     if not layers.hidden:
         raise InputError("the network has no hidden layer: accepted are networks with at least one")
     if not any(equation.terms for equation in (*layers.hidden, output)):
         raise InputError("the network has no Linear and no convolution: accepted is one or more")
-    return StateEquations(tuple(layers.hidden), output, tuple(example.shape[1:]), layers.nonzeros)
+    shape = tuple(example.shape[1:])
+    hidden = tuple(map(layers.released, layers.hidden))
+    return StateEquations(hidden, layers.released(output), shape, layers.nonzeros), outputs
 
 
-def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _sources(inputs: Sequence[Input], example: Tensor) -> list[Affine]:
+    if plain(inputs):
+        return [Affine.of_source(-1, (1, *example.shape[1:]), example)]
+    p, start, found = example[0].numel(), 0, []
+    for i in inputs:
+        whole = Affine.of_source(-1, (1, p), example, getattr(torch, i.dtype) if i.dtype else None)
+        index = torch.arange(start, start + i.size, device=example.device)
+        found.append(whole.mapped(Gather(index, p), (1, *i.shape)))
+        start += i.size
+    return found
+
+
+def _evaluate(
+    layers: Layers, node: fx.Node, values: dict[fx.Node, Any], returned: Sequence[fx.Node]
+) -> Any:
     symbolic = node.meta.get("val")
     if symbolic is None or isinstance(symbolic, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return None  # assertions, and sizes, which are read off the results that have them
@@ -211,7 +246,9 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         refuse(node, "is random; accepted: a fixed function of the input")
     assert callable(node.target)
     if not operands and not sequence:
-        return node.target(*args, **options)
+        value = node.target(*args, **options)
+        layers.pin(pytree.tree_leaves((args, options)), value)
+        return value
     # comparisons and whole numbers are no affine maps of states, and neither is a cast to them
     numeric = all(operand.dtype is None for operand in operands)
     cast = numeric and isinstance(symbolic, Tensor) and not symbolic.is_floating_point()
@@ -219,7 +256,9 @@ def _evaluate(layers: Layers, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         value = OPERATIONS[node.target](layers, node, *args, **options)
     else:
         value = layers.keep(node, args, options)
-    return _checked(layers, node, value) if isinstance(value, Affine) else value
+    if not isinstance(value, Affine):
+        return value
+    return _checked(layers, node, value, returned.count(node))
 
 
 def _sure(node: fx.Node) -> bool:
@@ -236,56 +275,17 @@ def _of_one(node: fx.Node) -> Any:
     return of_one(value) if isinstance(value, torch.SymInt) else value
 
 
-def _checked(layers: Layers, node: fx.Node, value: Affine) -> Affine:
+def _checked(layers: Layers, node: fx.Node, value: Affine, returned: int) -> Affine:
     if shape_of_one(node) != value.shape:
         refuse(node, "changes the number of values; accepted: operations on each sample by itself")
     dtype = node.meta["val"].dtype
     if dtype.is_floating_point and dtype != value.like.dtype:
         refuse(node, f"changes the dtype to {dtype}; accepted: one dtype throughout")
     readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor)]
-    if len(readers) > 1 and (value.terms or len(value.fixed) > 1):
+    if len(readers) + returned > 1 and (value.terms or len(value.fixed) > 1):
         return layers.state(node, value, IDENTITY)  # what is read twice is one state
     return value
 
 
-def _output(layers: Layers, program: ExportedProgram, values: dict[fx.Node, Any]) -> Equation:
-    names = [name for name in program.graph_signature.user_outputs if name is not None]
-    if len(names) != 1:
-        raise InputError(f"the network returns {len(names)} tensors: accepted is one, the logits")
-    node = next(node for node in program.graph.nodes if node.name == names[0])
-    value = values[node]
-    if not isinstance(value, Affine):
-        raise InputError(
-            "the network's output does not depend on its input: accepted is one that does"
-        )
-    last = node
-    while last.op == "call_function" and _name(last) in SAME.split():
-        last = last.all_input_nodes[0]
-    if _name(last).split(".")[0] in PROBABILITIES:
-        refuse(last, LOGITS)
-    if value.bare is not None and (value.bare < 0 or _squashed(layers.hidden[value.bare].phi)):
-        raise InputError(
-            "the network does not end in a Linear: accepted is one that returns logits, "
-            "before any activation"
-        )
-    shape = node.meta["val"].shape
-    if len(shape) != 2:
-        raise InputError(
-            f"the network returns samples of shape {tuple(shape[1:])}: accepted is (outputs,)"
-        )
-    if value.shape[0] != 1 or isinstance(shape[0], int):
-        raise InputError("the network's outputs mix samples: accepted is a row of logits for each")
-    return layers.equation(node, value, IDENTITY)
-
-
-def _squashed(phi: Any) -> bool:
-    return isinstance(phi, Phi) and phi.name != "identity"
-
-
 def _name(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.")
-
-
-def _line(error: Exception) -> str:
-    # of another library's message, its first sentence
-    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".")

@@ -92,6 +92,25 @@ def _value(
     return total.shifted(constant.to(total.like)) if constant.any() else total
 
 
+def permuted(layers: Layers, node: fx.Node, value: Affine, order: list[int]) -> Affine:
+    """Exchange dimensions.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation that does so.
+        value: The value.
+        order: Of its dimensions.
+
+    Returns:
+        The value with them in that order.
+    """
+    if order == sorted(order):
+        return value
+    value = layers.settled(node, value)
+    index = torch.arange(value.size, device=value.like.device).reshape(value.shape).permute(order)
+    return value.mapped(Gather(index.flatten(), value.size), tuple(index.shape))
+
+
 def broadcast(layers: Layers, node: fx.Node, value: Affine, shape: tuple[int, ...]) -> Affine:
     """Repeat a value's entries along dimensions where it has one.
 

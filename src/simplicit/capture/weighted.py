@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from simplicit.capture.affine import Affine
 from simplicit.capture.found import Layers, module_path, shape_of_one
-from simplicit.capture.rearrange import per_axis
+from simplicit.capture.rearrange import per_axis, permuted
 from simplicit.equations.network import Term
 from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense
 
@@ -28,20 +28,28 @@ def linear(layers: Layers, node: fx.Node, x: Any, weight: Any, bias: Tensor | No
     """
     if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
         return layers.keep(node, (x, weight, bias), {})
+    return _dense(layers, node, x, weight, bias)
+
+
+def _dense(
+    layers: Layers, node: fx.Node, x: Affine, weight: Tensor, bias: Tensor | None = None
+) -> Affine:
     layers.count(weight)
     positions = prod(x.shape[:-1])
     # two linear maps in a row: keep both, as a layer whose φ is the identity
     x = layers.settled(node, x, single=positions > 1)
     dense, (name, transposed) = Dense(weight, positions), layers.parameter(weight)
-    terms = [Term(s.source, dense, _or_none(s.map), None, name, transposed) for s in x.summands]
-    constant = None if x.bias is None else dense(x.bias[None])[0]
-    if bias is not None:
-        constant = dense.spread(bias) if constant is None else dense.spread(bias) + constant
+    # W applies to the constant, too, and moves what is in it
+    offsets = [x.bias, *[None] * (len(x.summands) - 1)]
+    terms = [
+        Term(s.source, dense, _or_none(s.map), c, name, transposed)
+        for s, c in zip(x.summands, offsets, strict=True)
+    ]
     return Affine(
-        shape_of_one(node),
+        (*x.shape[:-1], len(weight)),
         x.like,
         tuple(terms),
-        bias=constant,
+        bias=None if bias is None else dense.spread(bias),
         name=module_path(node) or node.name,
         adjust=adjustable(layers, bias),
     )
@@ -80,6 +88,81 @@ def matmul(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Any:
     if not (isinstance(x, Affine) and isinstance(weight, Tensor) and weight.ndim == 2):
         return layers.keep(node, (x, weight), {})
     return linear(layers, node, x, weight.T)
+
+
+def addmm(
+    layers: Layers, node: fx.Node, bias: Any, x: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1
+) -> Any:
+    """Read a product with a matrix to which a bias is added.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        bias: One number per output.
+        x: Its operand; its first axis may hold samples and positions.
+        weight: (inputs, outputs).
+        beta: Factor of the bias.
+        alpha: Factor of the product.
+
+    Returns:
+        Its result.
+    """
+    plain = isinstance(bias, Tensor) and bias.ndim == 1 and (beta, alpha) == (1, 1)
+    if not (plain and isinstance(x, Affine) and isinstance(weight, Tensor)):
+        return layers.keep(node, (bias, x, weight), {"beta": beta, "alpha": alpha})
+    return linear(layers, node, x, weight.T, bias)
+
+
+def bmm(layers: Layers, node: fx.Node, x: Any, weight: Any) -> Any:
+    """Read a product of stacks of matrices, of which the second may be one matrix.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        x: Its operand.
+        weight: (1, inputs, outputs), or another operand.
+
+    Returns:
+        Its result.
+    """
+    if not (isinstance(x, Affine) and isinstance(weight, Tensor) and len(weight) == 1):
+        return layers.keep(node, (x, weight), {})
+    return linear(layers, node, x, weight[0].T)
+
+
+def einsum(
+    layers: Layers, node: fx.Node, equation: str, operands: list[Any], **options: Any
+) -> Any:
+    """Read a sum of products with a matrix, which may be written with more axes.
+
+    Args:
+        layers: The layers found so far.
+        node: The operation.
+        equation: Names of the axes.
+        operands: What is multiplied.
+        **options: In which order, if there are several.
+
+    Returns:
+        Its result.
+    """
+    inputs, _, out = equation.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    moving = [k for k, operand in enumerate(operands) if isinstance(operand, Affine)]
+    once = all(len(set(name)) == len(name) for name in (*names, out))
+    if not (len(operands) == 2 and len(moving) == 1 and once and out and "." not in equation):
+        return layers.keep(node, (equation, operands), options)
+    (x, of_x), (weight, of_w) = ((operands[k], names[k]) for k in (moving[0], 1 - moving[0]))
+    summed = [k for k in of_x if k in of_w]
+    rest, new = [k for k in of_x if k not in of_w], [k for k in of_w if k not in of_x]
+    if not summed or set(summed) & set(out) or set(rest + new) != set(out):
+        return layers.keep(node, (equation, operands), options)
+    order = [of_w.index(k) for k in (*new, *summed)]
+    matrix = weight.permute(order).flatten(len(new)).flatten(0, len(new) - 1)
+    x = permuted(layers, node, x, [of_x.index(k) for k in (*rest, *summed)])
+    x = x.reshaped((*x.shape[: len(rest)], matrix.shape[1]))
+    y = _dense(layers, node, x, matrix)
+    y = y.reshaped((*x.shape[:-1], *(weight.shape[of_w.index(k)] for k in new)))
+    return permuted(layers, node, y, [(rest + new).index(k) for k in out])
 
 
 def convolution(

@@ -90,18 +90,18 @@ class Summand:
 
 @dataclass(frozen=True, eq=False)
 class BiasParameter:
-    """The parameter that moves an equation's bias: b = factor · parameter + rest, by channel.
+    """The parameter that moves an equation's bias: b = factor · parameter + rest.
 
     Args:
         name: Its name in the network's state dict: the batch norm's or the layer's own bias. Empty
             if the network has none there.
-        factor: How far b moves with it.
-        rest: What else is in b.
+        factor: How far b moves with it, by channel.
+        rest: What else is in b: a number per channel, or per entry where positions differ.
     """
 
     name: str
     factor: Float[Tensor, "channels"]
-    rest: Float[Tensor, "channels"]
+    rest: Float[Tensor, "_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,7 @@ class Equation:
         bias: b, one number per entry of z or per channel of the first term; or None.
         phi: φ; the identity for the output and between linear layers with nothing in between.
         fixed: What cannot.
-        adjust: The parameter that moves the bias; None if b differs between positions, or nothing
-            is learned.
+        adjust: The parameter that moves the bias; None if nothing is learned.
     """
 
     name: str
@@ -156,6 +155,37 @@ class Equation:
         if self.bias is None or len(self.bias) == self.size:
             return self.bias
         return self.terms[0].map.spread(self.bias)
+
+    @property
+    def bias_change(self) -> Float[Tensor, "channels"] | None:
+        """How far the channels' biases are from what `adjust` leaves: factor · parameter.
+
+        None if positions of a channel have moved by different amounts.
+        """
+        assert self.adjust is not None
+        first, rest = self.terms[0].map, self.adjust.rest
+        by_channel = len(rest) == len(self.adjust.factor)
+        if by_channel and self.channel_bias is not None:
+            return self.channel_bias.detach() - rest
+        bias = first.weight.new_zeros(self.size) if self.full_bias is None else self.full_bias
+        moved = bias.detach() - (first.spread(rest) if by_channel else rest)
+        change = first.by_channel(moved[None])[0].mean(0)
+        close = torch.allclose(first.spread(change), moved, rtol=1e-4, atol=1e-5)
+        return change if close else None
+
+    def with_bias_change(self, change: Float[Tensor, "channels"]) -> "Equation":
+        """Move the channels' biases to where they are so far from what `adjust` leaves.
+
+        Args:
+            change: factor · parameter.
+
+        Returns:
+            The equation with these biases.
+        """
+        assert self.adjust is not None
+        first, rest = self.terms[0].map, self.adjust.rest
+        spread = first.spread(rest) if len(rest) == len(self.adjust.factor) else rest
+        return replace(self, bias=first.spread(change) + spread)
 
     @property
     def unbiased(self) -> "Equation":

@@ -87,6 +87,7 @@ class Kept:
         batched: Whether it takes a batch, and works on each sample by itself.
         output: Which result it is, if there are several.
         output_shape: Shape of the result in a batch of one.
+        names: Of the constants in the network's state dict; empty for one that is no parameter.
     """
 
     op: str
@@ -99,6 +100,7 @@ class Kept:
     batched: bool
     output: int | None
     output_shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simplicit._types import Outputs
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
+from simplicit.equations.interface import Input, Interface, Output
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Block, Stacked
@@ -42,12 +43,15 @@ class StateEquations:
         input_shape: Shape of one sample, without the batch.
         nonzeros: N0, the network's non-zero weights; biases and batch norm are not counted, a
             shared weight counts once.
+        interface: How the network is called and what it returns; None if it takes one tensor of
+            `input_shape` and returns y itself.
     """
 
     hidden: tuple[Equation, ...]
     output: Equation
     input_shape: tuple[int, ...]
     nonzeros: int
+    interface: Interface | None = None
 
     @property
     def p(self) -> int:
@@ -63,6 +67,16 @@ class StateEquations:
     def q(self) -> int:
         """Number of outputs."""
         return self.output.size
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What stands in u."""
+        return (Input("", self.input_shape),) if self.interface is None else self.interface.inputs
+
+    @property
+    def returned(self) -> tuple[Output, ...]:
+        """What stands in y; empty if that is one row of numbers."""
+        return () if self.interface is None else self.interface.outputs
 
     @property
     def like(self) -> Tensor:

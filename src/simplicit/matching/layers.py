@@ -84,7 +84,9 @@ class Matching:
         self.inactive = INACTIVE if recipe.relu_aware else 1.0
         self.equations = structured(network, structure)
         self.skipped = skipped(self.equations, recipe.skip)
-        self.layers = rows_of(self.equations, self.skipped)
+        # weights that go back into the network's own class have biases where it has some
+        own = structure == "layered"
+        self.layers = rows_of(self.equations, self.skipped, recipe.bias, own)
         self.every = self.equations.layers
         self.model: list[Equation] = []
         self.planned: Plan | None = None
@@ -98,7 +100,7 @@ class Matching:
         if structure == "full" or recipe.constraint == "row":
             self.constraint = RowConstraint(network, recipe.constraint, recipe.kappa)
         self.balls = [
-            self.constraint and self.constraint.ball(rows, self.equations, int(recipe.bias))
+            self.constraint and self.constraint.ball(rows, self.equations, int(rows.biased))
             for rows in self.layers
         ]
         self.budget: int | None = None
@@ -266,7 +268,7 @@ class Matching:
         memory.require(needed, f"the states of {self.stream.m} samples in sweeps", like.device)
         u, T = self.samples()
         return Sweeps(
-            self.matched, self.layers, u, T, self.recipe.bias, self.inactive, self.workers,
+            self.matched, self.layers, u, T, self.inactive, self.workers,
             self.seed,
         )  # fmt: skip
 
@@ -346,16 +348,16 @@ class Matching:
             shares, coherence = planned.shares[k], planned.coherence[k]
 
         def retarget(W: list[Tensor], known: list[Gram]) -> list[Gram]:
-            return readings.retargeted(known, self._candidate(W))
+            return readings.retargeted(known, _candidate(W, rows.biased))
 
         chooses = planned is not None and self.recipe.chooses
         aware = chooses and self.recipe.relu_aware and _relu(equation)
-        readings = Readings(rows, equation, frontier, self.recipe.bias, coherence, self.executor)
+        readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
         grams = readings.moments(keep=aware)
         parts = rows.sources(self.equations)
         for gram in grams:
             require_finite(gram, rows.name)
-        problems = [row_problem(gram, self.recipe, parts, ball) for gram in grams]
+        problems = [row_problem(gram, self.recipe, parts, rows.biased, ball) for gram in grams]
         hurried = chooses and not self.sweeps and self.schedule.hurried(k)
         choice = Choice(
             self.recipe,
@@ -367,7 +369,7 @@ class Matching:
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         if planned is not None and chooses:
-            anchors = [anchor(w, self.recipe) for w in rows.weights(equation)]
+            anchors = [anchor(w, rows.biased) for w in rows.weights(equation)]
             given = planned.shares[k]
             if ball is None and self.constraint is not None:
                 given = [given[0].more(self._missing(k)), *given[1:]]
@@ -393,7 +395,7 @@ class Matching:
         trace = list(trace_records(rows.name, events))
         self.rows += records
         self.trace += trace
-        found = self._candidate(W)
+        found = _candidate(W, rows.biased)
         both = torch.cat([found.W, found.shift[..., None]], 2).flatten(0, 1)
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
@@ -407,12 +409,6 @@ class Matching:
             weights = rows.weights(self.model[rows.index]).count_nonzero()
             missing += sum(share.weights for share in shares) - int(weights)
         return missing
-
-    def _candidate(self, W: Sequence[Tensor]) -> Candidate:
-        every = torch.stack(list(W))
-        if not self.recipe.bias:
-            return Candidate(every, torch.zeros_like(every[..., 0]))
-        return Candidate(every[..., :-1], every[..., -1])
 
     def _keep_plan(self, planned: Plan, seconds: float) -> None:
         flat = [share for groups in planned.shares for share in groups]
@@ -491,6 +487,13 @@ def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> P
 
 
 # the states of an equation that reads itself
+def _candidate(W: Sequence[Tensor], bias: bool) -> Candidate:
+    every = torch.stack(list(W))
+    if not bias:
+        return Candidate(every, torch.zeros_like(every[..., 0]))
+    return Candidate(every[..., :-1], every[..., -1])
+
+
 def _settle(equation: Equation, u: Tensor) -> Tensor:
     A, B = (term.weight for term in equation.terms)
     c = u @ B.T if equation.full_bias is None else u @ B.T + equation.full_bias

@@ -99,24 +99,29 @@ class Plan:
 
 
 def row_problem(
-    gram: Gram, recipe: Recipe, parts: Sequence[tuple[int, int]], ball: Ball | None = None
+    gram: Gram,
+    recipe: Recipe,
+    parts: Sequence[tuple[int, int]],
+    bias: bool = True,
+    ball: Ball | None = None,
 ) -> RowProblem:
     """Write the row problems of a group of channels.
 
     Args:
-        gram: Their moments; the bias, if there is one, is the last feature.
+        gram: Their moments.
         recipe: What is asked for.
         parts: Sources of the features and how many each has. The features of a source have one
             scale ρ, their root mean square: without it small states lose to raw pixels.
+        bias: Whether the last feature is the bias.
         ball: What rows may not leave.
 
     Returns:
         The rows, under a budget at penalty factor 1.
     """
     ones, scales = torch.ones_like(gram.G[0]), torch.zeros_like(gram.G[0])
-    if recipe.bias:
+    if bias:
         ones[-1] = 0.0
-    sizes = [size for _, size in parts] + [1] * int(recipe.bias)
+    sizes = [size for _, size in parts] + [1] * int(bias)
     squares = (gram.G.diagonal() * ones).split(sizes)
     for scale, square in zip(scales.split(sizes), squares, strict=True):
         # a part that is always zero is dropped by the solver; its scale only has to be positive
@@ -126,17 +131,17 @@ def row_problem(
     return RowProblem(gram, penalty, ball, recipe.matching_loss)
 
 
-def anchor(W: Float[Tensor, "K d"], recipe: Recipe) -> Float[Tensor, "K N"]:
+def anchor(W: Float[Tensor, "K d"], bias: bool) -> Float[Tensor, "K N"]:
     """Write present weights as a row problem has them.
 
     Args:
         W: Weights.
-        recipe: What is asked for.
+        bias: Whether the rows have a bias.
 
     Returns:
         The weights in float64, with a bias that is not corrected if there is one.
     """
-    return F.pad(W.double(), (0, int(recipe.bias)))
+    return F.pad(W.double(), (0, int(bias)))
 
 
 def plan_layers(
@@ -167,7 +172,8 @@ def plan_layers(
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
     grams = teacher_moments(equations, layers, frontier, recipe, coherence, executor)
     problems = [
-        [row_problem(gram, recipe, rows.sources(equations), ball) for gram in groups]
+        [row_problem(gram, recipe, rows.sources(equations), rows.biased, ball)
+            for gram in groups]
         for rows, groups, ball in zip(layers, grams, balls, strict=True)
     ]
     if found is None:
@@ -182,7 +188,7 @@ def plan_layers(
     with progress.task("spending the budget over the rows", total=1) as step:
         if recipe.chooses:
             anchors = [
-                anchor(W, recipe)
+                anchor(W, rows.biased)
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
@@ -232,7 +238,7 @@ def teacher_moments(
             for rows, common in zip(layers, coherence, strict=True):
                 if rows.index != index:
                     continue
-                readings = Readings(rows, own, frontier, recipe.bias, common, executor)
+                readings = Readings(rows, own, frontier, rows.biased, common, executor)
                 grams.append(readings.moments())
                 for gram in grams[-1]:
                     require_finite(gram, rows.name)

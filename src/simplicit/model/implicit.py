@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from simplicit._types import Inputs, Outputs
 from simplicit.equations.forward import predict
+from simplicit.equations.interface import packed
 from simplicit.equations.matrices import from_matrices
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants, nonzeros, with_weights
@@ -253,28 +254,61 @@ class ImplicitModel(nn.Module):
             self._bind(self._bound.changed(fn))
         return self
 
-    def forward(self, u: Tensor) -> Outputs:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Predict, or raise `NotConvergedError` if any sample has no equilibrium.
 
         Args:
-            u: Inputs (m, *input_shape); moved to the dtype and device of the weights.
+            *inputs: Inputs (m, …) as the network takes them; moved to the device of the weights,
+                and to their dtype if they are floating-point numbers.
+            **named: Those that it takes by name.
 
         Returns:
-            y (m, q), e.g. logits; differentiable in u and in the weights.
+            What the network returns: (m, q), or a tensor of another shape, a tuple of some, or a
+            table by name; differentiable in the inputs and in the weights.
         """
-        equations, flat = self.equations, self._flat(u)
+        interface = self.equations.interface
+        if interface is None:
+            (u,) = self._single(inputs, named)
+            return self.outputs(self._flat(u))
+        return interface.returned(self.outputs(self.packed(*inputs, **named)))
+
+    def packed(self, *inputs: Any, **named: Any) -> Inputs:
+        """Write inputs as u.
+
+        Args:
+            *inputs: Inputs as the network takes them.
+            **named: Those that it takes by name.
+
+        Returns:
+            (m, p), in the dtype and on the device of the weights.
+        """
+        interface = self.equations.interface
+        if interface is None:
+            return self._flat(*self._single(inputs, named))
+        return packed(interface.inputs, inputs, named, self.equations.like)
+
+    def outputs(self, u: Inputs) -> Outputs:
+        """Predict what stands before the activations that outputs end in, e.g. logits.
+
+        Args:
+            u: Inputs (m, p), see `packed`.
+
+        Returns:
+            y (m, q), all outputs one after another.
+        """
+        equations = self.equations
         if equations.feedback:
-            found = self.equilibrium(u)
+            found = self._settled(u)
             found.require_converged()
-            return equations.output.preactivation([found.states, flat])
-        y = predict(equations, flat)
+            return equations.output.preactivation([found.states, u])
+        y = predict(equations, u)
         if not (finite := y.isfinite().all(1)).all():
-            self.equilibrium(u[~finite]).require_converged()
+            self._settled(u[~finite]).require_converged()
         return y
 
     def equilibrium(
         self,
-        u: Tensor,
+        u: Any,
         *,
         method: Literal["exact", "anderson", "picard"] | None = None,
         tol: float | None = None,
@@ -284,7 +318,8 @@ class ImplicitModel(nn.Module):
         """Solve for the states and report on every sample instead of raising.
 
         Args:
-            u: Inputs (m, *input_shape); moved to the dtype and device of the weights.
+            u: Inputs (m, …), a table of them by name or a tuple if the network takes several; moved
+                to the dtype and device of the weights.
             method: `exact` (default unless `full`), `anderson` (default for `full`) or `picard`;
                 the last two write A out, and are for matrices and elementwise activations.
             tol: Largest accepted residual of an iteration; 5e-6 in float32, 1e-10 in float64.
@@ -297,6 +332,17 @@ class ImplicitModel(nn.Module):
         Raises:
             InputError: On a method the structure does not have.
         """
+        flat = self.packed(*u) if isinstance(u, tuple) else self.packed(u)
+        return self._settled(flat, method, tol, max_steps, history)
+
+    def _settled(
+        self,
+        u: Inputs,
+        method: Literal["exact", "anderson", "picard"] | None = None,
+        tol: float | None = None,
+        max_steps: int = MAX_STEPS,
+        history: bool = False,
+    ) -> Equilibrium:
         full = self.equations.feedback
         method = method or ("anderson" if full else "exact")
         accepted = ("anderson", "picard") if full else ("exact", "anderson", "picard")
@@ -307,10 +353,10 @@ class ImplicitModel(nn.Module):
                 + ", ".join(accepted)
             )
         if method == "exact":
-            return exact(self.equations, self._flat(u))
+            return exact(self.equations, u)
         return iterated(
             self.equations,
-            self._flat(u),
+            u,
             method=method,
             tol=tol,
             max_steps=max_steps,
@@ -429,6 +475,16 @@ class ImplicitModel(nn.Module):
         """
         sizes = f"p={self.p}, n={self.n}, q={self.q}"
         return f"{self.structure}, {sizes}, nonzeros={self.nonzeros}, sparsity={self.sparsity:.3f}"
+
+    def _single(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor]:
+        if len(inputs) == 1 and not named and isinstance(inputs[0], Tensor):
+            return (inputs[0],)
+        if not inputs and list(named) == ["u"]:
+            return (named["u"],)
+        raise InputError(
+            f"{len(inputs)} inputs by position and {', '.join(named) or 'none'} by name: accepted "
+            "is one tensor"
+        )
 
     def _flat(self, u: Tensor) -> Inputs:
         if tuple(u.shape[1:]) != self.input_shape:

@@ -1,9 +1,14 @@
 """A model's weights as those of the network it came from."""
 
+import copy
+from math import inf
+
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from simplicit.capture.inputs import unwrapped
+from simplicit.capture.outputs import tensors_of
+from simplicit.equations.interface import called
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.errors import InputError
@@ -37,20 +42,27 @@ def own_parameters(equations: StateEquations) -> dict[str, Tensor]:
                 raise InputError(_nowhere(equations, e, term))
         if not any(term.parameter for term in e.terms):
             continue
-        if e.adjust is None or e.channel_bias is None:
-            raise InputError(
-                f"load_into: the bias of {e.name} differs between positions; accepted are biases "
-                "by channel"
-            )
-        change = e.channel_bias.detach() - e.adjust.rest
-        if e.adjust.name and (e.adjust.factor != 0).all():
-            _put(found, e.adjust.name, change / e.adjust.factor)
-        elif not torch.allclose(change, torch.zeros_like(change), atol=1e-6):
-            raise InputError(
-                f"load_into: {e.name} has a bias now and the network's own layer has none; "
-                "accepted are models without biases there"
-            )
+        _put_bias(found, e)
     return found
+
+
+# what a bias has of its own parameter
+def _put_bias(found: dict[str, Tensor], e: Equation) -> None:
+    assert e.adjust is not None
+    factor, change = e.adjust.factor, e.bias_change
+    if change is None:
+        raise InputError(
+            f"load_into: the bias of {e.name} moved by other amounts at other positions; accepted "
+            "is one amount by channel"
+        )
+    there = (factor != 0) if e.adjust.name else torch.zeros_like(factor, dtype=torch.bool)
+    if not torch.allclose(change[~there], torch.zeros_like(change[~there]), atol=1e-6):
+        raise InputError(
+            f"load_into: {e.name} has a bias now and the network's own layer has none; "
+            "accepted are models without biases there"
+        )
+    if there.any():
+        _put(found, e.adjust.name, torch.where(there, change / factor, 0.0))
 
 
 def _nowhere(equations: StateEquations, e: Equation, term: Term) -> str:
@@ -96,14 +108,60 @@ def some_inputs(equations: StateEquations) -> Tensor:
         equations: The network.
 
     Returns:
-        Three samples, on the processor: random numbers, or zeros where some are cast to whole
-        numbers, which may stand for places in a table.
+        Three samples u, on the processor: random numbers, or zeros where some are cast to whole
+        numbers, which may stand for places in a table; ones where the network takes whole numbers,
+        which may be a mask.
     """
-    casts = ("to", "_to_copy")
-    phis = [e.phi for e in equations.hidden if isinstance(e.phi, Kept)]
-    if any(phi.op.split(".")[0] in casts for phi in phis):
+    if equations.interface is not None:
+        generator = torch.Generator().manual_seed(0)
+        parts = [
+            torch.ones(3, i.size) if i.dtype else torch.randn(3, i.size, generator=generator)
+            for i in equations.interface.inputs
+        ]
+        if any(i.dtype for i in equations.interface.inputs) or not _casts(equations):
+            return torch.cat(parts, 1)
+        return torch.zeros(3, equations.p)
+    if _casts(equations):
         return torch.zeros(3, *equations.input_shape)
     return torch.randn(3, *equations.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def _casts(equations: StateEquations) -> bool:
+    phis = [e.phi for e in equations.hidden if isinstance(e.phi, Kept)]
+    return any(phi.op.split(".")[0] in ("to", "_to_copy") for phi in phis)
+
+
+def outputs_of(equations: StateEquations, u: Tensor) -> list[Tensor]:
+    """Compute what a network returns.
+
+    Args:
+        equations: The network.
+        u: Its inputs, see `some_inputs`.
+
+    Returns:
+        Its tensors.
+    """
+    y, interface = equations.replay(u)[1], equations.interface
+    return [y] if interface is None else list(tensors_of(interface.returned(y)).values())
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Say how far two networks' outputs are from each other.
+
+    Args:
+        found: Tensors of one.
+        expected: Tensors of the other.
+
+    Returns:
+        The largest difference, relative to the largest entry of the same output, or to 1; infinity
+        if they have other shapes.
+    """
+    if [y.shape for y in found] != [y.shape for y in expected]:
+        return inf
+    pairs = zip(found, expected, strict=True)
+    return max(
+        float((y.to(z) - z).abs().max()) / max(1.0, float(z.abs().max())) for y, z in pairs
+    )
 
 
 def load_into(equations: StateEquations, net: nn.Module) -> None:
@@ -117,8 +175,11 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
         InputError: If a parameter is missing or has another shape, or if the outputs differ, since
             what is not written (running statistics, operations that are kept) is another's.
     """
+    net = unwrapped(net)
     own, found = net.state_dict(), own_parameters(equations)
     for name, value in found.items():
+        if name in own and own[name].numel() == value.numel():
+            value = found[name] = value.reshape(own[name].shape)
         if name not in own or own[name].shape != value.shape:
             shape = tuple(own[name].shape) if name in own else "none of the name"
             raise InputError(
@@ -126,16 +187,17 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
                 "network; accepted is a network of the class it was read from"
             )
     before = {name: own[name].clone() for name in found}
-    modes = [(module, module.training) for module in net.modules()]
-    u = some_inputs(equations)
+    dtypes = {own[name].dtype for name in found}
+    rounding = max((torch.finfo(dtype).eps ** 0.5 for dtype in dtypes), default=0.0)
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
-        y, expected = net.eval()(u.to(next(net.parameters()))), equations.replay(u)[1]
-        y = pytree.tree_leaves(y)[0].to(expected)
-        for module, mode in modes:
-            module.training = mode
-        if float((y - expected).abs().max()) <= CLOSE * max(1.0, float(expected.abs().max())):
+        # a copy in the model's own precision: what is rounded then is the weights
+        u, like = some_inputs(equations).to(equations.like), equations.like
+        copied = copy.deepcopy(net).eval().to(like)
+        expected = outputs_of(equations, u)
+        found = tensors_of(called(copied, equations.inputs, u))
+        if apart(list(found.values()), expected) <= max(CLOSE, rounding):
             return
         for name, value in before.items():
             own[name].copy_(value)

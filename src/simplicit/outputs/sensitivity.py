@@ -83,7 +83,7 @@ def sensitivity(
     together = [0.0 for _ in layers]
     generator, count = torch.Generator().manual_seed(seed), _samples(network, stream)
     T = torch.cat(list(workers.run(partial(_outputs, network), _parts(stream, count), executor)))
-    step_of = partial(_sums, _Task(network, equations, layers, Distance(T)))
+    step_of = partial(_sums, _Task(network, equations, layers, Distance(T, network.returned)))
     pieces = (
         (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
     )

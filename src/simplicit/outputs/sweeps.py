@@ -109,7 +109,6 @@ class Sweeps:
         layers: Its rows.
         u: Calibration inputs, flattened (m, p).
         T: The teacher's outputs, (m, q).
-        bias: Whether rows correct their biases.
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
         workers: Threads that share the samples.
         seed: Of random combinations of the outputs, where there are many.
@@ -124,14 +123,13 @@ class Sweeps:
         layers: Sequence[Rows],
         u: Float[Tensor, "m p"],
         T: Float[Tensor, "m q"],
-        bias: bool = True,
         inactive: float = INACTIVE,
         workers: int = 1,
         seed: int = 0,
     ) -> None:
-        self._start, self.m, self.bias = equations, len(u), bias
+        self._start, self.m = equations, len(u)
         self.every: list[Equation] = list(equations.layers)
-        distance = Distance(T)
+        distance = Distance(T, equations.returned)
         self._random = torch.Generator().manual_seed(seed)
         self.parts = [
             Downstream(self.every, part, t, distance, inactive)
@@ -144,6 +142,8 @@ class Sweeps:
             _Layer(rows, first, *shape, plain=not shared(rows, self.every))
             for rows, first, shape in zip(layers, firsts, shapes, strict=False)
         ]
+        biased = [rows.biased for rows in layers]
+        self._biases = True if all(biased) else False if not any(biased) else None
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self.costs: dict[int, Tensor] = {}
         self.price = 0.0
@@ -242,7 +242,7 @@ class Sweeps:
                 step(layer.groups * layer.K)
                 continue
             price = self._prices(layer) if self.price else None
-            for block in self._blocks(layer, self.bias):
+            for block in self._blocks(layer, layer.rows.biased):
                 some = block.channels.stop - block.channels.start
                 own = None if price is None else price[block.group, block.channels]
                 rows = [k - block.first for k in asked if 0 <= k - block.first < some]
@@ -309,7 +309,7 @@ class Sweeps:
     def _prices(self, layer: _Layer) -> Tensor:
         every = prices(self.equations, self.slopes())
         found = self.price * layer.rows.weights(every[layer.rows.index])
-        return F.pad(found, (0, int(self.bias)))
+        return F.pad(found, (0, int(layer.rows.biased)))
 
     def _drop_dead(self) -> None:
         learned = {(layer.rows.index, t) for layer in self.layers for t in layer.rows.terms}
@@ -319,7 +319,7 @@ class Sweeps:
             for t, term in enumerate(e.terms)
             if (index, t) not in learned
         ]
-        self.every[:] = folded(self.equations, self.bias, left).layers
+        self.every[:] = folded(self.equations, self._biases, left).layers
 
     # gives rows back the weights that would bring the outputs nearest, each by itself
     @torch.no_grad()
@@ -360,11 +360,12 @@ class Sweeps:
     ) -> None:
         layer, parts = block.layer, self._expand(block)
         W = layer.rows.weights(self.every[layer.rows.index])[block.group, block.channels]
-        change, free = F.pad(torch.zeros_like(W), (0, int(self.bias))), torch.zeros_like(block.size)
+        bias = int(layer.rows.biased)
+        change, free = F.pad(torch.zeros_like(W), (0, bias)), torch.zeros_like(block.size)
         free[layer.d :] = 1.0
         before, removed, distance = 0.0, 0, self.distance
         for k in rows:
-            row, number = F.pad(W[k], (0, int(self.bias))), block.first + k
+            row, number = F.pad(W[k], (0, bias)), block.first + k
             S = ((row != 0) | (free > 0)).nonzero()[:, 0]
             if not len(S):
                 continue
@@ -419,7 +420,7 @@ class Sweeps:
         equation, index = self.every[layer.rows.index], layer.rows.index
         W = layer.rows.weights(equation).clone()
         old, d = W[group, channels].clone(), layer.d
-        gone = F.pad((change[:, :d] == -old) & (old != 0), (0, int(self.bias)))
+        gone = F.pad((change[:, :d] == -old) & (old != 0), (0, int(layer.rows.biased)))
         best = None
         always: list[Tensor] | None = None
         for length in (*(0.5**k for k in range(HALVINGS)), *([0.0] if removed else [])):

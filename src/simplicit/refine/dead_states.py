@@ -59,6 +59,7 @@ def _shrunk(model: ImplicitModel, equations: StateEquations) -> ImplicitModel:
         input_shape=model.input_shape,
         nonzeros=model.reference_nonzeros,
     )
-    named = replace(fewer, output=replace(fewer.output, name=equations.output.name))
+    output = replace(fewer.output, name=equations.output.name)
+    named = replace(fewer, output=output, interface=equations.interface)
     omega = None if model.omega is None else model.omega[alive.cpu()]
     return ImplicitModel.from_equations(named, model.reference_nonzeros, model.structure, omega)

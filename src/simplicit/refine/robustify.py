@@ -59,7 +59,6 @@ def robustify(
     allowed: float,
     report: Step = lambda *_: None,
     *,
-    bias: bool = True,
     inactive: float = INACTIVE,
     workers: int = 1,
     seed: int = 0,
@@ -74,7 +73,6 @@ def robustify(
         targets: The network's logits on them.
         allowed: Loss of accuracy, a fraction, that the strongest price may be estimated to cost.
         report: Called after each price.
-        bias: Whether rows correct their biases.
         inactive: Weight of samples whose state is off, see `Sweeps`.
         workers: Threads that share the samples.
         seed: Of the noise and of the part held out.
@@ -93,7 +91,7 @@ def robustify(
     noise = NOISE * float(inputs.max() - inputs.min())
 
     def swept(equations: StateEquations, u: Tensor, y: Tensor) -> Sweeps:
-        return Sweeps(equations, layers, u, y, bias, inactive, workers, seed)
+        return Sweeps(equations, layers, u, y, inactive, workers, seed)
 
     def at(price: float, equations: StateEquations) -> tuple[Level, StateEquations]:
         for _ in range(SWEEPS):

@@ -94,7 +94,7 @@ class Conv(Convolution):
             (m, *input_shape), with the zeros around it where they are uneven, which torch's
             convolutions do not take.
         """
-        image = x.reshape(-1, *self.input_shape)
+        image = x.unflatten(1, self.input_shape)
         return image if self._even else self.padded(image)
 
     @property

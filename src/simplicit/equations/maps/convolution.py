@@ -73,7 +73,7 @@ class Convolution(ABC):
         Returns:
             (m, *input_shape).
         """
-        return x.reshape(-1, *self.input_shape)
+        return x.unflatten(1, self.input_shape)
 
     @cached_property
     def places(self) -> Int[Tensor, "positions groups reads"]:

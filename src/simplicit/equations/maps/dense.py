@@ -65,7 +65,7 @@ class Dense:
         Returns:
             (m, inputs), or (m, positions, inputs) where there are several positions.
         """
-        return x if self.positions == 1 else x.reshape(-1, self.positions, self.weight.shape[1])
+        return x if self.positions == 1 else x.unflatten(1, (self.positions, -1))
 
     def patches(
         self, x: Float[Tensor, "m columns"], some: Int[Tensor, " some"] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simplicit.equations.interface import Input, Interface, Output
 from simplicit.equations.layer_phi import Kept, MaxPool, aten
 from simplicit.equations.network import BiasParameter, Equation, StateEquations, Summand, Term
 from simplicit.equations.phi import Phi
@@ -22,7 +23,7 @@ from simplicit.model.archive.packing import pack, unpack
 
 CLASSES: dict[str, type] = {
     c.__name__: c
-    for c in (StateEquations, Equation, Term, Summand, BiasParameter)
+    for c in (StateEquations, Interface, Input, Output, Equation, Term, Summand, BiasParameter)
     + (*WEIGHTED_MAPS, Gather, Sparse, Phi, Stacked, Block, MaxPool, Kept)
 }
 
