@@ -61,8 +61,8 @@ class Siamese(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         assert b is not None
-        a, b = self.f(a), self.f(b)
-        return self.head(torch.cat([(a - b).abs(), a * b], 1))
+        x, y = self.f(a), self.f(b)
+        return self.head(torch.cat([(x - y).abs(), x * y], 1))
 
 
 class Language(nn.Module):
@@ -147,6 +147,10 @@ def mlp(*end: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), *end)
 
 
+def head() -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(20, 3)]
+
+
 def numbers(*shape: int) -> Tensor:
     return torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
 
@@ -215,7 +219,9 @@ INTERFACES: dict[str, Case] = {
     "GRU cells": (lambda: Cells("GRUCell"), lambda: numbers(4, 6)),
     "RNN cells": (lambda: Cells("RNNCell"), lambda: numbers(4, 6)),
     "addmm": (
-        lambda: nn.Sequential(Conv1D(6, 9), nn.ReLU(), Conv1D(9, 5), nn.Flatten(), nn.Linear(20, 3)),
+        lambda: nn.Sequential(
+            Conv1D(6, 9), nn.ReLU(), Conv1D(9, 5), nn.Flatten(), nn.Linear(20, 3)
+        ),
         lambda: numbers(4, 6),
     ),
     "einsum": (Einsum, lambda: numbers(4, 6)),

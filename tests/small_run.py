@@ -1,6 +1,7 @@
 """Runs on scikit-learn's digits that take a second or two."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ N0 = 64 * 12 + 12 * 8 + 8 * 10
 _CAPTURED: dict[bytes, StateEquations] = {}
 
 
-def capture_once(net: nn.Module, example: Tensor) -> StateEquations:
+def capture_once(net: nn.Module, example: Tensor, *inputs: Any) -> StateEquations:
     """As `capture`; networks with the same weights, as these runs train, are read once."""
     key = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
     if key not in _CAPTURED:

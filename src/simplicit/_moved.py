@@ -18,7 +18,7 @@ FOLDERS = {
     "convex": "blocks:products duality gram penalty problem prox solution solvers.design:shared "
     "solvers.scaled",
     "data": "augment cifar fetch idx npz",
-    "equations": "blockwise:layer_phi equation fixed:fixed_maps fixed_maps:compose "
+    "equations": "blockwise:layer_phi equation fixed:maps.fixed fixed_maps:compose "
     "maps:weighted_maps one_pass:forward phi structured:operators",
     "explicit": "convnets networks:by_name",
     "lab": "baselines evaluate plots",

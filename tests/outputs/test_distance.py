@@ -16,7 +16,9 @@ def outputs(m: int = 5, q: int = 4, scale: float = 1.0, seed: int = 0) -> tuple[
 def curvature(distance: Distance, Y: Tensor) -> Tensor:
     """F of every sample, written out."""
     p = (Y / distance.heads[0].temperature).softmax(1)
-    F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (2 * distance.heads[0].temperature**2)
+    F = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / (
+        2 * distance.heads[0].temperature ** 2
+    )
     return F + torch.eye(Y.shape[1]) / (2 * distance.heads[0].variance)
 
 

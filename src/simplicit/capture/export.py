@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from simplicit.errors import InputError
 
 aten = torch.ops.aten
-
 
 
 def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,9 +81,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def export(
-    net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]
-) -> ExportedProgram:
+def export(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> ExportedProgram:
     """Export a network, for any number of samples.
 
     Args:
@@ -109,9 +105,7 @@ def export(
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
         with _quiet():
-            program = torch.export.export(
-                net, given, named, dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(net, given, named, dynamic_shapes=shapes, strict=False  # pyright: ignore[reportArgumentType])
             if _in_place(program) or _to_take_apart(program):
                 program = program.run_decompositions(TAKEN_APART)
     except Exception as error:
@@ -135,7 +129,6 @@ def export(
 def _in_place(program: ExportedProgram) -> bool:
     operations = (n.target for n in program.graph.nodes if n.op == "call_function")
     return any(op._schema.is_mutable for op in operations if isinstance(op, OpOverload))
-
 
 
 def _to_take_apart(program: ExportedProgram) -> bool:

@@ -85,8 +85,11 @@ class Layers:
             operands: What a constant is computed from.
             result: The constant; a view of a parameter is still that parameter.
         """
-        results = [r.untyped_storage().data_ptr() for r in pytree.tree_leaves(result)
-                   if isinstance(r, Tensor)]
+        results = [
+            r.untyped_storage().data_ptr()
+            for r in pytree.tree_leaves(result)
+            if isinstance(r, Tensor)
+        ]
         for operand in operands:
             if isinstance(operand, Tensor) and operand.untyped_storage().data_ptr() not in results:
                 self._pinned |= {self.parameter(operand)[0]} - {""}

@@ -104,7 +104,7 @@ def _parameters(net: nn.Module) -> tuple[int, int, tuple[str, ...] | None]:
 
 def _needed(net: nn.Module | None, tensors: list[Any], least: int, most: int) -> int:
     counts = range(min(least, len(tensors)), min(most, len(tensors)) + 1)
-    if len(counts) == 1:
+    if len(counts) == 1 or net is None:
         return counts[0]
     with torch.no_grad():
         trial = copy.deepcopy(net).eval()  # which may change itself

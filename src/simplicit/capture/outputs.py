@@ -12,7 +12,6 @@ from simplicit.capture.found import IDENTITY, Layers, refuse, shape_of_one
 from simplicit.capture.operations import SAME
 from simplicit.equations.equation import Equation
 from simplicit.equations.interface import End, Output
-from simplicit.equations.weighted_maps import Gather
 from simplicit.errors import InputError
 
 CACHES = ("past_key_values", "cache_params", "mems")
@@ -85,7 +84,7 @@ def returns(output: Any) -> Returns:
 
 
 def as_list(net: nn.Module) -> None:
-    """Let a network return the list of its tensors, which torch.export takes whatever they stood in.
+    """Let a network return the list of its tensors: torch.export takes no other dataclasses.
 
     Args:
         net: The network, changed in place.
@@ -195,4 +194,3 @@ def _classes(head: Head, value: Affine) -> int | None:
 
 def _name(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.")
-

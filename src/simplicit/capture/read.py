@@ -44,9 +44,7 @@ SAMPLES = 8
 HALVES = {torch.float16, torch.bfloat16}
 
 
-def capture(
-    net: nn.Module, example: Any, inputs: Sequence[Input] | None = None
-) -> StateEquations:
+def capture(net: nn.Module, example: Any, inputs: Sequence[Input] | None = None) -> StateEquations:
     """Read a network, as it computes in evaluation mode, into its state equations.
 
     The network is left exactly as it was: a copy is read. Forward hooks are part of what a network
@@ -98,8 +96,10 @@ def capture(
             # which may change its input in place
             outputs = called(net, inputs, example.clone())
         except Exception as error:
+            whole = any(i.dtype for i in inputs)
+            advice = "; images are floating point, as in images.float() / 255" if whole else ""
             raise InputError(
-                f"the network does not run on inputs {_described(inputs)}: {line(error)}"
+                f"the network does not run on inputs {_described(inputs)}: {line(error)}{advice}"
             ) from error
         tensors = tensors_of(outputs)
         if not isinstance(outputs, Tensor):
@@ -195,11 +195,13 @@ def _read(
     if len(returned) != len(names):
         raise InputError("the network returns a constant: accepted are functions of its inputs")
     every = heads(returned)
-    ends = {head.last for head in every}
+    ends = {head.last: head.last.args[0] for head in every if head.last is not None}
     given = iter(_sources(inputs, example))
     for node in program.graph.nodes:
         if node in ends:
-            values[node] = values[node.args[0]]
+            operand = ends[node]
+            assert isinstance(operand, fx.Node)
+            values[node] = values[operand]
         elif node.op == "call_function":
             value = _evaluate(layers, node, values, returned)
             if value is not None:

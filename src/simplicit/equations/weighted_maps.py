@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from simplicit.equations.fixed_maps import Gather, Sparse
 from simplicit.equations.maps.conv import Conv, patches
 from simplicit.equations.maps.conv_transpose import ConvTranspose
 from simplicit.equations.maps.dense import Dense
+from simplicit.equations.maps.fixed import Gather, Sparse
 
 __all__ = [
     "WEIGHTED_MAPS",

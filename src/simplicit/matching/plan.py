@@ -172,8 +172,7 @@ def plan_layers(
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
     grams = teacher_moments(equations, layers, frontier, recipe, coherence, executor)
     problems = [
-        [row_problem(gram, recipe, rows.sources(equations), rows.biased, ball)
-            for gram in groups]
+        [row_problem(gram, recipe, rows.sources(equations), rows.biased, ball) for gram in groups]
         for rows, groups, ball in zip(layers, grams, balls, strict=True)
     ]
     if found is None:

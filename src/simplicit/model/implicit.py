@@ -331,7 +331,7 @@ class ImplicitModel(nn.Module):
 
         Raises:
             InputError: On a method the structure does not have.
-        """
+        """  # noqa: DOC502
         flat = self.packed(*u) if isinstance(u, tuple) else self.packed(u)
         return self._settled(flat, method, tol, max_steps, history)
 

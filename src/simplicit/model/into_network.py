@@ -159,9 +159,7 @@ def apart(found: list[Tensor], expected: list[Tensor]) -> float:
     if [y.shape for y in found] != [y.shape for y in expected]:
         return inf
     pairs = zip(found, expected, strict=True)
-    return max(
-        float((y.to(z) - z).abs().max()) / max(1.0, float(z.abs().max())) for y, z in pairs
-    )
+    return max(float((y.to(z) - z).abs().max()) / max(1.0, float(z.abs().max())) for y, z in pairs)
 
 
 def load_into(equations: StateEquations, net: nn.Module) -> None:

@@ -403,9 +403,9 @@ class HeadCurvature:
 
     def _variance(self, D: Tensor) -> float | Tensor:
         variance = self.head.variance
-        if isinstance(variance, float):
-            return variance
-        return variance.reshape(-1, *[1] * (D.ndim - 2))
+        if isinstance(variance, Tensor):
+            return variance.reshape(-1, *[1] * (D.ndim - 2))
+        return variance
 
     def _p(self, D: Tensor) -> Tensor:
         return self.p.reshape(*self.p.shape, *[1] * (D.ndim - self.p.ndim))
