@@ -105,7 +105,13 @@ def export(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) 
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
         with _quiet():
-            program = torch.export.export(net, given, named, dynamic_shapes=shapes, strict=False  # pyright: ignore[reportArgumentType])
+            program = torch.export.export(
+                net,
+                given,
+                named,
+                dynamic_shapes=shapes,  # pyright: ignore[reportArgumentType]
+                strict=False,
+            )
             if _in_place(program) or _to_take_apart(program):
                 program = program.run_decompositions(TAKEN_APART)
     except Exception as error:
