@@ -1,14 +1,14 @@
 """certify(): radii within which no input changes the class, proved."""
 
 import copy
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from simplicit.bounds.asked import classes, radii, samples, with_two_classes, within
 from simplicit.bounds.exact import equations_of, require_well_posed
 from simplicit.bounds.radii import METHODS, Margins
 from simplicit.capture.read import capture
@@ -36,10 +36,10 @@ class Certified(NamedTuple):
 
 def certify(
     model: nn.Module,
-    x: Float[Tensor, "m *shape"],
-    y: Int[Tensor, "m"],
-    eps: float,
-    bounds: tuple[float, float] | None = None,
+    x: Any,
+    y: Any,
+    eps: float | Any,
+    bounds: tuple[Any, Any] | None = None,
     *,
     methods: Sequence[str] | None = None,
 ) -> Certified:
@@ -59,10 +59,12 @@ def certify(
 
     Args:
         model: An implicit model, or any network that `implicitize` takes: then as its layers.
-        x: Samples, in the model's own input shape.
-        y: Their classes.
-        eps: Radius of the ball, in the units of x.
-        bounds: Least and largest value of an input: the ball is cut there. Not cut by default.
+        x: Samples (m, …), in the model's own input shape: a tensor or an array.
+        y: Their classes: (m,), (m, 1), or one-hot (m, q). Of one logit the classes are 0 and 1: its
+            sign.
+        eps: Radius of the ball, in the units of x: one for all, or one for each sample.
+        bounds: Least and largest value of an input: the ball is cut there. Numbers, or one for each
+            input. Not cut by default.
         methods: Which bounds; None for the first three.
 
     Returns:
@@ -70,19 +72,20 @@ def certify(
         the proof ends and never beyond it. Samples, classes, eps or bounds that cannot be, and
         a model whose well-posedness is not certified, are an `InputError`.
     """
-    margins, right = _margins(model, x, y, eps, bounds, methods)
-    radius = torch.zeros(len(y), dtype=torch.float64)
+    wanted = radii(eps, len(x))
+    margins, right = _margins(model, x, y, bounds, methods)
+    radius = torch.zeros(len(right), dtype=torch.float64)
     if margins is not None:
-        radius[right] = margins.radii(eps or GUESS)
-    return Certified((radius >= eps) & (radius > 0), radius)
+        radius[right] = margins.radii(torch.where(wanted > 0, wanted, GUESS)[right])
+    return Certified((radius >= wanted) & (radius > 0), radius)
 
 
 def proved(
     model: nn.Module,
-    x: Float[Tensor, "m *shape"],
-    y: Int[Tensor, "m"],
-    eps: float,
-    bounds: tuple[float, float] | None = None,
+    x: Any,
+    y: Any,
+    eps: float | Any,
+    bounds: tuple[Any, Any] | None = None,
     *,
     methods: Sequence[str] | None = None,
 ) -> Bool[Tensor, "m"]:
@@ -92,54 +95,40 @@ def proved(
         model: As in `certify`.
         x: Samples.
         y: Their classes.
-        eps: Radius of the ball.
-        bounds: Least and largest value of an input.
+        eps: Radius of the ball, or one for each sample.
+        bounds: Least and largest value of an input, or of each.
         methods: Which bounds.
 
     Returns:
         `certify(…).certified`, for eps above 0. Errors are those of `certify`.
     """
-    margins, right = _margins(model, x, y, eps, bounds, methods)
-    found = torch.zeros(len(y), dtype=torch.bool)
+    wanted = radii(eps, len(x))
+    margins, right = _margins(model, x, y, bounds, methods)
+    found = torch.zeros(len(right), dtype=torch.bool)
     if margins is not None:
-        every = torch.arange(len(margins.u))
-        radius = torch.full((len(every),), float(eps), dtype=torch.float64)
         with torch.no_grad():
-            found[right] = margins.proved(radius, every)
+            found[right] = margins.proved(wanted[right], torch.arange(len(margins.u)))
     return found
 
 
 # the samples that are classified right, and which they are
 def _margins(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    bounds: tuple[float, float] | None,
+    x: Any,
+    y: Any,
+    bounds: Any,
     methods: Sequence[str] | None,
 ) -> tuple[Margins | None, Bool[Tensor, "m"]]:
-    exact = as_model(model, x)
-    if not 0 <= eps < math.inf:
-        raise InputError(f"eps={eps}: accepted is a finite number, at least 0")
-    if len(x) != len(y) or tuple(x.shape[1:]) != exact.input_shape:
-        raise InputError(
-            f"x of shape {tuple(x.shape)} and {len(y)} classes: accepted is one class per sample "
-            f"of shape {exact.input_shape}"
-        )
-    u, y = x.detach().cpu().double().flatten(1), y.detach().cpu().long()
-    if not u.isfinite().all():
-        raise InputError("x holds NaN or infinity: accepted are finite samples")
-    if len(y) and not (0 <= int(y.min()) and int(y.max()) < exact.q):
-        raise InputError(f"y: accepted are classes from 0 to {exact.q - 1}")
-    if bounds is not None and len(u) and not bounds[0] <= float(u.min()) <= u.max() <= bounds[1]:
-        raise InputError(f"bounds={bounds}: x has values outside of them")
+    x = samples(x)
+    exact = with_two_classes(as_model(model, x))
+    u, y = exact.packed(x.double()), classes(y, len(x), exact.q)
+    limits = within(bounds, u, exact.input_shape)
     if not len(y):
         return None, torch.zeros(0, dtype=torch.bool)
     with torch.no_grad():
         found = require_well_posed(exact)
-        parts = x.detach().cpu().double().split(1000)
-        right = torch.cat([exact(part).argmax(1) for part in parts]) == y
-        return Margins(equations_of(exact), found, u[right], y[right], bounds, methods), right
+        right = torch.cat([exact.outputs(part).argmax(1) for part in u.split(1000)]) == y
+        return Margins(equations_of(exact), found, u[right], y[right], limits, methods), right
 
 
 def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitModel:
@@ -153,13 +142,22 @@ def as_model(model: nn.Module, example: Float[Tensor, "m *shape"]) -> ImplicitMo
         The same function; a network as a `layered` model.
 
     Raises:
-        InputError: If a layer is an operation that was kept as it is.
+        InputError: If a layer is an operation that was kept as it is, or the network has other
+            inputs or outputs than a row of numbers.
     """
     if isinstance(model, ImplicitModel):
         exact = copy.deepcopy(model).cpu().cast(torch.float64)
     else:
         equations = capture(model, example[:2]).changed(lambda t: t.detach().cpu())
         exact = ImplicitModel.from_equations(equations).cast(torch.float64)
+    outputs = exact.equations.returned
+    if len(outputs) > 1 or (outputs and len(outputs[0].shape) > 1):
+        every = ", ".join(str(tuple(output.shape)) for output in outputs)
+        raise InputError(f"outputs of shape {every}: accepted is one row of logits a sample")
+    if outputs and outputs[0].end == "sigmoid" and exact.q > 1:
+        raise InputError(f"{exact.q} events: accepted are classes, or one event")
+    if any(i.dtype for i in exact.equations.inputs):
+        raise InputError("whole numbers as inputs: no ball is around them; accepted are others")
     for block in exact.blocks:
         if isinstance(block.phi, Kept):
             raise InputError(f"layer {block.name}: no bounds are known of {block.phi.name}")

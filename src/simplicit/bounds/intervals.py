@@ -96,14 +96,14 @@ class Boxes(NamedTuple):
 def around(
     u: Float[Tensor, "m p"],
     eps: Float[Tensor, "m"],
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[Tensor, Tensor] | tuple[float, float] | None = None,
 ) -> Box:
     """Write the l∞ balls around samples as boxes.
 
     Args:
         u: Samples, float64.
         eps: Radius of each ball.
-        bounds: Least and largest value an input can have; the balls are cut there.
+        bounds: Least and largest value an input can have, or each of them; the balls are cut there.
 
     Returns:
         Boxes that hold the balls. A sample outside the bounds has the bound nearest to it.

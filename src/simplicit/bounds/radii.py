@@ -50,7 +50,7 @@ class Margins:
         found: Certificate of its states, which are well-posed.
         u: Samples, flattened, float64.
         label: The class of each that is to stay ahead.
-        bounds: Least and largest value of an input, or None; samples lie within.
+        bounds: Least and largest value of an input, or of each, or None; samples lie within.
         methods: Bounds to try; all that can help by default.
 
     Raises:
@@ -63,7 +63,7 @@ class Margins:
         found: Certificate,
         u: Float[Tensor, "m p"],
         label: Int[Tensor, " m"],
-        bounds: tuple[float, float] | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
         methods: Sequence[str] | None = None,
     ) -> None:
         # plain intervals are never tighter than mixed-monotone ones, and cost as much
@@ -124,11 +124,11 @@ class Margins:
         bound = walked.margins(one[own] - one, deep=method == "linear")
         return bound.scatter(1, own, torch.inf)
 
-    def radii(self, guess: float) -> Float[Tensor, " m"]:
+    def radii(self, guess: float | Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Find the radius of each sample up to which its class provably stays ahead.
 
         Args:
-            guess: Where the search begins, above 0; a radius is at least that exactly where
+            guess: Where the search begins, above 0, for all or for each; a radius is at least that exactly where
                 `proved` says so there.
 
         Returns:
@@ -136,7 +136,7 @@ class Margins:
         """
         m = len(self.u)
         low, high = self.u.new_zeros(m), self.u.new_full((m,), torch.inf)
-        trial, active = self.u.new_full((m,), guess), torch.arange(m)
+        trial, active = self.u.new_zeros(m) + guess, torch.arange(m)
         while len(active):
             good = self.proved(trial[active], active)
             low[active[good]] = trial[active[good]]

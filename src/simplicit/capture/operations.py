@@ -238,6 +238,10 @@ MOVES = (
 """They move them, repeat them, or put constants between them."""
 
 
+FILLED = "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like"
+"""They take no entries of a sample, only its shape and dtype."""
+
+
 def _table(names: str, handle: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
     found = {}
     for name in names.split():
@@ -248,6 +252,7 @@ def _table(names: str, handle: Callable[..., Any]) -> dict[Any, Callable[..., An
     return found
 
 
+CONSTANT = {getattr(aten, name).default for name in FILLED.split()}
 MOVED = _table(SAME, _same) | _table(MOVES, move)
 OPERATIONS |= MOVED
 

@@ -21,7 +21,7 @@ from simplicit.capture.affine import Affine
 from simplicit.capture.export import export, line
 from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
 from simplicit.capture.inputs import inputs_of, taken, unwrapped
-from simplicit.capture.operations import DROPOUTS, HINTS, MOVED, OPERATIONS
+from simplicit.capture.operations import CONSTANT, DROPOUTS, HINTS, MOVED, OPERATIONS
 from simplicit.capture.outputs import as_list, heads, output_of, returns, tensors_of
 from simplicit.equations.interface import (
     Input,
@@ -247,6 +247,9 @@ def _evaluate(
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _sure(node):
         refuse(node, "is random; accepted: a fixed function of the input")
     assert callable(node.target)
+    if node.target in CONSTANT:
+        args = (operands[0].like.new_empty(operands[0].shape), *args[1:]) if operands else args
+        operands = []
     if not operands and not sequence:
         value = node.target(*args, **options)
         layers.pin(pytree.tree_leaves((args, options)), value)

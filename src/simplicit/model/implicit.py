@@ -459,7 +459,7 @@ class ImplicitModel(nn.Module):
             numbers["omega"] = self.omega
         about = {
             "format": "simplicit",
-            "version": 2,
+            "version": 3,
             "structure": self.structure,
             "input_shape": list(self.input_shape),
             "reference_nonzeros": self.reference_nonzeros,

@@ -36,9 +36,9 @@ def load(directory: str | Path) -> ImplicitModel:
 
 
 def _of_equations(header: dict[str, Any], numbers: dict[str, Tensor]) -> ImplicitModel:
-    if header.get("version") not in (1, 2):
+    if header.get("version") not in (1, 2, 3):
         raise InputError(
-            f"version {header.get('version')!r}: accepted are 1 and 2; a newer simplicit wrote it"
+            f"version {header.get('version')!r}: accepted are 1 to 3; a newer simplicit wrote it"
         )
     structure, N0 = header.get("structure"), header.get("reference_nonzeros")
     if structure not in ("full", "triangular", "layered") or not isinstance(N0, int) or N0 < 1:

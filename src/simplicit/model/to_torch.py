@@ -257,9 +257,13 @@ class _Writer:
 
     def _kept(self, name: str, phi: Kept, z: fx.Node) -> fx.Node:
         values, start = [], 0
+        # a sample may stand in several places of the first axis, as windows of an image do
+        places = {shape[0] for shape in (*phi.operands, phi.output_shape)}
+        apart = len(places) == 1 and places != {1}
         for shape, dtype in zip(phi.operands, phi.dtypes, strict=True):
             size = torch.Size(shape).numel()
-            part = self._shaped(self._call(torch.narrow, z, 1, start, size), shape[1:])
+            part = self._shaped(self._call(torch.narrow, z, 1, start, size), shape[1 - apart :])
+            part = self._call(torch.flatten, part, 0, 1) if apart else part
             start += size
             if dtype is not None:
                 part = self.graph.call_method("to", (part, dtype_of(dtype)))
@@ -270,6 +274,8 @@ class _Writer:
         result = self.graph.call_function(aten(phi.op), tuple(arguments), options)
         if phi.output is not None:
             result = self.graph.call_function(operator.getitem, (result, phi.output))
+        if apart:
+            result = self.graph.call_method("unflatten", (result, 0, (-1, phi.output_shape[0])))
         flat = self._call(torch.flatten, result, 1)
         return self.graph.call_method("to", (flat, self._like or z))
 

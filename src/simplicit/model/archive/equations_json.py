@@ -1,6 +1,6 @@
 """State equations as JSON, their tensors by name.
 
-Weights are CSR or dense, a row per output channel; indices of fixed maps are int32. The JSON names
+Weights are CSR or dense, a row per output channel; other tensors are squeezed. The JSON names
 nothing but the classes listed here and operations of torch.ops.aten, so a file cannot make anything
 else run.
 """
@@ -19,7 +19,7 @@ from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Block, Stacked
 from simplicit.equations.weighted_maps import WEIGHTED_MAPS, Gather, Sparse
 from simplicit.errors import InputError
-from simplicit.model.archive.packing import pack, unpack
+from simplicit.model.archive.packing import pack, restore, squeeze, unpack
 
 CLASSES: dict[str, type] = {
     c.__name__: c
@@ -39,7 +39,7 @@ def write(equations: StateEquations) -> tuple[dict[str, Any], dict[str, Tensor]]
     """
     numbers: dict[str, Tensor] = {}
     names: dict[int, str] = {}
-    weights = []
+    weights, squeezed = [], {}
     for weight in (term.weight for e in equations.layers for term in e.terms):
         if id(weight) in names:
             continue
@@ -55,7 +55,12 @@ def write(equations: StateEquations) -> tuple[dict[str, Any], dict[str, Tensor]]
                 name = names[id(value)] = f"tensor.{len(names)}"
                 small = value.dtype == torch.int64 and bool((value.abs() < 2**31).all())
                 tensor = value.detach().cpu().contiguous()
-                numbers[name] = tensor.int() if small else tensor.clone()
+                tensor = tensor.int() if small else tensor
+                packed = None if tensor.dtype == torch.bfloat16 else squeeze(tensor)
+                numbers[name] = tensor.clone() if packed is None else packed
+                if packed is not None:
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    squeezed[name] = {"dtype": dtype, "shape": list(tensor.shape)}
             return {"tensor": names[id(value)]}
         if is_dataclass(value):
             content = {f.name: written(getattr(value, f.name)) for f in fields(value)}
@@ -64,7 +69,8 @@ def write(equations: StateEquations) -> tuple[dict[str, Any], dict[str, Tensor]]
             return {"table": {key: written(part) for key, part in value.items()}}
         return [written(part) for part in value] if isinstance(value, (tuple, list)) else value
 
-    return {"weights": weights, "equations": written(equations)}, numbers
+    header = {"weights": weights, "equations": written(equations), "squeezed": squeezed}
+    return header, numbers
 
 
 def read(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> StateEquations:
@@ -89,6 +95,8 @@ def read(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> StateEquat
 
 def _checked(header: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> StateEquations:
     tensors = dict(numbers)
+    for name, entry in header.get("squeezed", {}).items():
+        tensors[name] = restore(numbers[name], entry["dtype"], entry["shape"])
     for index, entry in enumerate(header["weights"]):
         name, shape = f"learned.{index}", tuple(entry["shape"])
         columns = torch.Size(shape[1:]).numel()

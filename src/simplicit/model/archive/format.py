@@ -33,7 +33,10 @@ def write(folder: Path, header: Mapping[str, Any], numbers: dict[str, Tensor]) -
         InputError: If something cannot be written; then nothing is left behind.
     """
     payload = safetensors.torch.save(numbers)
-    text = json.dumps({**header, "sha256": hashlib.sha256(payload).hexdigest()}, indent=1) + "\n"
+    whole = {**header, "sha256": hashlib.sha256(payload).hexdigest()}
+    # a line for each entry: indented, the equations of a small network are longer than its weights
+    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in whole.items())
+    text = f"{{\n{lines}\n}}\n"
     try:
         with ExitStack() as stack:  # nothing is renamed before everything is written
             for name, content in {NUMBERS: payload, HEADER: text.encode()}.items():

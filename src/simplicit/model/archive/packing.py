@@ -1,16 +1,21 @@
-"""Matrices in a file: CSR (`.indptr`, `.indices`, `.values`, int32) where that is smaller."""
+"""Tensors in a file: matrices as CSR where that is smaller, indices of fixed maps as differences."""
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Storage = Literal["csr", "dense"]
 
-SPARSE_BELOW = 0.3
-"""Density under which CSR is smaller: a float32 entry takes 8 bytes in CSR and 4 in a dense one."""
+SHORT = 2**15
+"""Columns up to which their indices take 16 bits, else 32."""
+
+LEVEL = 9
+"""Of zlib: what it takes is little beside a solve."""
 
 
 def pack(W: Float[Tensor, "r c"]) -> tuple[dict[str, Tensor], Storage]:
@@ -23,12 +28,59 @@ def pack(W: Float[Tensor, "r c"]) -> tuple[dict[str, Tensor], Storage]:
         Its parts by the end of their names, and how it is stored.
     """
     stored = W != 0
-    if int(stored.sum()) >= SPARSE_BELOW * W.numel():
-        return {"": W.contiguous()}, "dense"
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), stored.sum(1).cumsum(0)])
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), stored.sum(1).cumsum(0)]).int()
     indices = stored.nonzero()[:, 1]
-    parts = {".indptr": indptr.int(), ".indices": indices.int(), ".values": W[stored]}
+    indices = indices.short() if W.shape[1] <= SHORT else indices.int()
+    parts = {".indptr": indptr, ".indices": indices, ".values": W[stored]}
+    if sum(part.nbytes for part in parts.values()) >= W.nbytes:
+        return {"": W.contiguous()}, "dense"
     return parts, "csr"
+
+
+def squeeze(tensor: Tensor) -> Tensor | None:
+    """Write a tensor as few bytes: whole numbers as differences, and what repeats once.
+
+    Indices of pooling, strides and moves are regular, and take some dozens of bytes.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        uint8; None if that is not shorter.
+    """
+    flat = tensor.flatten()
+    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        flat = flat.diff(prepend=flat.new_zeros(1))
+    raw = zlib.compress(flat.contiguous().numpy().tobytes(), LEVEL)
+    if len(raw) >= tensor.nbytes:
+        return None
+    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
+
+
+def restore(packed: Tensor, dtype: str, shape: Sequence[int]) -> Tensor:
+    """Undo `squeeze`.
+
+    Args:
+        packed: What it returned.
+        dtype: Name of the tensor's dtype.
+        shape: Its shape.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    kind, size = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
+    try:
+        raw = zlib.decompress(packed.numpy().tobytes(), bufsize=size * kind.itemsize)
+    except zlib.error as error:
+        raise ValueError(f"a tensor that cannot be unpacked: {error}") from None
+    if len(raw) != size * kind.itemsize:
+        raise ValueError(f"a tensor of {len(raw)} bytes for shape {tuple(shape)}")
+    flat = np.frombuffer(raw, dtype=kind)
+    whole = np.issubdtype(kind, np.integer)
+    return torch.from_numpy((flat.cumsum(dtype=kind) if whole else flat.copy()).reshape(shape))
 
 
 def unpack(
