@@ -101,7 +101,9 @@ class WeightedMapSuite:
         module: Any = linear.to_module(bias)
         assert type(module).__module__.startswith("torch.nn.")
         expected = linear(x) if bias is None else linear(x) + linear.spread(bias)
-        torch.testing.assert_close(module(linear.shaped(x)).flatten(1), expected)
+        found = module(linear.framed(x.unflatten(1, linear.input_shape)))
+        assert found.shape == (len(x), *linear.output_shape)
+        torch.testing.assert_close(found.flatten(1), expected)
         sizes = {name: p.numel() for name, p in module.named_parameters()}
         assert sizes.pop("bias", 0) == (channels if biased else 0)
         assert sizes == {"weight": linear.weight.numel()}

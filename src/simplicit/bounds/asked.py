@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.equations.equation import Equation
-from simplicit.equations.weighted_maps import Dense, Gather
+from simplicit.equations.weighted_maps import Gather
 from simplicit.errors import InputError
 from simplicit.model.implicit import ImplicitModel
 
@@ -95,8 +95,8 @@ def radii(eps: Any, m: int) -> Float[Tensor, " m"]:
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.shape not in ((), (1,), (m,)):
         raise InputError(
-            f"eps of shape {tuple(found.shape)} for {m} samples: accepted is one radius, or one for "
-            "each sample"
+            f"eps of shape {tuple(found.shape)} for {m} samples: accepted is one radius, or one "
+            "for each sample"
         )
     if not bool(((found >= 0) & found.isfinite()).all()):
         raise InputError(f"eps={eps}: accepted is a finite number, at least 0")
@@ -155,7 +155,7 @@ def with_two_classes(model: ImplicitModel) -> ImplicitModel:
     if model.q > 1:
         return model
     output = model.equations.output
-    alike = all(isinstance(term.map, Dense) and term.map.positions == 1 for term in output.terms)
+    alike = all(term.is_matrix for term in output.terms)
     if not alike or not all(isinstance(part.map, Gather) for part in output.fixed):
         raise InputError("one output that is no Linear's: accepted are at least two")
     equations = replace(model.equations, output=_behind_zero(output), interface=None)

@@ -112,7 +112,8 @@ def around(
     # without a radius the box is the sample itself
     low, high = torch.where(low < u, _down(low), u), torch.where(high > u, _up(high), u)
     if bounds is not None:
-        low, high = low.clamp(*bounds), high.clamp(*bounds)
+        least, most = (torch.as_tensor(bound, dtype=u.dtype) for bound in bounds)
+        low, high = low.clamp(least, most), high.clamp(least, most)
     return Box(low, high)
 
 

@@ -128,8 +128,8 @@ class Margins:
         """Find the radius of each sample up to which its class provably stays ahead.
 
         Args:
-            guess: Where the search begins, above 0, for all or for each; a radius is at least that exactly where
-                `proved` says so there.
+            guess: Where the search begins, above 0, for all or for each; a radius is at least that
+                exactly where `proved` says so there.
 
         Returns:
             Radii (m,), within `PRECISION` of where the proof ends; 0 where there is none.

@@ -18,7 +18,7 @@ from simplicit.capture.affine import Affine
 from simplicit.capture.found import Layers, shape_of_one
 from simplicit.equations.compose import averages, by_axis
 from simplicit.equations.layer_phi import MaxPool
-from simplicit.equations.weighted_maps import Gather
+from simplicit.equations.weighted_maps import Gather, Sparse
 
 
 def move(layers: Layers, node: fx.Node, *args: Any, **options: Any) -> Any:
@@ -154,7 +154,9 @@ def reduction(total: bool) -> Callable[..., Affine]:
         k = prod(x.shape[d] for d in dims)
         groups = image.movedim(dims, last).reshape(-1, k)
         linear = averages(groups, x.size, x.like)
+        ordered = sorted(d % len(x.shape) for d in dims) == last and last[0] > 0
         linear = replace(linear, value=linear.value * k) if total else linear
+        linear = replace(linear, means=ordered and not total)
         return x.mapped(linear, shape_of_one(node))
 
     return handle
@@ -218,6 +220,8 @@ def adaptive_average_pool(layers: Layers, node: fx.Node, x: Affine, size: Any) -
 
     x = layers.settled(node, x)
     linear = by_axis(x.shape, [along(n) for n in size], x.like)
+    if isinstance(linear, Sparse) and set(size) == {1}:
+        linear = replace(linear, means=True)
     return x.mapped(linear, shape_of_one(node))
 
 

@@ -104,8 +104,18 @@ class WeightedMap(Protocol):
         """Make the map with |weight|."""
         ...
 
-    def shaped(self, x: Any) -> Any:
-        """Shape samples (m, columns), or a node of a graph that stands for them, for the module."""
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the module takes of a sample."""
+        ...
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what it returns."""
+        ...
+
+    def framed(self, sample: Any) -> Any:
+        """Complete (m, *input_shape), or a node of a graph that stands for it, for the module."""
         ...
 
     def to_module(self, bias: Float[Tensor, " channels"] | None) -> nn.Module:
@@ -116,16 +126,6 @@ class WeightedMap(Protocol):
 @runtime_checkable
 class WindowedMap(WeightedMap, Protocol):
     """A map whose positions read windows of an image that overlap: every place of a kernel."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(input channels, *size)."""
-        ...
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """(channels, *size)."""
-        ...
 
     @property
     def stride(self) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """A convolution: layers that apply one kernel at every place."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Conv(Convolution):
     dilation: tuple[int, ...]
     groups: int = 1
 
-    @cached_property
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """(channels, *size)."""
         sizes = zip(
@@ -84,18 +83,16 @@ class Conv(Convolution):
         around = [side for pair in reversed(self.padding) for side in pair]
         return F.pad(image, around) if any(around) else image
 
-    def shaped(self, x: Any) -> Any:
-        """Shape samples as the module takes them.
+    def framed(self, sample: Any) -> Any:
+        """Put the zeros around samples where they are uneven, which torch's modules do not take.
 
         Args:
-            x: (m, columns), or a node of a graph that stands for it.
+            sample: (m, *input_shape), or a node of a graph that stands for it.
 
         Returns:
-            (m, *input_shape), with the zeros around it where they are uneven, which torch's
-            convolutions do not take.
+            The samples with them.
         """
-        image = x.unflatten(1, self.input_shape)
-        return image if self._even else self.padded(image)
+        return sample if self._even else self.padded(sample)
 
     @property
     def _options(self) -> tuple[Any, ...]:
@@ -109,7 +106,8 @@ class Conv(Convolution):
             The results, a row per sample.
         """
         convolve = CONVOLVE[len(self.stride) - 1]
-        return convolve(self.shaped(x), self.weight, None, *self._options).flatten(1)
+        image = self.framed(x.unflatten(1, self.input_shape))
+        return convolve(image, self.weight, None, *self._options).flatten(1)
 
     def patches(
         self, x: Float[Tensor, "m columns"], some: Int[Tensor, " some"] | None = None

@@ -1,7 +1,6 @@
 """A transposed convolution: one kernel applied at every place of the input, overlaps added up."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ class ConvTranspose(Convolution):
     dilation: tuple[int, ...]
     groups: int = 1
 
-    @cached_property
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """(channels, *size)."""
         sizes = zip(
@@ -83,7 +82,7 @@ class ConvTranspose(Convolution):
         convolve: Any = CONVOLVE[len(self.stride) - 1]
         kernel = swapped(self.weight, self.groups)
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return convolve(self.shaped(x), kernel, None, *options).flatten(1)
+        return convolve(x.unflatten(1, self.input_shape), kernel, None, *options).flatten(1)
 
     def absolute(self) -> "ConvTranspose":
         """Take absolute values.

@@ -64,16 +64,16 @@ class Convolution(ABC):
         """Order of the result's entries, positions and channels."""
         return "channel, position", self.positions, len(self.weight)
 
-    def shaped(self, x: Any) -> Any:
-        """Shape samples as the module takes them.
+    def framed(self, sample: Any) -> Any:
+        """Put what is around samples there, if the module does not.
 
         Args:
-            x: (m, columns), or a node of a graph that stands for it.
+            sample: (m, *input_shape), or a node of a graph that stands for it.
 
         Returns:
-            (m, *input_shape).
+            The samples with it.
         """
-        return x.unflatten(1, self.input_shape)
+        return sample
 
     @cached_property
     def places(self) -> Int[Tensor, "positions groups reads"]:

@@ -54,18 +54,31 @@ class Dense:
         Returns:
             The results, a row per sample.
         """
-        return F.linear(self.shaped(x), self.weight).flatten(1)
+        return F.linear(x.unflatten(1, self.input_shape), self.weight).flatten(1)
 
-    def shaped(self, x: Any) -> Any:
-        """Shape samples as the module takes them.
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(inputs,), or (positions, inputs) where there are several positions."""
+        return self._shape(self.weight.shape[1])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Likewise."""
+        return self._shape(len(self.weight))
+
+    def _shape(self, size: int) -> tuple[int, ...]:
+        return (size,) if self.positions == 1 else (self.positions, size)
+
+    def framed(self, sample: Any) -> Any:
+        """Leave a sample as it is: the module takes it like that.
 
         Args:
-            x: (m, columns), or a node of a graph that stands for it.
+            sample: (m, *input_shape), or a node of a graph that stands for it.
 
         Returns:
-            (m, inputs), or (m, positions, inputs) where there are several positions.
+            The same.
         """
-        return x if self.positions == 1 else x.unflatten(1, (self.positions, -1))
+        return sample
 
     def patches(
         self, x: Float[Tensor, "m columns"], some: Int[Tensor, " some"] | None = None

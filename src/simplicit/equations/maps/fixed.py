@@ -90,6 +90,7 @@ class Sparse:
         value: Its value.
         rows: Size of the result.
         columns: Size of what it reads.
+        means: Whether each result is the mean of as many entries, one after another.
     """
 
     row: Int[Tensor, " k"]
@@ -97,6 +98,7 @@ class Sparse:
     value: Float[Tensor, " k"]
     rows: int
     columns: int
+    means: bool = False
 
     @property
     def products(self) -> int:
@@ -140,4 +142,4 @@ class Sparse:
             The map with the new ones.
         """
         row, column, value = (change(t) for t in (self.row, self.column, self.value))
-        return Sparse(row, column, value, self.rows, self.columns)
+        return replace(self, row=row, column=column, value=value)

@@ -1,4 +1,4 @@
-"""Tensors in a file: matrices as CSR where that is smaller, indices of fixed maps as differences."""
+"""Tensors in a file: matrices as CSR where that is smaller, whole numbers as differences."""
 
 import zlib
 from collections.abc import Mapping, Sequence
