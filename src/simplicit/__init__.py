@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simplicit.fit import implicitize
     from simplicit.model.implicit import ImplicitModel
     from simplicit.model.saved import load
+    from simplicit.refine.hold_zeros import hold_zeros
     from simplicit.solvers import solve
     from simplicit.solvers.estimator import CertifiedLasso
 
@@ -35,6 +36,7 @@ __all__ = [
     "Solution",
     "Status",
     "certify",
+    "hold_zeros",
     "implicitize",
     "load",
     "solve",
@@ -52,6 +54,7 @@ _HOME = {
     "Solution": "convex.solution",
     "Status": "convex.solution",
     "certify": "bounds.certify",
+    "hold_zeros": "refine.hold_zeros",
     "implicitize": "fit",
     "load": "model.saved",
     "solve": "solvers",

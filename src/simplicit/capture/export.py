@@ -66,7 +66,7 @@ another, all with the same weights."""
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back what torch.export says of its own and of graphs it refuses; errors say it."""
     log = logging.getLogger("torch")
     level = log.level
@@ -104,7 +104,7 @@ def export(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) 
         shapes[tensor] = {0: Dim.DYNAMIC}
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
-        with _quiet():
+        with quiet():
             program = torch.export.export(
                 net,
                 given,

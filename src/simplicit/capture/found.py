@@ -137,7 +137,10 @@ class Layers:
         Returns:
             The equation.
         """
-        name = name or value.name or module_path(node) or node.name
+        path = module_path(node)
+        if path and not value.terms and phi is IDENTITY:
+            path = f"{path}.reads"  # what the module's own layer reads
+        name = name or value.name or path or node.name
         uses = self._uses[name] = self._uses.get(name, 0) + 1
         unique = name if uses == 1 else f"{name}@{uses - 1}"  # as torch.export writes reuse
         equation = Equation(unique, value.terms, value.bias, phi, value.summands)

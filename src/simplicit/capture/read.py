@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from simplicit.capture.affine import Affine
-from simplicit.capture.export import export, line
+from simplicit.capture.export import export, line, quiet
 from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
 from simplicit.capture.inputs import inputs_of, taken, unwrapped
 from simplicit.capture.operations import CONSTANT, DROPOUTS, HINTS, MOVED, OPERATIONS
@@ -69,7 +69,8 @@ def capture(net: nn.Module, example: Any, inputs: Sequence[Input] | None = None)
             the example, or if it does what cannot be written as state equations; the line names
             the module and the operation.
     """
-    net = unwrapped(net)
+    with quiet():
+        net = unwrapped(net)
     if inputs is None:
         several = isinstance(example, (tuple, list))
         inputs = tuple(i for x in example for i in inputs_of(None, x)) if several else None
@@ -81,7 +82,8 @@ def capture(net: nn.Module, example: Any, inputs: Sequence[Input] | None = None)
             (example,) = map(torch.as_tensor, (*given, *named.values()))
     _check_finite(net, example)
     try:
-        net = _evaluating(copy.deepcopy(net))
+        with quiet():
+            net = _evaluating(copy.deepcopy(net))
     except Exception as error:
         raise InputError(
             f"the network cannot be copied ({line(error)}): accepted is one copy.deepcopy copies, "

@@ -50,6 +50,13 @@ def plain(term: Term) -> bool:
     return term.is_matrix and not _moves(term.fixed) and term.offset is None
 
 
+def _alike(terms: tuple[Term, ...]) -> list[list[Term]]:
+    found: dict[tuple[int, tuple[int, ...]], list[Term]] = {}
+    for term in terms:
+        found.setdefault((id(term.weight), term.map.input_shape), []).append(term)
+    return list(found.values())
+
+
 def _moves(fixed: Fixed | None) -> bool:
     return not (fixed is None or (isinstance(fixed, Gather) and fixed.is_identity))
 
@@ -70,6 +77,7 @@ class Writer:
         self._like: fx.Node | None = None
         self._weights: dict[int, nn.Parameter] = {}
         self._constants: dict[int, str] = {}
+        self._modules: dict[tuple[int, str], list[str]] = {}
         terms = [id(term.weight) for e in equations.layers for term in e.terms]
         self._shared = {key for key in terms if terms.count(key) > 1}
         self._inputs = self._given(equations)
@@ -168,39 +176,86 @@ class Writer:
         return self._method("unflatten", self._call(torch.flatten, x.node, 1), 1, shape)
 
     def _equation(self, e: Equation, values: dict[int, _Value]) -> _Value:
+        if (joined := self._concatenated(e, values)) is not None:
+            return joined
         name = e.name
         bias = e.channel_bias if e.terms and e.full_bias is not None else None
+        rest = e.full_bias if bias is None else None
+        if rest is not None and e.adjust is not None and e.bias_change is not None:
+            bias = e.bias_change  # position embeddings are added to it
+            rest = rest.detach() - e.terms[0].map.spread(bias)
         parts: list[_Value] = []
         if len(e.terms) > 1 and all(map(self._can_be_joined, e.terms)):
             flat = [self._flat(values[term.source]) for term in e.terms]
             whole = Dense(torch.cat([term.weight.detach() for term in e.terms], 1))
             joined = self._module(name, whole.to_module(bias), self._call(torch.cat, flat, 1))
             parts.append(_Value(joined, whole.output_shape))
-        for k, term in enumerate(e.terms if not parts else ()):
+        for k, terms in enumerate(_alike(e.terms) if not parts else ()):
             own = f"{name}_{k}" if k else name
-            parts.append(self._term(own, term, bias if k == 0 else None, values[term.source]))
+            parts.append(self._term(own, terms, bias if k == 0 else None, values))
         for k, summand in enumerate(e.fixed):
             parts.append(self._moved(f"{name}_fixed_{k}", summand.map, values[summand.source]))
-        if bias is None and e.full_bias is not None:
+        if rest is not None:
             shape = parts[0].shape
-            parts.append(_Value(self._tensor(f"{name}_bias", e.full_bias.view(shape)), shape))
+            parts.append(_Value(self._tensor(f"{name}_added", rest.reshape(shape)), shape))
         z = parts[0]
         for part in parts[1:]:
             z = _Value(self._call(torch.add, z.node, self._shaped(part, z.shape)), z.shape)
         return z
 
+    # values one behind the other along their first axis, that of channels
+    def _concatenated(self, e: Equation, values: dict[int, _Value]) -> _Value | None:
+        if e.terms or e.bias is not None or len(e.fixed) < 2:
+            return None
+        parts: list[tuple[int, _Value]] = []
+        for summand in e.fixed:
+            x, index = values[summand.source], getattr(summand.map, "index", None)
+            places = None if index is None else (index >= 0).nonzero()[:, 0]
+            if index is None or places is None or len(places) != x.size:
+                return None
+            first, own = int(places[0]), torch.arange(x.size, device=index.device)
+            if not (torch.equal(places - first, own) and torch.equal(index[places], own)):
+                return None
+            parts.append((first, x))
+        every = [x for _, x in sorted(parts, key=lambda part: part[0])]
+        if sum(x.size for x in every) != e.size or len({x.shape[1:] for x in every}) > 1:
+            return None
+        node = self._call(torch.cat, [x.node for x in every], 1)
+        return _Value(node, (sum(x.shape[0] for x in every), *every[0].shape[1:]))
+
     def _can_be_joined(self, term: Term) -> bool:
         return plain(term) and id(term.weight) not in self._shared
 
-    def _term(self, name: str, term: Term, bias: Tensor | None, source: _Value) -> _Value:
-        module: Any = term.map.to_module(bias)
-        module.weight = self._weights.setdefault(id(term.weight), module.weight)
+    # terms that share their weight: what they read adds up
+    def _term(
+        self, name: str, terms: list[Term], bias: Tensor | None, values: dict[int, _Value]
+    ) -> _Value:
+        term = terms[0]
+        module = self._uses_of(term, bias, name)
         shape = term.map.input_shape
-        x = self._shaped(self._moved(f"{name}_reads", term.fixed, source), shape)
-        if term.offset is not None:
-            x = self._call(torch.add, x, self._tensor(f"{name}_offset", term.offset.view(shape)))
+        parts = []
+        for k, part in enumerate(terms):
+            read = self._moved(f"{name}_reads{k or ''}", part.fixed, values[part.source])
+            parts.append(self._shaped(read, shape))
+            if part.offset is not None:
+                parts.append(self._tensor(f"{name}_offset{k or ''}", part.offset.view(shape)))
+        x = parts[0]
+        for part in parts[1:]:
+            x = self._call(torch.add, x, part)
         framed = term.map.framed(fx.Proxy(x)).node
-        return _Value(self._module(name, module, framed), term.map.output_shape)
+        return _Value(self.graph.call_module(module, (framed,)), term.map.output_shape)
+
+    # the module of a term; one that is used several times is one module
+    def _uses_of(self, term: Term, bias: Tensor | None, name: str) -> str:
+        module: Any = term.map.to_module(bias)
+        others = self._modules.setdefault((id(term.weight), repr(module)), [])
+        for other in others:
+            own = self.attributes[other].bias
+            if bias is None or torch.equal(own, module.bias):
+                return other
+        module.weight = self._weights.setdefault(id(term.weight), module.weight)
+        others.append(self._store(name, module))
+        return others[-1]
 
     def _moved(self, name: str, fixed: Fixed | None, x: _Value) -> _Value:
         if fixed is None or not _moves(fixed):
