@@ -16,6 +16,17 @@ from .interfaces import INTERFACES, called, leaves, network
 SOME = ("ids", "two inputs", "table of heads", "image out", "sigmoid", "LSTM cells", "addmm")
 
 
+class Call(nn.Module):
+    """A module called as a user would."""
+
+    def __init__(self, inner, inputs):
+        super().__init__()
+        self.inner, self.inputs = inner, inputs
+
+    def forward(self):
+        return called(self.inner, self.inputs)
+
+
 def half_empty(name: str) -> ImplicitModel:
     model = ImplicitModel.from_equations(
         capture(network(name), INTERFACES[name][1]()), structure="layered"
@@ -57,16 +68,8 @@ def test_weights_can_be_assigned_and_given_to_a_call(case):
         other = copy.deepcopy(module)
         other.load_state_dict(twice, assign=True)
 
-        class Call(nn.Module):
-            def __init__(self, inner):
-                super().__init__()
-                self.inner = inner
-
-            def forward(self):
-                return called(self.inner, inputs)
-
         given = {f"inner.{name}": value for name, value in twice.items()}
-        found = torch.func.functional_call(Call(copy.deepcopy(module)), given, ())
+        found = torch.func.functional_call(Call(copy.deepcopy(module), inputs), given, ())
         same(found, called(other, inputs))
         assert float((leaves(found)[0] - leaves(called(module, inputs))[0]).abs().max()) > 0
 
@@ -75,6 +78,7 @@ def test_weights_can_be_assigned_and_given_to_a_call(case):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_are_as_exact_as_they_are(case, dtype):
     for module, inputs in ((m, case[1]) for m in both(case)[0]):
+
         def moved(x):
             return x.to(dtype) if x.is_floating_point() else x
 
@@ -116,7 +120,8 @@ def test_zeros_are_held_while_anyone_trains(case, optimiser):
 
         def step(module=module, inputs=inputs, steps=steps):
             steps.zero_grad()
-            sum((y - 1).square().mean() for y in leaves(called(module, inputs))).backward()
+            losses = [(y - 1).square().mean() for y in leaves(called(module, inputs))]
+            torch.stack(losses).sum().backward()
             steps.step()
 
         for _ in range(3):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from simplicit.calibration.batches import Batches, batches
 from simplicit.calibration.structure import Structure
@@ -61,7 +62,7 @@ class Fit:
 
 
 def implicitize(
-    net: nn.Module,
+    net: nn.Module | ExportedProgram,
     inputs: Tensor | Iterable[Any],
     *,
     objective: Literal["sparsity", "robustness"] = "sparsity",
@@ -121,7 +122,7 @@ def implicitize(
 
 
 def fit(
-    net: nn.Module,
+    net: nn.Module | ExportedProgram,
     inputs: Tensor | Iterable[Any],
     recipe: Recipe,
     *,

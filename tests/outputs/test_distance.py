@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simplicit.equations.interface import Output
 from simplicit.outputs.distance import SPREAD, Distance
 
 
@@ -116,3 +117,70 @@ def test_outputs_that_never_change_have_a_distance():
     T = torch.ones(3, 2).double()
     assert Distance(T).heads[0].variance == 1.0
     assert (Distance(T)(T + torch.eye(3, 2), T) > 0)[:2].all()
+
+
+CASES = {
+    "two outputs": (
+        Output("a", (4,), axis=0),
+        Output("b", (3,)),
+    ),
+    "classes at places": (Output("", (5, 3), axis=1),),
+    "channels first": (Output("", (3, 2, 2), axis=0),),
+    "events": (Output("", (4,), "sigmoid", 0),),
+    "an image of events": (Output("", (2, 3, 3), "sigmoid", 0),),
+    "one number": (Output("", ()),),
+    "an image": (Output("", (2, 3)),),
+    "units": (Output("", (2,), axis=0), Output("", (2, 3), axis=0)),
+}
+
+
+def of_case(name: str, scale: float = 1.0) -> tuple[Distance, Tensor, Tensor]:
+    outputs_ = CASES[name]
+    q = sum(output.size for output in outputs_)
+    Y, T = outputs(m=6, q=q, scale=scale)
+    if name == "units":
+        unit = torch.tensor([1.0, 1e-3, *[1.0] * 3, *[1e3] * 3]).double()
+        Y, T = unit * Y, unit * T
+    return Distance(T, outputs_), Y, T
+
+
+@pytest.mark.parametrize("scale", [0.5, 3 * SPREAD])
+@pytest.mark.parametrize("name", CASES)
+def test_of_any_outputs_slope_curvature_and_roots_are_the_derivatives(name, scale):
+    distance, Y, T = of_case(name, scale)
+    assert not distance.slope(T, T).any() and (distance(Y, T) > 0).all()
+    torch.testing.assert_close(distance(T, T), torch.zeros(6).double(), rtol=0, atol=1e-12)
+
+    def total(Y: Tensor) -> Tensor:
+        return distance(Y, T).sum()
+
+    slope = torch.autograd.functional.jacobian(total, Y)
+    H = torch.autograd.functional.hessian(total, Y)
+    assert isinstance(slope, Tensor) and isinstance(H, Tensor)
+    torch.testing.assert_close(distance.slope(Y, T), -slope)
+    q = Y.shape[1]
+    F = distance.curvature(Y).times(torch.eye(q).double().expand(6, q, q))
+    torch.testing.assert_close(F, torch.stack([H[s, :, s] for s in range(6)]))
+    root = distance.curvature(Y).root(torch.eye(q).double().expand(6, q, q))
+    torch.testing.assert_close(root.mT @ root, F)
+    back = distance.curvature(Y).adjoint(torch.eye(2 * q).double().expand(6, 2 * q, 2 * q))
+    torch.testing.assert_close(back, root.mT)
+
+
+def test_quantities_in_units_of_their_own_do_not_depend_on_the_units():
+    generator = torch.Generator().manual_seed(0)
+    T = torch.randn(200, 3, generator=generator).double()
+    Y, unit = T + 0.1 * torch.randn(200, 3, generator=generator).double(), [20.0, 0.1, 1000.0]
+    first = Distance(T * torch.tensor(unit))(Y * torch.tensor(unit), T * torch.tensor(unit))
+    other = Distance(T * torch.tensor(unit[::-1]))
+    again = other(Y * torch.tensor(unit[::-1]), T * torch.tensor(unit[::-1]))
+    torch.testing.assert_close(first, again, rtol=1e-6, atol=0)
+
+
+def test_what_does_not_move_is_no_quantity_in_another_unit():
+    T = torch.randn(100, 3).double()
+    T[:, 2] = 5.0 + 1e-9 * torch.randn(100)
+    assert isinstance(Distance(T).heads[0].variance, float)
+    assert isinstance(
+        Distance(torch.randn(50, 40).double() * 2.0 ** torch.arange(40)).heads[0].variance, float
+    )

@@ -15,9 +15,9 @@ from simplicit.errors import InputError
 from simplicit.model.implicit import ImplicitModel
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
     try:
-        return torch.as_tensor(value).detach().cpu()
+        return torch.as_tensor(value, dtype=dtype).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is a {type(value).__name__}: accepted are numbers") from None
 
@@ -91,7 +91,7 @@ def radii(eps: Any, m: int) -> Float[Tensor, " m"]:
     Raises:
         InputError: If they are negative, not finite, or of another number.
     """
-    found = _tensor("eps", eps).double()
+    found = _tensor("eps", eps, torch.float64)
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.shape not in ((), (1,), (m,)):
         raise InputError(
@@ -126,7 +126,7 @@ def within(
     except (TypeError, ValueError):
         raise InputError(f"bounds={bounds}: accepted are two, the least and the largest") from None
     pair = []
-    for bound in (_tensor("bounds", low).double(), _tensor("bounds", high).double()):
+    for bound in (_tensor("bounds", b, torch.float64) for b in (low, high)):
         try:
             every = bound.broadcast_to(shape) if bound.ndim else bound
         except RuntimeError:

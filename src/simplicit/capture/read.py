@@ -44,7 +44,9 @@ SAMPLES = 8
 HALVES = {torch.float16, torch.bfloat16}
 
 
-def capture(net: nn.Module, example: Any, inputs: Sequence[Input] | None = None) -> StateEquations:
+def capture(
+    net: nn.Module | ExportedProgram, example: Any, inputs: Sequence[Input] | None = None
+) -> StateEquations:
     """Read a network, as it computes in evaluation mode, into its state equations.
 
     The network is left exactly as it was: a copy is read. Forward hooks are part of what a network
