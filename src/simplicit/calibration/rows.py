@@ -4,7 +4,7 @@ A dense layer on flattened samples has one position; a convolution has a positio
 its kernel, a dense layer on tokens one for every token.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import lcm
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.equations.equation import Equation
+from simplicit.equations.equation import Equation, Term
 from simplicit.equations.network import StateEquations
 from simplicit.equations.stacked import Stacked
 
@@ -34,6 +34,8 @@ class Rows:
         slots: Which of its terms.
         groups: Groups of channels that do not share features.
         biased: Whether the channels may have biases.
+        uses: The same rows in later equations that share all of their weights: steps of a
+            recurrence, a second input.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Rows:
     slots: Slots
     groups: int
     biased: bool = True
+    uses: tuple["Rows", ...] = ()
 
     @property
     def terms(self) -> tuple[int, ...]:
@@ -222,7 +225,33 @@ def rows_of(
             every = tuple(map(tuple, slots.values()))
             found.append(Rows(equation.name, index, every, groups, free))
         seen |= {term.parameter for term in equation.terms if term.parameter}
-    return found
+    return [replace(rows, uses=tuple(_uses(rows, equations.layers))) for rows in found]
+
+
+def _uses(rows: Rows, layers: Sequence[Equation]) -> Iterator[Rows]:
+    first = layers[rows.index]
+    own = [first.terms[slot[0]] for slot in rows.slots]
+    if any(not term.parameter or term.gain is not None for term in own):
+        return
+    for index, equation in enumerate(layers[rows.index + 1 :], rows.index + 1):
+        slots = [tuple(t for t, o in enumerate(equation.terms) if _alike(o, term)) for term in own]
+        # the bias moves with them, or not at all
+        alike = not rows.biased or _same_bias(first, equation)
+        if alike and all(slots):
+            yield Rows(equation.name, index, tuple(slots), rows.groups, rows.biased)
+
+
+def _alike(term: Term, other: Term) -> bool:
+    same = (term.parameter, term.transposed, term.gain) == (other.parameter, other.transposed, None)
+    kinds = type(term.map) is type(other.map) and term.map.layout[0] == other.map.layout[0]
+    return same and kinds
+
+
+def _same_bias(first: Equation, other: Equation) -> bool:
+    if first.adjust is None or other.adjust is None or not first.adjust.name:
+        return False
+    factors = first.adjust.factor, other.adjust.factor
+    return first.adjust.name == other.adjust.name and torch.equal(*factors)
 
 
 def shared(rows: Rows, layers: Sequence[Equation]) -> bool:

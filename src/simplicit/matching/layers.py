@@ -29,7 +29,16 @@ from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
-from simplicit.matching.plan import Plan, Share, anchor, plan_layers, require_finite, row_problem
+from simplicit.matching.plan import (
+    Plan,
+    Share,
+    anchor,
+    later_moments,
+    plan_layers,
+    require_finite,
+    row_problem,
+    together,
+)
 from simplicit.matching.records import Row, row_records, skipped_records, trace_records
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
@@ -103,6 +112,7 @@ class Matching:
             self.constraint and self.constraint.ball(rows, self.equations, int(rows.biased))
             for rows in self.layers
         ]
+        self.later: list[list[Gram]] = [[] for _ in self.layers]
         self.budget: int | None = None
         if recipe.sparsity is not None:
             self.budget = wanted(
@@ -166,6 +176,9 @@ class Matching:
 
     def plan(self) -> None:
         """Under a budget, find what is allowed and each row's share on the teacher's states."""
+        if any(rows.uses for rows in self.layers):
+            frontier = self._frontier(own=False)
+            self.later = later_moments(self.equations, self.layers, frontier, self.executor)
         if self.recipe.sparsity is None:
             return
         if saved := self._restore("plan", "level"):
@@ -190,6 +203,7 @@ class Matching:
                 found,
                 self.balls,
                 self.executor,
+                self.later,
             )
             if self.sweeps and not self.schedule.sweepable():
                 self._no_sweeps()
@@ -351,9 +365,10 @@ class Matching:
             return readings.retargeted(known, _candidate(W, rows.biased))
 
         chooses = planned is not None and self.recipe.chooses
-        aware = chooses and self.recipe.relu_aware and _relu(equation)
+        # targets that move with the weights are those of one use
+        aware = chooses and self.recipe.relu_aware and _relu(equation) and not rows.uses
         readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
-        grams = readings.moments(keep=aware)
+        grams = together(readings.moments(keep=aware), self.later[k])
         parts = rows.sources(self.equations)
         for gram in grams:
             require_finite(gram, rows.name)

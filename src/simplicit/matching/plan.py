@@ -153,6 +153,7 @@ def plan_layers(
     found: Sequence[Sensitivity] | None,
     balls: Sequence[Ball | None],
     executor: Executor | None,
+    later: Sequence[list[Gram]],
 ) -> Plan:
     """Find the price of a weight, or the penalty's factor, and each row's share.
 
@@ -165,12 +166,20 @@ def plan_layers(
         found: What the outputs feel of each layer's rows; None to weigh rows alike.
         balls: What each layer's rows may not leave.
         executor: Takes batches, and rows, side by side.
+        later: Moments of each layer's later uses, see `later_moments`.
 
     Returns:
         The plan.
     """
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
-    grams = teacher_moments(equations, layers, frontier, recipe, coherence, executor)
+    grams = [
+        together(own, others)
+        for own, others in zip(
+            teacher_moments(equations, layers, frontier, recipe, coherence, executor),
+            later,
+            strict=True,
+        )
+    ]
     problems = [
         [row_problem(gram, recipe, rows.sources(equations), rows.biased, ball) for gram in groups]
         for rows, groups, ball in zip(layers, grams, balls, strict=True)
@@ -245,6 +254,54 @@ def teacher_moments(
             if index < len(equations.hidden):
                 frontier.advance(equation)
     return grams
+
+
+def later_moments(
+    equations: StateEquations,
+    layers: Sequence[Rows],
+    frontier: Frontier,
+    executor: Executor | None,
+) -> list[list[Gram]]:
+    """Accumulate the row problems of later uses of weights, on the teacher's own states.
+
+    A step of a recurrence says nothing of the next ones: alone, the first step would be matched,
+    and errors could grow from step to step.
+
+    Args:
+        equations: The teacher, in the structure that is solved.
+        layers: Its rows.
+        frontier: The teacher's states.
+        executor: Takes batches side by side.
+
+    Returns:
+        Moments of each layer's groups over all later uses; none where there are none.
+    """
+    found: list[list[Gram]] = [[] for _ in layers]
+    last = max((use.index for rows in layers for use in rows.uses), default=-1)
+    for index, equation in enumerate(equations.layers[: last + 1]):
+        for k, rows in enumerate(layers):
+            for use in rows.uses:
+                if use.index == index:
+                    readings = Readings(use, equation, frontier, rows.biased, 0.0, executor)
+                    found[k] = together(readings.moments(), found[k])
+        if index < last:
+            frontier.advance(equation)
+    return found
+
+
+def together(grams: list[Gram], others: list[Gram]) -> list[Gram]:
+    """Join the moments of the same rows.
+
+    Args:
+        grams: Moments of each group.
+        others: Others of each group, or none.
+
+    Returns:
+        Moments over both.
+    """
+    if not others:
+        return grams
+    return [gram.merge(other) for gram, other in zip(grams, others, strict=True)]
 
 
 def require_finite(gram: Gram, name: str) -> None:

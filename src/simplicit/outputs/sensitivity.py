@@ -123,9 +123,10 @@ def _sums(task: _Task, piece: tuple[Tensor, Tensor]) -> tuple[int, list[Tensor],
         if task.equations.feedback:
             slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
         for index, rows in enumerate(task.layers):
-            g = rows.targets(every[rows.index], slopes[rows.index]).double()
-            apart[index] = apart[index] + (g.mT @ g).cpu()
-            together[index] += float(g.unflatten(1, (len(u), -1)).sum(2).square().sum())
+            for use in (rows, *rows.uses):  # a weight is felt wherever it is used
+                g = use.targets(every[use.index], slopes[use.index]).double()
+                apart[index] = apart[index] + (g.mT @ g).cpu()
+                together[index] += float(g.unflatten(1, (len(u), -1)).sum(2).square().sum())
     return len(u), apart, together
 
 
