@@ -51,7 +51,8 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
         return
-    if value is None or name.split(".")[-1] in CACHES:
+    cache = name.split(".")[-1] in CACHES or type(value).__name__.endswith("Cache")
+    if value is None or cache:
         return
     if isinstance(value, Mapping):
         parts = value.items()
