@@ -90,6 +90,49 @@ class TwoHeads(nn.Module):
         return self.form(self.boxes(x), self.classes(x))
 
 
+class Windows(nn.Module):
+    """Attention within windows of an image, which stand beside the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm, self.head = nn.Linear(3, 9), nn.LayerNorm(3), nn.Linear(108, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = x.shape[0]
+        parts = x.reshape(m, 3, 2, 3, 2, 3).permute(0, 2, 4, 3, 5, 1).reshape(m * 4, 9, 3)
+        q, k, v = self.qkv(self.norm(parts)).chunk(3, -1)
+        y = parts + (q @ k.mT).softmax(-1) @ v
+        return self.head(y.reshape(m, -1))
+
+
+class Tied(nn.Module):
+    """Words in and out by one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, WIDTH)
+        self.body = nn.Sequential(nn.Linear(WIDTH, 30), nn.ReLU(), nn.Linear(30, WIDTH))
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(self.table(ids))))
+
+
+class Unrolled(nn.Module):
+    """z = tanh(W z + U x), four times from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.U, self.o = nn.Linear(8, 8, bias=False), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.zeros(x.shape[0], 8)
+        for _ in range(4):
+            z = torch.tanh(self.W(z) + self.U(x))
+        return self.o(z)
+
+
 class UNet(nn.Module):
     def __init__(self, *end: nn.Module) -> None:
         super().__init__()
@@ -151,6 +194,10 @@ def head() -> list[nn.Module]:
     return [nn.Flatten(), nn.Linear(20, 3)]
 
 
+def gathered(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places[..., None].expand(-1, -1, 6)).mean(1)
+
+
 def numbers(*shape: int) -> Tensor:
     return torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
 
@@ -182,6 +229,21 @@ INTERFACES: dict[str, Case] = {
         lambda: Net(lambda s, x, y: s.f(x * y[:, None]), f=mlp()),
         lambda: (numbers(6), torch.arange(40) % 2 == 0),
     ),
+    "a mask turned round": (
+        lambda: Net(lambda s, x, m: s.f(x.masked_fill(~m.bool()[..., None], 0.5).mean(1)), f=mlp()),
+        lambda: (numbers(LENGTH, 6), mask()),
+    ),
+    "a place that ids say": (
+        lambda: Net(lambda s, x, k: s.f(x[torch.arange(x.shape[0]), k.argmax(1)]).relu(), f=mlp()),
+        lambda: (numbers(LENGTH, 6), words()),
+    ),
+    "gathered": (
+        lambda: Net(lambda s, x, k: s.f(gathered(x, k)), f=mlp()),
+        lambda: (numbers(LENGTH, 6), words() % LENGTH),
+    ),
+    "windows": (Windows, images),
+    "tied embedding": (Tied, words),
+    "recurrence": (Unrolled, lambda: numbers(6)),
     "tuple of heads": (lambda: TwoHeads(lambda a, b: (a, b)), images),
     "table of heads": (lambda: TwoHeads(lambda a, b: {"boxes": a, "classes": b}), images),
     "named tuple": (lambda: TwoHeads(Pair), images),

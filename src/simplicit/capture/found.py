@@ -195,13 +195,16 @@ class Layers:
             return self.state(node, value, IDENTITY)
         return value
 
-    def keep(self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def keep(
+        self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any], op: str = ""
+    ) -> Any:
         """Make an operation the φ of a layer whose z are its operands, one after another.
 
         Args:
             node: The operation.
             args: Its positional arguments.
             options: Its keyword arguments.
+            op: What to keep, if it is not the operation itself.
 
         Returns:
             The layer's state, as a value; a sequence of such if there are several results.
@@ -238,7 +241,7 @@ class Layers:
         def result(output: int | None) -> Affine:
             shape = shape_of_one(node, output)
             phi = Kept(
-                op=str(node.target).removeprefix("aten."),
+                op=op or str(node.target).removeprefix("aten."),
                 arguments=placed[0],
                 options=placed[1],
                 operands=tuple(operand.shape for operand in operands),

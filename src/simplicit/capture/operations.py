@@ -222,7 +222,8 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
 SAME = (
     "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int "
     "squeeze.default squeeze.dim squeeze.dims unsqueeze.default clone.default alias.default "
-    "detach.default contiguous.default lift_fresh_copy.default _to_copy.default to.dtype"
+    "detach.default contiguous.default lift_fresh_copy.default _to_copy.default to.dtype to.device "
+    "to.dtype_layout to.other type_as.default"
 )
 """They leave the entries of a sample in their order."""
 
@@ -237,6 +238,16 @@ MOVES = (
 )
 """They move them, repeat them, or put constants between them."""
 
+
+CASTS = {
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.type_as.default,
+}
+"""They change the dtype, or nothing."""
 
 FILLED = "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like"
 """They take no entries of a sample, only its shape and dtype."""

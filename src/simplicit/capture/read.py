@@ -21,7 +21,7 @@ from simplicit.capture.affine import Affine
 from simplicit.capture.export import export, line, quiet
 from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
 from simplicit.capture.inputs import inputs_of, taken, unwrapped
-from simplicit.capture.operations import CONSTANT, DROPOUTS, HINTS, MOVED, OPERATIONS
+from simplicit.capture.operations import CASTS, CONSTANT, DROPOUTS, HINTS, MOVED, OPERATIONS
 from simplicit.capture.outputs import as_list, heads, output_of, returns, tensors_of
 from simplicit.equations.interface import (
     Input,
@@ -113,7 +113,18 @@ def capture(
         equations, found = _read(program, inputs, example, list(tensors))
         interface = Interface(tuple(inputs), found, returns(outputs), *small[:1])
         equations = replace(equations, interface=None if interface.plain else interface)
-        _check_replay(equations, example, list(tensors.values()))
+        rounding = max(torch.finfo(dtype).eps for dtype in _dtypes(program, example))
+        if not _check_replay(equations, example, list(tensors.values()), rounding):
+            # outputs may be differences of much larger numbers: then double precision tells
+            net, precise = net.double(), equations.changed(_doubled)
+            again = list(tensors_of(called(net, inputs, example.double())).values())
+            rounding = max(rounding**2, torch.finfo(torch.float64).eps)
+            if not _check_replay(precise, example.double(), again, rounding):
+                raise InputError(
+                    "the network's outputs are not a fixed function of its inputs (the equations "
+                    "read from it give others): accepted is a feed-forward network without "
+                    "randomness or memory"
+                )
     return equations
 
 
@@ -163,7 +174,26 @@ def _described(inputs: Sequence[Input]) -> str:
     return ", ".join(every)
 
 
-def _check_replay(equations: StateEquations, example: Tensor, expected: list[Tensor]) -> None:
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+# parts of a network may compute in less than the rest: the equations do not
+def _dtypes(program: ExportedProgram, example: Tensor) -> set[torch.dtype]:
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    found = {value.dtype for value in values if isinstance(value, Tensor)}
+    return {example.dtype} | {dtype for dtype in found if dtype.is_floating_point}
+
+
+# half of the digits, of the largest entry: sums are in another order, anything misread is far off
+def _same(found: list[Tensor], expected: list[Tensor], rounding: float) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all(float((y - z).abs().max()) <= rounding**0.5 * float(z.abs().max()) for y, z in pairs)
+
+
+def _check_replay(
+    equations: StateEquations, example: Tensor, expected: list[Tensor], rounding: float
+) -> bool:
     try:
         y = equations.replay(example)[1]
     except Exception as error:
@@ -172,15 +202,7 @@ def _check_replay(equations: StateEquations, example: Tensor, expected: list[Ten
             f"({line(error)}): accepted are those that do; {', '.join(equations.kept)} are kept"
         ) from error
     found = y if equations.interface is None else equations.interface.returned(y)
-    for output, replayed in zip(expected, tensors_of(found).values(), strict=True):
-        # half of the digits: sums are in another order, anything misread is far off
-        bound = torch.finfo(output.dtype).eps ** 0.5 * max(1.0, float(output.abs().max()))
-        if not float((replayed - output).abs().max()) <= bound:
-            raise InputError(
-                "the network's outputs are not a fixed function of its inputs (the equations read "
-                "from it give others): accepted is a feed-forward network without randomness or "
-                "memory"
-            )
+    return _same(list(tensors_of(found).values()), expected, rounding)
 
 
 def _read(
@@ -260,8 +282,17 @@ def _evaluate(
         return value
     # comparisons and whole numbers are no affine maps of states, and neither is a cast to them
     numeric = all(operand.dtype is None for operand in operands)
-    cast = numeric and isinstance(symbolic, Tensor) and not symbolic.is_floating_point()
-    if sequence or (node.target in OPERATIONS and not cast and (numeric or node.target in MOVED)):
+    whole = isinstance(symbolic, Tensor) and not symbolic.is_floating_point()
+    if node.target in CASTS:
+        assert isinstance(symbolic, Tensor)
+        (value,) = operands
+        if whole and symbolic.dtype != value.dtype:
+            value = layers.keep(node, (value, symbolic.dtype), {}, "to.dtype")
+        elif not whole:
+            value = replace(value, dtype=None)
+        return _checked(layers, node, value, returned.count(node))
+    moved = node.target in MOVED
+    if sequence or (node.target in OPERATIONS and (moved or (numeric and not whole))):
         value = OPERATIONS[node.target](layers, node, *args, **options)
     else:
         value = layers.keep(node, args, options)
@@ -287,9 +318,6 @@ def _of_one(node: fx.Node) -> Any:
 def _checked(layers: Layers, node: fx.Node, value: Affine, returned: int) -> Affine:
     if shape_of_one(node) != value.shape:
         refuse(node, "changes the number of values; accepted: operations on each sample by itself")
-    dtype = node.meta["val"].dtype
-    if dtype.is_floating_point and dtype != value.like.dtype:
-        refuse(node, f"changes the dtype to {dtype}; accepted: one dtype throughout")
     readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor)]
     if len(readers) + returned > 1 and (value.terms or len(value.fixed) > 1):
         return layers.state(node, value, IDENTITY)  # what is read twice is one state

@@ -33,6 +33,8 @@ def move(layers: Layers, node: fx.Node, *args: Any, **options: Any) -> Any:
     Returns:
         Its result, or a list of them.
     """
+    if any(isinstance(leaf, Affine) for leaf in pytree.tree_leaves(_indices(node, args, options))):
+        return layers.keep(node, args, options)  # places that depend on the input
     leaves, tree = pytree.tree_flatten((args, options))
     operands = [leaf for leaf in leaves if isinstance(leaf, Affine)]
     starts = [1]
@@ -62,6 +64,10 @@ def move(layers: Layers, node: fx.Node, *args: Any, **options: Any) -> Any:
         shape = shape_of_one(node, output)
         moved.append(_value(layers, node, operands, index, shape, constant.reshape(-1)))
     return moved[0] if isinstance(node.meta["val"], Tensor) else moved
+
+
+def _indices(node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return (args[1:], options) if "index" in str(node.target) else ()
 
 
 def _value(

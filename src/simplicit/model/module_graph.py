@@ -20,6 +20,9 @@ from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Dense, Gather, Sparse
 
+PAIRED = ("gather", "take_along_dim", "index")
+"""Operations whose operands have the same samples: constants are repeated for each."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Value:
@@ -50,6 +53,10 @@ def plain(term: Term) -> bool:
     return term.is_matrix and not _moves(term.fixed) and term.offset is None
 
 
+def _within(name: str, other: str) -> bool:
+    return f"{name}.".startswith(f"{other}.")
+
+
 def _alike(terms: tuple[Term, ...]) -> list[list[Term]]:
     found: dict[tuple[int, tuple[int, ...]], list[Term]] = {}
     for term in terms:
@@ -77,6 +84,10 @@ class Writer:
         self._like: fx.Node | None = None
         self._weights: dict[int, nn.Parameter] = {}
         self._constants: dict[int, str] = {}
+        every = [term for e in equations.layers for term in e.terms if term.parameter]
+        self._learned = {
+            t.parameter: t.weight for t in every if not t.transposed and t.gain is None
+        }
         self._modules: dict[tuple[int, str], list[str]] = {}
         terms = [id(term.weight) for e in equations.layers for term in e.terms]
         self._shared = {key for key in terms if terms.count(key) > 1}
@@ -159,8 +170,8 @@ class Writer:
     # layers may have any names, and the same one
     def _store(self, name: str, value: Any) -> str:
         name = re.sub(r"[^\w.]", "_", name)
-        while name in self.attributes:
-            name += "_"
+        while any(_within(name, other) or _within(other, name) for other in self.attributes):
+            name = name.replace(".", "_") + "_"
         self.attributes[name] = value
         return name
 
@@ -292,12 +303,12 @@ class Writer:
             node = self._module(name, pool, self._shaped(z, e.phi.shape))
             return _Value(node, e.phi.output_shape)
         if isinstance(e.phi, Kept):
-            return self._kept(name, e.phi, z)
+            return self._kept(e, e.phi, z)
         if e.phi.name == "identity":
             return z
         return _Value(self._module(name, activation(e.phi), z.node), z.shape)
 
-    def _kept(self, name: str, phi: Kept, z: _Value) -> _Value:
+    def _kept(self, e: Equation, phi: Kept, z: _Value) -> _Value:
         # a sample may stand in several places of the first axis, as windows of an image do
         places = {shape[0] for shape in (*phi.operands, phi.output_shape)}
         apart = len(places) == 1 and places != {1}
@@ -311,7 +322,11 @@ class Writer:
             node = self._shaped(part, shape[1 - apart :])
             node = self._call(torch.flatten, node, 0, 1) if apart else node
             operands.append(node if dtype is None else self._method("to", node, dtype_of(dtype)))
-        constants = [self._constant(f"{name}_{k}", phi, k) for k in range(len(phi.constants))]
+        constants = [self._constant(e, phi, k) for k in range(len(phi.constants))]
+        if phi.name in PAIRED:
+            samples = self._method("size", z.node, 0)
+            pairs = zip(constants, phi.constants, strict=True)
+            constants = [self._repeated(node, own, samples) for node, own in pairs]
         arguments = phi.filled(phi.arguments, operands, constants)
         options = {key: phi.filled(some, operands, constants) for key, some in phi.options.items()}
         result = self.graph.call_function(aten(phi.op), tuple(arguments), options)
@@ -326,14 +341,26 @@ class Writer:
             found = _Value(self._call(torch.flatten, result, 1), (phi.states,))
         return _Value(self._method("to", found.node, like), found.shape)
 
+    def _repeated(self, constant: fx.Node, tensor: Tensor, samples: fx.Node) -> fx.Node:
+        if tensor.ndim == 0 or len(tensor) != 1:
+            return constant
+        if tensor.ndim == 1 and not tensor.is_floating_point() and not tensor.any():
+            return self._call(torch.arange, samples)  # the number of each sample
+        return self._method("expand", constant, samples, *[-1] * (tensor.ndim - 1))
+
     # a parameter of the network has its name, once
-    def _constant(self, name: str, phi: Kept, k: int) -> fx.Node:
+    def _constant(self, e: Equation, phi: Kept, k: int) -> fx.Node:
         constant, own = phi.constants[k], phi.names[k] if phi.names else ""
         if not own or not constant.is_floating_point():
-            return self._tensor(name, constant)
+            return self._tensor(f"{e.name}_phi_{k}", constant)
         if id(constant) not in self._constants:
+            tied = own in self._learned  # which has the name
+            place = f"{e.name}.{own.rpartition('.')[2]}" if tied else own
+            alike = tied and torch.equal(self._learned[own], constant)
             parameter = nn.Parameter(constant.detach().clone())
-            self._constants[id(constant)] = self._store(own, parameter)
+            if alike:
+                parameter = self._weights.setdefault(id(self._learned[own]), parameter)
+            self._constants[id(constant)] = self._store(place, parameter)
         return self.graph.get_attr(self._constants[id(constant)])
 
 
