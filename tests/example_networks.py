@@ -201,7 +201,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Net(lambda s, x: s.layers[0](x.view(-1, 3).relu()), nn.Linear(3, 3)),
         "outputs mix samples",
     ),
-    "dtype": (lambda: Net(lambda s, x: s.layers[0](x.half().double()), nn.Linear(6, 3)), "dtype"),
     "batch size of the example": (
         lambda: Net(lambda s, x: s.layers[0](x.view(8, 6).relu()), nn.Linear(6, 3)),
         r"fixes the batch size to 8: .*x\.flatten",

@@ -275,7 +275,7 @@ INTERFACES: dict[str, Case] = {
     "words out": (lambda: Language("RNN"), words),
     "LSTM": (lambda: Language("LSTM"), words),
     "GRU": (lambda: Language("GRU"), words),
-    "two layers both ways": (lambda: Language("LSTM", num_layers=2, bidirectional=True), words),
+    "two layers both ways": (lambda: Language("RNN", num_layers=2, bidirectional=True), words),
     "RNN of relu": (lambda: Language("RNN", nonlinearity="relu", bias=False), words),
     "LSTM cells": (lambda: Cells("LSTMCell"), lambda: numbers(4, 6)),
     "GRU cells": (lambda: Cells("GRUCell"), lambda: numbers(4, 6)),

@@ -166,7 +166,7 @@ def test_the_example_is_left_as_it_was():
 
 
 def test_a_refused_network_keeps_its_mode():
-    net = seeded(REFUSED["dtype"][0]).train()
+    net = seeded(REFUSED["classes"][0]).train()
     with pytest.raises(InputError):
         capture(net, example())
     assert all(module.training for module in net.modules())
@@ -211,6 +211,14 @@ def test_the_networks_dtype_is_kept():
     equations = capture(net, example())  # of another dtype
     assert all(e.terms[0].weight.dtype == torch.float32 for e in equations.hidden)
     assert equations.replay(example())[1].dtype == torch.float32
+
+
+def test_parts_in_less_precision_are_read_in_the_networks_own():
+    net = seeded(
+        lambda: Net(lambda s, x: s.layers[0](x.relu().half().double()), nn.Linear(6, 3).double())
+    )
+    u = example()
+    assert (capture(net, u).replay(u)[1] - net(u)).abs().max() < 1e-2
 
 
 def test_memory_between_calls_is_noticed():

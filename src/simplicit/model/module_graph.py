@@ -138,10 +138,7 @@ class Writer:
                 node = self._call(torch.narrow, self._flat(y), 1, start, output.size)
                 part = _Value(node, (output.size,))
             start += output.size
-            if output.shape:
-                node = self._shaped(part, output.shape)
-            else:
-                node = self._call(torch.squeeze, self._flat(part), 1)
+            node = self._shaped(part, output.shape)
             if output.end == "sigmoid":
                 node = self._call(torch.sigmoid, node)
             elif output.end:
@@ -184,6 +181,8 @@ class Writer:
     def _shaped(self, x: _Value, shape: tuple[int, ...]) -> fx.Node:
         if x.shape == shape:
             return x.node
+        if not shape:  # a number a sample
+            return self._call(torch.squeeze, self._flat(x), 1)
         return self._method("unflatten", self._call(torch.flatten, x.node, 1), 1, shape)
 
     def _equation(self, e: Equation, values: dict[int, _Value]) -> _Value:
@@ -337,8 +336,8 @@ class Writer:
         found = _Value(result, phi.output_shape[1 - apart :])
         # comparisons and whole numbers are states as numbers, too
         like = self._like or z.node
-        if found.shape == () or found.size != phi.states:
-            found = _Value(self._call(torch.flatten, result, 1), (phi.states,))
+        if not found.shape:
+            found = _Value(self._call(torch.unsqueeze, result, 1), (1,))
         return _Value(self._method("to", found.node, like), found.shape)
 
     def _repeated(self, constant: fx.Node, tensor: Tensor, samples: fx.Node) -> fx.Node:
