@@ -170,6 +170,7 @@ def fit(
     structure = structure_of(recipe, network)
     recipe.require_heard(not network.structured, structure)
     if recipe.robustness is not None:
+        _require_classes(network)
         robustify.require_slopes(network, stream.m)
     home = network.like.device
     if device is not None:
@@ -209,6 +210,13 @@ def fit(
     matching.schedule.tell()
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
     return Fit(model, matching.records, matching.trace, seconds, levels, matching.budgets)
+
+
+def _require_classes(network: StateEquations) -> None:
+    outputs = network.returned
+    if len(outputs) > 1 or any(o.end == "sigmoid" or len(o.shape) != 1 for o in outputs):
+        shapes = ", ".join(f"{o.end or 'numbers'} {o.shape}" for o in outputs)
+        raise InputError(f"robustness: outputs {shapes}: accepted is one row of classes a sample")
 
 
 def _network(net: nn.Module, stream: Batches) -> StateEquations:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simplicit.calibration.spool import Spool, Spooled, read
 from simplicit.capture.inputs import inputs_of, taken
-from simplicit.equations.interface import Input, packed, plain
+from simplicit.equations.interface import Input, packed, plain, tensor_of
 from simplicit.errors import InputError
 
 Batch = Float[Tensor, "m *shape"]
@@ -75,10 +75,13 @@ def batches(
 
 
 def _cut(inputs: Any, batch_size: int, net: nn.Module | None) -> Iterable[Any]:
-    if isinstance(inputs, np.ndarray):
-        inputs = torch.as_tensor(inputs)
-    if isinstance(inputs, Tensor):
-        return inputs.split(batch_size)
+    if isinstance(inputs, (Tensor, np.ndarray)):
+        return tensor_of(inputs).split(batch_size)
+    if not isinstance(inputs, Iterable):
+        raise InputError(
+            f"calibration inputs are a {type(inputs).__name__}: accepted are tensors, tables of "
+            "them, and iterables of batches"
+        )
     several = isinstance(inputs, tuple) and all(isinstance(x, (Tensor, np.ndarray)) for x in inputs)
     if not isinstance(inputs, Mapping) and not (several and net is not None):
         return inputs
@@ -86,7 +89,8 @@ def _cut(inputs: Any, batch_size: int, net: nn.Module | None) -> Iterable[Any]:
     if several and len(wanted) == 1:
         return inputs  # a tuple of batches
     given, named = taken(inputs, wanted)
-    every = [torch.as_tensor(value) for value in (*given, *named.values())]
+    values = (*given, *named.values())
+    every = [tensor_of(x, i.name) for x, i in zip(values, wanted, strict=True)]
     if len({len(value) for value in every}) != 1:
         counts = ", ".join(str(len(value)) for value in every)
         raise InputError(f"inputs of {counts} samples: accepted is one number for all")
@@ -134,7 +138,8 @@ class Batches:
 
 def _batch_of(item: Any, wanted: tuple[Input, ...]) -> Tensor:
     given, named = taken(item, wanted)
-    values = [torch.as_tensor(value).detach() for value in (*given, *named.values())]
+    every = (*given, *named.values())
+    values = [tensor_of(x, i.name) for x, i in zip(every, wanted, strict=False)]
     for value, name in zip(values, [i.name for i in wanted], strict=False):
         of = f" of {name}" if name else ""
         if value.ndim < 2 and plain(wanted):

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
-from simplicit.equations.interface import Input
+from simplicit.equations.interface import Input, tensor_of
 from simplicit.errors import InputError
 
 LABELS = ("labels", "label")
@@ -40,6 +41,10 @@ def unwrapped(net: Any) -> nn.Module:
         raise InputError(f"the network is a {type(net).__name__}: accepted is a torch.nn.Module")
     if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(net.module)
+    if any(map(is_lazy, net.parameters())):
+        raise InputError("the network has lazy modules: accepted is one that ran once")
+    if any(p.is_meta for p in net.parameters()):
+        raise InputError("the network is on the meta device: accepted is one that has weights")
     inner = getattr(net, "_orig_mod", None)  # where torch.compile keeps it
     return unwrapped(inner) if isinstance(inner, nn.Module) else net
 
@@ -123,7 +128,7 @@ def _input(name: str, value: Any) -> Input:
             f"a batch with a {type(value).__name__}{f' as {name}' if name else ''}: accepted are "
             "tensors (m, …), in a tuple or a table if there are several, then labels"
         )
-    tensor = torch.as_tensor(value)
+    tensor = tensor_of(value, name)
     if tensor.dtype == torch.uint8:
         raise InputError(
             f"inputs{f' {name}' if name else ''} of dtype uint8: accepted are images as floating "

@@ -157,7 +157,7 @@ def output_of(
             raise InputError(
                 f"the network's output{of} does not depend on its input: accepted is one that does"
             )
-        batch, *shape = head.node.meta["val"].shape
+        batch, *_ = (*head.node.meta["val"].shape, 0)
         if value.dtype is not None:
             raise InputError(
                 f"the network's output{of} has dtype {value.dtype}: accepted are floating-point "
@@ -165,6 +165,8 @@ def output_of(
             )
         if value.shape[:1] != (1,) or isinstance(batch, int) or not value.shape:
             raise InputError(f"the network's outputs{of} mix samples: accepted is one for each")
+        if not value.size:
+            raise InputError(f"the network's output{of} has no entries: accepted is at least one")
         found.append(Output(name, tuple(value.shape[1:]), head.end, _classes(head, value)))
         parts.append(value)
     if len(parts) == 1:

@@ -133,6 +133,34 @@ def plain(inputs: Sequence[Input]) -> bool:
     return len(inputs) == 1 and not inputs[0].name and not inputs[0].dtype
 
 
+def tensor_of(value: Any, name: str = "") -> Tensor:
+    """Take an input as a tensor.
+
+    Args:
+        value: What was given.
+        name: Its name, if it has one.
+
+    Returns:
+        The tensor, without history.
+
+    Raises:
+        InputError: If it is no dense tensor or array of numbers, with samples along its first axis.
+    """
+    of = f" {name}" if name else ""
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"input{of} of type {type(value).__name__}: accepted are tensors and arrays of numbers"
+        ) from None
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without numbers (meta)" if tensor.is_meta else f"of layout {tensor.layout}"
+        raise InputError(f"input{of} {kind}: accepted are dense tensors")
+    if tensor.ndim == 0:
+        raise InputError(f"input{of} is one number: accepted are samples along the first axis")
+    return tensor
+
+
 def packed(
     inputs: Sequence[Input], given: Sequence[Any], named: Mapping[str, Any], like: Tensor
 ) -> Float[Tensor, "m p"]:
@@ -171,8 +199,8 @@ def packed(
 
 
 def _part(wanted: Input, value: Any, like: Tensor) -> Float[Tensor, "m size"]:
-    x, name = torch.as_tensor(value), f" {wanted.name}" if wanted.name else ""
-    if x.ndim == 0 or tuple(x.shape[1:]) != wanted.shape:
+    x, name = tensor_of(value, wanted.name), f" {wanted.name}" if wanted.name else ""
+    if tuple(x.shape[1:]) != wanted.shape:
         raise InputError(f"input{name} of shape {tuple(x.shape)}: accepted is {_samples(wanted)}")
     if wanted.dtype and x.is_floating_point():
         raise InputError(f"input{name} of {x.dtype}: accepted is {wanted.dtype}")
