@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 WORDS, LENGTH, WIDTH = 11, 5, 8
 
@@ -240,6 +241,12 @@ INTERFACES: dict[str, Case] = {
     "gathered": (
         lambda: Net(lambda s, x, k: s.f(gathered(x, k)), f=mlp()),
         lambda: (numbers(LENGTH, 6), words() % LENGTH),
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(
+            weight_norm(nn.Linear(6, 9)), nn.ReLU(), weight_norm(nn.Linear(9, 4), dim=1)
+        ),
+        lambda: numbers(6),
     ),
     "windows": (Windows, images),
     "tied embedding": (Tied, words),

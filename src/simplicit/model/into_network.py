@@ -1,10 +1,13 @@
 """A model's weights as those of the network it came from."""
 
 import copy
+from collections.abc import Collection
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from simplicit.capture.inputs import unwrapped
 from simplicit.capture.outputs import tensors_of
@@ -17,7 +20,7 @@ CLOSE = 1e-3
 """Relative difference of outputs that is more than rounding."""
 
 
-def own_parameters(equations: StateEquations) -> dict[str, Tensor]:
+def own_parameters(equations: StateEquations, computed: Collection[str] = ()) -> dict[str, Tensor]:
     """Write weights and biases as the parameters of the network they were read from.
 
     Batch norm is taken out of the weights again; biases go into the batch norm's or the layer's
@@ -25,9 +28,10 @@ def own_parameters(equations: StateEquations) -> dict[str, Tensor]:
 
     Args:
         equations: The network with its new weights and biases.
+        computed: Modules whose weight is computed from parameters, and can be set all the same.
 
     Returns:
-        Name in the network's state dict -> value.
+        Name in the network's state dict, or of such a weight -> value.
 
     Raises:
         InputError: If the network has no parameter for a weight or a bias, or a shared parameter
@@ -38,9 +42,11 @@ def own_parameters(equations: StateEquations) -> dict[str, Tensor]:
         for term in e.terms:
             if term.parameter:
                 _put(found, term.parameter, _without_gain(e.name, term))
+            elif (path := e.name.split("@")[0]) in computed:
+                _put(found, f"{path}.weight", _without_gain(e.name, term))
             elif term.weight.any():  # zeros have nowhere to go
                 raise InputError(_nowhere(equations, e, term))
-        if not any(term.parameter for term in e.terms):
+        if not any(term.parameter for term in e.terms) and e.name.split("@")[0] not in computed:
             continue
         _put_bias(found, e)
     return found
@@ -174,7 +180,10 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
             what is not written (running statistics, operations that are kept) is another's.
     """
     net = unwrapped(net)
-    own, found = net.state_dict(), own_parameters(equations)
+    own = net.state_dict()
+    computed = {path for path, m in net.named_modules() if is_parametrized(m, "weight")}
+    found = own_parameters(equations, computed)
+    made = {path: found.pop(f"{path}.weight") for path in computed if f"{path}.weight" in found}
     for name, value in found.items():
         if name in own and own[name].numel() == value.numel():
             value = found[name] = value.reshape(own[name].shape)
@@ -184,12 +193,16 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
                 f"load_into: {name} has shape {tuple(value.shape)} in the model and {shape} in the "
                 "network; accepted is a network of the class it was read from"
             )
-    before = {name: own[name].clone() for name in found}
+    parts = [name for name in own for path in made if name.startswith(f"{path}.parametrizations.")]
+    before = {name: own[name].clone() for name in (*found, *parts)}
     dtypes = {own[name].dtype for name in found}
     rounding = max((torch.finfo(dtype).eps ** 0.5 for dtype in dtypes), default=0.0)
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
+        for path, value in made.items():  # by the inverse of what computes it
+            module: Any = net.get_submodule(path)
+            module.weight = value.reshape(module.weight.shape)
         # a copy in the model's own precision: what is rounded then is the weights
         u, like = some_inputs(equations).to(equations.like), equations.like
         copied = copy.deepcopy(net).eval().to(like)
