@@ -244,7 +244,7 @@ INTERFACES: dict[str, Case] = {
     ),
     "weight norm": (
         lambda: nn.Sequential(
-            weight_norm(nn.Linear(6, 9)), nn.ReLU(), weight_norm(nn.Linear(9, 4), dim=1)
+            weight_norm(nn.Linear(6, 9)), nn.ReLU(), weight_norm(nn.Linear(9, 4))
         ),
         lambda: numbers(6),
     ),
