@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 import simplicit
+from interfaces import INTERFACES, called, leaves, network
 from simplicit.capture.read import capture
 from simplicit.model.implicit import ImplicitModel
 
-from .interfaces import INTERFACES, called, leaves, network
-
-SOME = ("ids", "two inputs", "table of heads", "image out", "sigmoid", "LSTM cells", "addmm")
+SOME = ("ids", "two inputs", "image out", "LSTM cells", "addmm")
 
 
 class Call(nn.Module):
@@ -106,11 +105,10 @@ def test_modules_are_exported_and_scripted(case):
     same(called(torch.jit.load(file), inputs), called(model, inputs))
 
 
-@pytest.mark.parametrize("optimiser", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("optimiser", ["SGD", "AdamW"])
 def test_zeros_are_held_while_anyone_trains(case, optimiser):
     kinds = {
         "SGD": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, weight_decay=1e-2),
-        "Adam": lambda p: torch.optim.Adam(p, 1e-2),
         "AdamW": lambda p: torch.optim.AdamW(p, 1e-2),
     }
     for module, inputs in ((copy.deepcopy(m), case[1]) for m in both(case)[0]):

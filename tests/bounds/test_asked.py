@@ -101,7 +101,7 @@ def test_probabilities_have_the_classes_of_their_logits(plain, end):
         ({"eps": torch.ones(5)}, r"eps of shape \(5,\) for 12"),
         ({"eps": "a lot"}, "eps is a str"),
         ({"bounds": (0.5, 1)}, "x has values outside"),
-        ({"bounds": 1.0}, "accepted are two"),
+        ({"bounds": (0, 0.5, 1)}, "accepted are two"),
         ({"bounds": (torch.zeros(3), 1)}, r"bounds of shape \(3,\)"),
         ({"model": nn.Sequential(net(), nn.Sigmoid())}, "events"),
         ({"model": nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Unflatten(1, (2, 4)))}, "one row"),

@@ -39,7 +39,7 @@ def certify(
     x: Any,
     y: Any,
     eps: float | Any,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Any = None,
     *,
     methods: Sequence[str] | None = None,
 ) -> Certified:
@@ -85,7 +85,7 @@ def proved(
     x: Any,
     y: Any,
     eps: float | Any,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Any = None,
     *,
     methods: Sequence[str] | None = None,
 ) -> Bool[Tensor, "m"]:

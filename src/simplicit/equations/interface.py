@@ -213,7 +213,7 @@ def _part(wanted: Input, value: Any, like: Tensor) -> Float[Tensor, "m size"]:
     return moved.reshape(len(moved), -1)
 
 
-def parted(inputs: Sequence[Input], u: Float[Tensor, "m p"]) -> list[Tensor]:
+def parted(inputs: Sequence[Input], u: Float[Tensor, "m *shape"]) -> list[Tensor]:
     """Take a network's inputs apart again.
 
     Args:
@@ -230,7 +230,9 @@ def parted(inputs: Sequence[Input], u: Float[Tensor, "m p"]) -> list[Tensor]:
     ]
 
 
-def called(network: Callable[..., Any], inputs: Sequence[Input], u: Float[Tensor, "m p"]) -> Any:
+def called(
+    network: Callable[..., Any], inputs: Sequence[Input], u: Float[Tensor, "m *shape"]
+) -> Any:
     """Call a network.
 
     Args:
@@ -246,7 +248,7 @@ def called(network: Callable[..., Any], inputs: Sequence[Input], u: Float[Tensor
 
 
 def arguments(
-    inputs: Sequence[Input], u: Float[Tensor, "m p"]
+    inputs: Sequence[Input], u: Float[Tensor, "m *shape"]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Write inputs as the arguments of a call.
 

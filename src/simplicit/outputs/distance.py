@@ -171,7 +171,7 @@ class Head:
             return each
         return self.flat(each[None, :, None].expand(1, -1, self.places))[0]
 
-    def by_class(self, y: Float[Tensor, "m q *k"]) -> Float[Tensor, "m classes places *k"]:
+    def by_class(self, y: Float[Tensor, "m q *k"]) -> Float[Tensor, "m classes *places_k"]:
         """Sort outputs by class and place.
 
         Args:
@@ -187,7 +187,7 @@ class Head:
         shaped = y.unflatten(1, self.shape).movedim(1 + self.axis, 1)
         return shaped.flatten(2, len(self.shape))
 
-    def flat(self, sorted_: Float[Tensor, "m classes places *k"]) -> Float[Tensor, "m q *k"]:
+    def flat(self, sorted_: Float[Tensor, "m classes *places_k"]) -> Float[Tensor, "m q *k"]:
         """Undo `by_class`.
 
         Args:
