@@ -106,6 +106,18 @@ class Windows(nn.Module):
         return self.head(y.reshape(m, -1))
 
 
+class Dilated(nn.Module):
+    """One kernel at two dilations: the sum of what it gives, not what it gives of the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = F.conv2d(x, self.near.weight, padding=2, dilation=2)
+        return self.head((self.near(x) + far).relu().flatten(1))
+
+
 class Tied(nn.Module):
     """Words in and out by one table."""
 
@@ -248,6 +260,20 @@ INTERFACES: dict[str, Case] = {
         ),
         lambda: numbers(6),
     ),
+    "zeros like ids": (
+        lambda: Net(
+            lambda s, k: s.f(s.words(k) + s.kinds(torch.zeros_like(k))).mean(1),
+            f=mlp(),
+            words=nn.Embedding(WORDS, 6),
+            kinds=nn.Embedding(2, 6),
+        ),
+        words,
+    ),
+    "casts to another's dtype": (
+        lambda: Net(lambda s, x, k: s.f(x * k.type_as(x)) + torch.ones(4).type_as(x), f=mlp()),
+        lambda: (numbers(6), words()[:, :1]),
+    ),
+    "one kernel at two dilations": (Dilated, images),
     "windows": (Windows, images),
     "tied embedding": (Tied, words),
     "recurrence": (Unrolled, lambda: numbers(6)),

@@ -47,6 +47,32 @@ def test_what_goes_in_comes_out(name, tmp_path):
     assert_same(called(again.to_explicit(), inputs), called(net, inputs))
 
 
+@pytest.mark.parametrize("name", ["two inputs", "image of events", "gathered"])
+def test_slopes_reach_the_inputs(name):
+    net, inputs = network(name), INTERFACES[name][1]()
+    model = ImplicitModel.from_equations(capture(net, inputs))
+    every = inputs if isinstance(inputs, tuple) else (inputs,)
+    given = [x.clone().requires_grad_(x.is_floating_point()) for x in every]
+    moving = [x for x in given if x.requires_grad]
+    found, expected = (torch.autograd.grad(f(*given).square().sum(), moving) for f in (model, net))
+    assert_same(found, expected)
+
+
+@torch.no_grad()
+def test_no_samples_give_no_outputs():
+    for name in ("two inputs", "sigmoid", "image out"):
+        net, inputs = network(name), INTERFACES[name][1]()
+        model = ImplicitModel.from_equations(capture(net, inputs))
+        assert called(model, inputs, slice(0)).shape == called(net, inputs, slice(0)).shape
+
+
+def test_a_network_of_tables_alone_has_nothing_to_match():
+    net = interfaces.Tied()
+    net.body = nn.Sequential(nn.ReLU())
+    with pytest.raises(simplicit.InputError, match="every weight is a table of an embedding"):
+        simplicit.implicitize(net, INTERFACES["tied embedding"][1](), sparsity=0.2)
+
+
 def matrices(net: nn.Module, inputs: Any) -> list[nn.Parameter]:
     """The weights that outputs feel; tables of embeddings are weights where they are tied."""
     tables = [m.weight for m in net.modules() if isinstance(m, nn.Embedding)]

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from random_models import PHIS, implicit_model, inputs, same
+from simplicit.capture.read import capture
 from simplicit.equations.phi import Phi
 from simplicit.errors import InputError
+from simplicit.explicit.convnets import LeNet, ResNet20
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
 
@@ -70,6 +72,24 @@ def test_sparse_models_are_small_and_hold_short_indices(tmp_path):
     B = "learned.1"
     assert tensors[f"{B}.indices"]["dtype"] == "I16" and tensors[f"{B}.indptr"]["dtype"] == "I32"
     assert tensors[f"{B}.values"]["dtype"] == "F32" and B not in tensors
+
+
+@pytest.mark.parametrize(("kind", "side"), [(LeNet, 28), (ResNet20, 32)])
+@pytest.mark.parametrize(("part", "most"), [(0.0, 1.05), (0.9, 0.3)])
+def test_files_are_not_larger_than_the_network(tmp_path, kind, side, part, most):
+    torch.manual_seed(0)
+    net = kind().eval()
+    model = ImplicitModel.from_equations(
+        capture(net, torch.randn(2, 1 if kind is LeNet else 3, side, side))
+    )
+    with torch.no_grad():
+        for weight in model.learned:
+            least = weight.abs().flatten().quantile(part) if part else -1.0
+            weight[weight.abs() <= least] = 0.0
+    model.save(tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size <= most * sum(4 * p.numel() for p in net.parameters())
+    assert bits(load(tmp_path)) == bits(model)
 
 
 def test_header_is_readable_and_true(tmp_path):

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from simplicit.equations.interface import Output
-from simplicit.outputs.distance import SPREAD, Distance
+from simplicit.outputs.distance import Distance
+from simplicit.outputs.head import SPREAD
 
 
 def outputs(m: int = 5, q: int = 4, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simplicit.calibration.spool import Spool, Spooled, read
 from simplicit.capture.inputs import inputs_of, taken
-from simplicit.equations.interface import Input, packed, plain, tensor_of
+from simplicit.equations.interface import Input, packed, plain, require_alike, tensor_of
 from simplicit.errors import InputError
 
 Batch = Float[Tensor, "m *shape"]
@@ -91,9 +91,7 @@ def _cut(inputs: Any, batch_size: int, net: nn.Module | None) -> Iterable[Any]:
     given, named = taken(inputs, wanted)
     values = (*given, *named.values())
     every = [tensor_of(x, i.name) for x, i in zip(values, wanted, strict=True)]
-    if len({len(value) for value in every}) != 1:
-        counts = ", ".join(str(len(value)) for value in every)
-        raise InputError(f"inputs of {counts} samples: accepted is one number for all")
+    require_alike(every)
     cut = zip(*(value.split(batch_size) for value in every), strict=True)
     return [dict(zip(named, parts, strict=True)) if named else parts for parts in cut]
 
@@ -139,7 +137,7 @@ class Batches:
 def _batch_of(item: Any, wanted: tuple[Input, ...]) -> Tensor:
     given, named = taken(item, wanted)
     every = (*given, *named.values())
-    values = [tensor_of(x, i.name) for x, i in zip(every, wanted, strict=False)]
+    values = [tensor_of(x, i.name).detach() for x, i in zip(every, wanted, strict=False)]
     for value, name in zip(values, [i.name for i in wanted], strict=False):
         of = f" of {name}" if name else ""
         if value.ndim < 2 and plain(wanted):
@@ -152,7 +150,7 @@ def _batch_of(item: Any, wanted: tuple[Input, ...]) -> Tensor:
     doubles = any(value.dtype == torch.float64 for value in values)
     like = torch.empty(0, dtype=torch.float64 if doubles else torch.float32)
     if not plain(wanted):
-        return packed(wanted, given, named, like)
+        return packed(wanted, given, named, like).detach()
     (batch,) = values
     if not batch.is_floating_point() or tuple(batch.shape[1:]) != wanted[0].shape:
         packed(wanted, given, named, like)  # says what is wrong with it

@@ -64,7 +64,12 @@ def skipped(equations: StateEquations, patterns: Sequence[str]) -> dict[Place, L
     found = {p for p in every if any(fnmatchcase(n, g) for n in names[p] for g in patterns)}
     shared = {layers[i].terms[t].parameter for i, t in found} - {""} | tables
     found |= {(i, t) for i, t in every if layers[i].terms[t].parameter in shared}
-    if patterns and len(found) == len(every):
+    if not patterns and len(found) == len(every):
+        raise InputError(
+            "every weight is a table of an embedding, too, and stays as it is: accepted is a "
+            "network with a layer to match"
+        )
+    if len(found) == len(every):
         raise InputError(
             f"skip={tuple(patterns)}: accepted are patterns that leave a layer to match"
         )

@@ -99,8 +99,8 @@ def export(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) 
     # not parts of one tensor: their number would be checked against that tensor's
     given = tuple(x.clone() for x in given)
     named = {name: x.clone() for name, x in named.items()}
-    shapes = ShapesCollection()
-    for tensor in (*given, *named.values()):
+    every, shapes = [*given, *named.values()], ShapesCollection()
+    for tensor in every:
         shapes[tensor] = {0: Dim.DYNAMIC}
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation of a whole attention layer
@@ -117,7 +117,7 @@ def export(net: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) 
     except Exception as error:
         if "Constraints violated" in str(error):  # by the one dynamic size there is
             raise InputError(
-                f"the network's forward fixes the batch size to {len(tensor)}: accepted is any "
+                f"the network's forward fixes the batch size to {len(every[0])}: accepted is any "
                 "size, as in x.flatten(1) or x.view(x.shape[0], -1), not len(x)"
             ) from error
         raise InputError(

@@ -241,7 +241,7 @@ class Layers:
         def result(output: int | None) -> Affine:
             shape = shape_of_one(node, output)
             phi = Kept(
-                op=op or str(node.target).removeprefix("aten."),
+                op=op or operation_of(node),
                 arguments=placed[0],
                 options=placed[1],
                 operands=tuple(operand.shape for operand in operands),
@@ -293,6 +293,18 @@ class _Results:
 
     def __getitem__(self, index: int) -> Affine:
         return self._make(index)
+
+
+def operation_of(node: fx.Node) -> str:
+    """Name an operation.
+
+    Args:
+        node: The operation.
+
+    Returns:
+        Its name in ATen, with its overload.
+    """
+    return str(node.target).removeprefix("aten.")
 
 
 def module_path(node: fx.Node) -> str:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from simplicit.capture.affine import Affine
-from simplicit.capture.found import IDENTITY, Layers, refuse, shape_of_one
+from simplicit.capture.found import IDENTITY, Layers, operation_of, refuse, shape_of_one
 from simplicit.capture.operations import SAME
 from simplicit.equations.equation import Equation
-from simplicit.equations.interface import End, Output
+from simplicit.equations.interface import End, Output, Returns
 from simplicit.errors import InputError
 
 CACHES = ("past_key_values", "cache_params", "mems")
@@ -24,8 +24,6 @@ ENDS: dict[str, End] = {
     "_log_softmax": "log_softmax",
     "sigmoid": "sigmoid",
 }
-
-Returns = Literal["tensor", "tuple", "dict"]
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:
@@ -119,17 +117,26 @@ def heads(nodes: list[fx.Node]) -> list[Head]:
     """
     found = []
     for node in nodes:
-        last, alone = node, True
-        while alone and last.op == "call_function" and _name(last) in SAME.split():
+        last = node
+        while last.op == "call_function" and operation_of(last) in SAME.split():
             last = last.all_input_nodes[0]
-            alone = len(last.users) == 1
-        end = ENDS.get(_name(last).split(".")[0], "") if last.op == "call_function" else ""
+        end = ENDS.get(operation_of(last).split(".")[0], "") if last.op == "call_function" else ""
         # behind a softmax over an axis, no other may follow
-        same = end == "sigmoid" or (end and shape_of_one(last) == shape_of_one(node))
-        read = [user for user in last.users if user.op != "output"]
-        whole = same and (last is node or len(read) == 1) and (last is not node or not read)
-        found.append(Head(node, end, last) if whole and end else Head(node))
+        alike = end == "sigmoid" or shape_of_one(last) == shape_of_one(node)
+        peeled = end and alike and _only_way(last, node)
+        found.append(Head(node, end, last) if peeled else Head(node))
     return found
+
+
+# whether nothing else reads an operation, or what follows, on the way to an output
+def _only_way(last: fx.Node, node: fx.Node) -> bool:
+    if any(user.op != "output" for user in node.users):
+        return False
+    while node is not last:
+        node = node.all_input_nodes[0]
+        if len(node.users) != 1:
+            return False
+    return True
 
 
 def output_of(
@@ -193,7 +200,3 @@ def _classes(head: Head, value: Affine) -> int | None:
     numbers = linear.spread(channels.to(linear.weight)).reshape(shape)
     axes = [k for k, size in enumerate(shape) if size > 1 and bool(numbers.diff(dim=k).any())]
     return axes[0] if len(axes) == 1 else None
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.")

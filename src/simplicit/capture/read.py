@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from simplicit.capture.affine import Affine
 from simplicit.capture.export import export, line, quiet
-from simplicit.capture.found import IDENTITY, Layers, of_one, refuse, shape_of_one
+from simplicit.capture.found import IDENTITY, Layers, of_one, operation_of, refuse, shape_of_one
 from simplicit.capture.inputs import inputs_of, taken, unwrapped
 from simplicit.capture.operations import CASTS, CONSTANT, DROPOUTS, HINTS, MOVED, OPERATIONS
 from simplicit.capture.outputs import as_list, heads, output_of, returns, tensors_of
@@ -31,6 +31,7 @@ from simplicit.equations.interface import (
     called,
     packed,
     plain,
+    tensor_of,
 )
 from simplicit.equations.network import Equation, StateEquations, Summand, Term
 from simplicit.equations.weighted_maps import Gather
@@ -78,10 +79,10 @@ def capture(
         inputs = tuple(i for x in example for i in inputs_of(None, x)) if several else None
         inputs = inputs or inputs_of(net, example)
         given, named = taken(example, tuple(inputs))
-        if not plain(inputs):
-            example = packed(inputs, given, named, torch.empty(0, dtype=torch.float64))
+        if plain(inputs):
+            (example,) = map(tensor_of, (*given, *named.values()))
         else:
-            (example,) = map(torch.as_tensor, (*given, *named.values()))
+            example = packed(inputs, given, named, torch.empty(0, dtype=torch.float64))
     _check_finite(net, example)
     try:
         with quiet():
@@ -100,10 +101,11 @@ def capture(
             # which may change its input in place
             outputs = called(net, inputs, example.clone())
         except Exception as error:
+            given = ", ".join(map(str, inputs))
             whole = any(i.dtype for i in inputs)
             advice = "; images are floating point, as in images.float() / 255" if whole else ""
             raise InputError(
-                f"the network does not run on inputs {_described(inputs)}: {line(error)}{advice}"
+                f"the network does not run on inputs {given}: {line(error)}{advice}"
             ) from error
         tensors = tensors_of(outputs)
         if not isinstance(outputs, Tensor):
@@ -113,23 +115,7 @@ def capture(
         equations, found = _read(program, inputs, example, list(tensors))
         interface = Interface(tuple(inputs), found, returns(outputs), *small[:1])
         equations = replace(equations, interface=None if interface.plain else interface)
-        rounding = max(torch.finfo(dtype).eps for dtype in _dtypes(program, example))
-        if not _check_replay(equations, example, list(tensors.values()), rounding):
-            # outputs may be differences of much larger numbers: then double precision tells
-            precise, coarse = equations.changed(_doubled), rounding
-            again = list(tensors_of(called(net.double(), inputs, example.double())).values())
-            rounding = max(rounding**2, torch.finfo(torch.float64).eps)
-            alike = _same(
-                [y.to(z) for y, z in zip(again, tensors.values(), strict=True)],
-                list(tensors.values()),
-                coarse**0.5,
-            )
-            if not alike or not _check_replay(precise, example.double(), again, rounding):
-                raise InputError(
-                    "the network's outputs are not a fixed function of its inputs (the equations "
-                    "read from it give others): accepted is a feed-forward network without "
-                    "randomness or memory"
-                )
+        _require_same(net, equations, example, list(tensors.values()), _rounding(program, example))
     return equations
 
 
@@ -164,19 +150,9 @@ def _like(net: nn.Module, example: Tensor) -> Tensor:
 def _samples(inputs: Sequence[Input], example: Tensor) -> Tensor:
     if len(example) > 1:
         return example
-    if plain(inputs):
-        return torch.cat([example, example / 2])
-    parts = example.split([i.size for i in inputs], 1)
+    parts = example.flatten(1).split([i.size for i in inputs], 1)
     other = [part if i.dtype else part / 2 for i, part in zip(inputs, parts, strict=True)]
-    return torch.cat([example, torch.cat(other, 1)])
-
-
-def _described(inputs: Sequence[Input]) -> str:
-    every = []
-    for i in inputs:
-        shape = f"({', '.join(['m', *map(str, i.shape)])})"
-        every.append(" ".join(part for part in (i.name, "of shape", shape, i.dtype) if part))
-    return ", ".join(every)
+    return torch.cat([example, torch.cat(other, 1).view(example.shape)])
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -184,21 +160,41 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 # parts of a network may compute in less than the rest: the equations do not
-def _dtypes(program: ExportedProgram, example: Tensor) -> set[torch.dtype]:
+def _rounding(program: ExportedProgram, example: Tensor) -> float:
     values = [node.meta.get("val") for node in program.graph.nodes]
     found = {value.dtype for value in values if isinstance(value, Tensor)}
-    return {example.dtype} | {dtype for dtype in found if dtype.is_floating_point}
+    dtypes = {example.dtype} | {dtype for dtype in found if dtype.is_floating_point}
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
-# half of the digits, of the largest entry: sums are in another order, anything misread is far off
-def _same(found: list[Tensor], expected: list[Tensor], rounding: float) -> bool:
+# outputs may be differences of much larger numbers: then double precision tells
+def _require_same(
+    net: nn.Module,
+    equations: StateEquations,
+    example: Tensor,
+    outputs: list[Tensor],
+    rounding: float,
+) -> None:
+    if _same(_replayed(equations, example), outputs, rounding**0.5):
+        return
+    u = example.double()
+    again = list(tensors_of(called(net.double(), equations.inputs, u)).values())
+    fixed = _same([y.to(z) for y, z in zip(again, outputs, strict=True)], outputs, rounding**0.25)
+    precise = max(rounding, torch.finfo(torch.float64).eps ** 0.5)
+    if not fixed or not _same(_replayed(equations.changed(_doubled), u), again, precise):
+        raise InputError(
+            "the network's outputs are not a fixed function of its inputs (the equations read from "
+            "it give others): accepted is a feed-forward network without randomness or memory"
+        )
+
+
+# within a part of the largest entry: sums are in another order, anything misread is far off
+def _same(found: list[Tensor], expected: list[Tensor], part: float) -> bool:
     pairs = zip(found, expected, strict=True)
-    return all(float((y - z).abs().max()) <= rounding**0.5 * float(z.abs().max()) for y, z in pairs)
+    return all(float((y - z).abs().max()) <= part * float(z.abs().max()) for y, z in pairs)
 
 
-def _check_replay(
-    equations: StateEquations, example: Tensor, expected: list[Tensor], rounding: float
-) -> bool:
+def _replayed(equations: StateEquations, example: Tensor) -> list[Tensor]:
     try:
         y = equations.replay(example)[1]
     except Exception as error:
@@ -207,7 +203,7 @@ def _check_replay(
             f"({line(error)}): accepted are those that do; {', '.join(equations.kept)} are kept"
         ) from error
     found = y if equations.interface is None else equations.interface.returned(y)
-    return _same(list(tensors_of(found).values()), expected, rounding)
+    return list(tensors_of(found).values())
 
 
 def _read(
@@ -279,7 +275,7 @@ def _evaluate(
         refuse(node, "is random; accepted: a fixed function of the input")
     assert callable(node.target)
     if node.target in CONSTANT:
-        args = (operands[0].like.new_empty(operands[0].shape), *args[1:]) if operands else args
+        args = tuple(pytree.tree_map(_of_its_shape, list(args)))
         operands = []
     if not operands and not sequence:
         value = node.target(*args, **options)
@@ -289,8 +285,11 @@ def _evaluate(
     numeric = all(operand.dtype is None for operand in operands)
     whole = isinstance(symbolic, Tensor) and not symbolic.is_floating_point()
     if node.target in CASTS:
+        value = args[0]
         assert isinstance(symbolic, Tensor)
-        (value,) = operands
+        if isinstance(value, Tensor):
+            return value.to(symbolic.dtype)
+        assert isinstance(value, Affine)
         if whole and symbolic.dtype != value.dtype:
             value = layers.keep(node, (value, symbolic.dtype), {}, "to.dtype")
         elif not whole:
@@ -306,8 +305,15 @@ def _evaluate(
     return _checked(layers, node, value, returned.count(node))
 
 
+# any numbers: only shape and dtype are asked for
+def _of_its_shape(value: Any) -> Any:
+    if not isinstance(value, Affine):
+        return value
+    return value.like.new_empty(value.shape, dtype=value.dtype or value.like.dtype)
+
+
 def _sure(node: fx.Node) -> bool:
-    operation, *_ = _name(node).split(".")
+    operation, *_ = operation_of(node).split(".")
     if operation in DROPOUTS:
         return not node.args[2]
     # attention may drop weights at random; its fifth argument says how many
@@ -327,7 +333,3 @@ def _checked(layers: Layers, node: fx.Node, value: Affine, returned: int) -> Aff
     if len(readers) + returned > 1 and (value.terms or len(value.fixed) > 1):
         return layers.state(node, value, IDENTITY)  # what is read twice is one state
     return value
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.")

@@ -112,8 +112,14 @@ def permuted(layers: Layers, node: fx.Node, value: Affine, order: list[int]) -> 
     """
     if order == sorted(order):
         return value
+    return _indexed(layers, node, value, lambda image: image.permute(order))
+
+
+def _indexed(
+    layers: Layers, node: fx.Node, value: Affine, change: Callable[[Tensor], Tensor]
+) -> Affine:
     value = layers.settled(node, value)
-    index = torch.arange(value.size, device=value.like.device).reshape(value.shape).permute(order)
+    index = change(torch.arange(value.size, device=value.like.device).reshape(value.shape))
     return value.mapped(Gather(index.flatten(), value.size), tuple(index.shape))
 
 
@@ -133,9 +139,7 @@ def broadcast(layers: Layers, node: fx.Node, value: Affine, shape: tuple[int, ..
         return value
     if prod(shape) == value.size:
         return value.reshaped(shape)
-    value = layers.settled(node, value)
-    index = torch.arange(value.size).reshape(value.shape).broadcast_to(shape).reshape(-1)
-    return value.mapped(Gather(index.to(value.like.device), value.size), shape)
+    return _indexed(layers, node, value, lambda image: image.broadcast_to(shape))
 
 
 def reduction(total: bool) -> Callable[..., Affine]:

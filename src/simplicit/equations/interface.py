@@ -16,6 +16,9 @@ from torch import Tensor
 
 from simplicit.errors import InputError
 
+Returns = Literal["tensor", "tuple", "dict"]
+"""What a network returns its outputs in."""
+
 End = Literal["", "softmax", "log_softmax", "sigmoid"]
 """What outputs go through behind y."""
 
@@ -38,6 +41,15 @@ class Input:
     def size(self) -> int:
         """Entries of one sample."""
         return prod(self.shape)
+
+    def __str__(self) -> str:
+        """Say what is accepted, in an error.
+
+        Returns:
+            Name, shape of a batch, and dtype, as far as there are any.
+        """
+        parts = (self.name, f"({', '.join(['m', *map(str, self.shape)])})", self.dtype)
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Interface:
 
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
-    returns: Literal["tensor", "tuple", "dict"] = "tensor"
+    returns: Returns = "tensor"
     dtype: str = ""
 
     @property
@@ -141,14 +153,14 @@ def tensor_of(value: Any, name: str = "") -> Tensor:
         name: Its name, if it has one.
 
     Returns:
-        The tensor, without history.
+        The tensor.
 
     Raises:
         InputError: If it is no dense tensor or array of numbers, with samples along its first axis.
     """
     of = f" {name}" if name else ""
     try:
-        tensor = torch.as_tensor(value).detach()
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"input{of} of type {type(value).__name__}: accepted are tensors and arrays of numbers"
@@ -183,25 +195,36 @@ def packed(
         given, named = (), {**given[0], **named}
     rest = [i.name for i in inputs[len(given) :]]
     if len(given) > len(inputs) or set(named) != set(rest):
-        accepted = ", ".join(f"{i.name or 'a tensor'} {_samples(i)}" for i in inputs)
         raise InputError(
             f"{len(given)} inputs by position and {', '.join(sorted(named)) or 'none'} by name: "
-            f"accepted are {accepted}"
+            f"accepted are {', '.join(map(str, inputs))}"
         )
     values = [*given, *(named[name] for name in rest)]
     parts = [_part(i, value, like) for i, value in zip(inputs, values, strict=True)]
+    require_alike(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def require_alike(parts: Sequence[Tensor]) -> None:
+    """Refuse inputs of unlike numbers of samples.
+
+    Args:
+        parts: The inputs, (m, …) each.
+
+    Raises:
+        InputError: If they have other m.
+    """
     counts = [len(part) for part in parts]
     if len(set(counts)) != 1:
         raise InputError(
             f"inputs of {', '.join(map(str, counts))} samples: accepted is one number for all"
         )
-    return torch.cat(parts, 1)
 
 
 def _part(wanted: Input, value: Any, like: Tensor) -> Float[Tensor, "m size"]:
     x, name = tensor_of(value, wanted.name), f" {wanted.name}" if wanted.name else ""
     if tuple(x.shape[1:]) != wanted.shape:
-        raise InputError(f"input{name} of shape {tuple(x.shape)}: accepted is {_samples(wanted)}")
+        raise InputError(f"input{name} of shape {tuple(x.shape)}: accepted is {wanted}")
     if wanted.dtype and x.is_floating_point():
         raise InputError(f"input{name} of {x.dtype}: accepted is {wanted.dtype}")
     moved = x.to(like)
@@ -210,7 +233,7 @@ def _part(wanted: Input, value: Any, like: Tensor) -> Float[Tensor, "m size"]:
             f"input{name} has whole numbers up to {int(x.abs().max())}, which {like.dtype} cannot "
             f"hold: accepted are numbers up to {round(2 / torch.finfo(like.dtype).eps)}"
         )
-    return moved.reshape(len(moved), -1)
+    return moved.flatten(1) if wanted.shape else moved[:, None]
 
 
 def parted(inputs: Sequence[Input], u: Float[Tensor, "m *shape"]) -> list[Tensor]:
@@ -265,7 +288,3 @@ def arguments(
         tuple(value for i, value in pairs if not i.name),
         {i.name: value for i, value in pairs if i.name},
     )
-
-
-def _samples(wanted: Input) -> str:
-    return f"({', '.join(['m', *map(str, wanted.shape)])})"

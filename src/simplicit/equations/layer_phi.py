@@ -137,7 +137,7 @@ class Kept:
             }
             result = operation(*arguments, **options)
             result = result if self.output is None else result[self.output]
-            return result.reshape(*parts[0].shape[:-1], -1).to(z.dtype)
+            return result.reshape(*parts[0].shape[:-1], self.states).to(z.dtype)
 
         each = [z_k.contiguous() for z_k in z.split([prod(s) for s in self.operands], 1)]
         found = one(*each) if self.batched else torch.vmap(one)(*each)

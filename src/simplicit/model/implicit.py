@@ -266,11 +266,8 @@ class ImplicitModel(nn.Module):
             What the network returns: (m, q), or a tensor of another shape, a tuple of some, or a
             table by name; differentiable in the inputs and in the weights.
         """
-        interface = self.equations.interface
-        if interface is None:
-            (u,) = self._single(inputs, named)
-            return self.outputs(self._flat(u))
-        return interface.returned(self.outputs(self.packed(*inputs, **named)))
+        interface, y = self.equations.interface, self.outputs(self.packed(*inputs, **named))
+        return y if interface is None else interface.returned(y)
 
     def packed(self, *inputs: Any, **named: Any) -> Inputs:
         """Write inputs as u.
@@ -282,10 +279,9 @@ class ImplicitModel(nn.Module):
         Returns:
             (m, p), in the dtype and on the device of the weights.
         """
-        interface = self.equations.interface
-        if interface is None:
-            return self._flat(*self._single(inputs, named))
-        return packed(interface.inputs, inputs, named, self.equations.like)
+        if self.equations.interface is None and list(named) == ["u"]:
+            inputs, named = (named["u"],), {}
+        return packed(self.equations.inputs, inputs, named, self.equations.like)
 
     def outputs(self, u: Inputs) -> Outputs:
         """Predict what stands before the activations that outputs end in, e.g. logits.
@@ -475,22 +471,6 @@ class ImplicitModel(nn.Module):
         """
         sizes = f"p={self.p}, n={self.n}, q={self.q}"
         return f"{self.structure}, {sizes}, nonzeros={self.nonzeros}, sparsity={self.sparsity:.3f}"
-
-    def _single(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor]:
-        if len(inputs) == 1 and not named and isinstance(inputs[0], Tensor):
-            return (inputs[0],)
-        if not inputs and list(named) == ["u"]:
-            return (named["u"],)
-        raise InputError(
-            f"{len(inputs)} inputs by position and {', '.join(named) or 'none'} by name: accepted "
-            "is one tensor"
-        )
-
-    def _flat(self, u: Tensor) -> Inputs:
-        if tuple(u.shape[1:]) != self.input_shape:
-            accepted = ", ".join(["m", *map(str, self.input_shape)])
-            raise InputError(f"input of shape {tuple(u.shape)}: accepted is ({accepted})")
-        return u.to(self.equations.like).flatten(1)
 
 
 def _require_structure(structure: str) -> None:

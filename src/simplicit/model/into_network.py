@@ -118,18 +118,15 @@ def some_inputs(equations: StateEquations) -> Tensor:
         numbers, which may stand for places in a table; ones where the network takes whole numbers,
         which may be a mask.
     """
-    if equations.interface is not None:
-        generator = torch.Generator().manual_seed(0)
-        parts = [
-            torch.ones(3, i.size) if i.dtype else torch.randn(3, i.size, generator=generator)
-            for i in equations.interface.inputs
-        ]
-        if any(i.dtype for i in equations.interface.inputs) or not _casts(equations):
-            return torch.cat(parts, 1)
+    whole = any(i.dtype for i in equations.inputs)
+    if _casts(equations) and not whole:
         return torch.zeros(3, equations.p)
-    if _casts(equations):
-        return torch.zeros(3, *equations.input_shape)
-    return torch.randn(3, *equations.input_shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.ones(3, i.size) if i.dtype else torch.randn(3, i.size, generator=generator)
+        for i in equations.inputs
+    ]
+    return torch.cat(parts, 1)
 
 
 def _casts(equations: StateEquations) -> bool:
@@ -197,22 +194,30 @@ def load_into(equations: StateEquations, net: nn.Module) -> None:
     before = {name: own[name].clone() for name in (*found, *parts)}
     dtypes = {own[name].dtype for name in found}
     rounding = max((torch.finfo(dtype).eps ** 0.5 for dtype in dtypes), default=0.0)
+    same = False
     with torch.no_grad():
-        for name, value in found.items():
-            own[name].copy_(value)
-        for path, value in made.items():  # by the inverse of what computes it
-            module: Any = net.get_submodule(path)
-            module.weight = value.reshape(module.weight.shape)
-        # a copy in the model's own precision: what is rounded then is the weights
-        u, like = some_inputs(equations).to(equations.like), equations.like
-        copied = copy.deepcopy(net).eval().to(like)
-        expected = outputs_of(equations, u)
-        found = tensors_of(called(copied, equations.inputs, u))
-        if apart(list(found.values()), expected) <= max(CLOSE, rounding):
-            return
-        for name, value in before.items():
-            own[name].copy_(value)
+        try:
+            for name, value in found.items():
+                own[name].copy_(value)
+            for path, value in made.items():  # by the inverse of what computes it
+                module: Any = net.get_submodule(path)
+                module.weight = value.reshape(module.weight.shape)
+            same = _apart(equations, net) <= max(CLOSE, rounding)
+        finally:
+            for name, value in before.items() if not same else ():
+                own[name].copy_(value)
+    if same:
+        return
     raise InputError(
         "load_into: with the model's weights the network gives other outputs; accepted is the "
         "trained network itself or a copy, with its running statistics"
     )
+
+
+# in the model's own precision: what is rounded then is the weights
+def _apart(equations: StateEquations, net: nn.Module) -> float:
+    u = some_inputs(equations).to(equations.like)
+    copied = copy.deepcopy(net).eval().to(equations.like)
+    expected = outputs_of(equations, u)
+    found = tensors_of(called(copied, equations.inputs, u))
+    return apart(list(found.values()), expected)

@@ -6,7 +6,8 @@ network does so here; what speaks of single entries of a sample checks how many 
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -57,10 +58,12 @@ def _within(name: str, other: str) -> bool:
     return f"{name}.".startswith(f"{other}.")
 
 
+# terms that apply the same map, with the same weight
 def _alike(terms: tuple[Term, ...]) -> list[list[Term]]:
-    found: dict[tuple[int, tuple[int, ...]], list[Term]] = {}
+    found: dict[tuple[Any, ...], list[Term]] = {}
     for term in terms:
-        found.setdefault((id(term.weight), term.map.input_shape), []).append(term)
+        own = [getattr(term.map, f.name) for f in fields(term.map) if f.name != "weight"]
+        found.setdefault((type(term.map), id(term.weight), *own), []).append(term)
     return list(found.values())
 
 
@@ -227,8 +230,12 @@ class Writer:
             if not (torch.equal(places - first, own) and torch.equal(index[places], own)):
                 return None
             parts.append((first, x))
-        every = [x for _, x in sorted(parts, key=lambda part: part[0])]
-        if sum(x.size for x in every) != e.size or len({x.shape[1:] for x in every}) > 1:
+        parts.sort(key=lambda part: part[0])
+        every = [x for _, x in parts]
+        ends = list(accumulate((x.size for x in every), initial=0))
+        if [first for first, _ in parts] != ends[:-1] or ends[-1] != e.size:
+            return None
+        if len({x.shape[1:] for x in every}) > 1:
             return None
         node = self._call(torch.cat, [x.node for x in every], 1)
         return _Value(node, (sum(x.shape[0] for x in every), *every[0].shape[1:]))

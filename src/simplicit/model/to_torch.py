@@ -41,7 +41,7 @@ def as_modules(equations: StateEquations) -> nn.Sequential | fx.GraphModule:
     writer = Writer(equations)
     module = fx.GraphModule(writer.attributes, writer.graph).to(equations.like)
     if equations.kept:
-        u = some_inputs(equations).to(equations.like).flatten(1)
+        u = some_inputs(equations).to(equations.like)
         with torch.no_grad():
             expected = outputs_of(equations, u)
             try:

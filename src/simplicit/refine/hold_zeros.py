@@ -1,7 +1,5 @@
 """Training that leaves zeros alone, by anyone's loop."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -20,11 +18,7 @@ def hold_zeros(model: nn.Module) -> list[RemovableHandle]:
     Returns:
         A handle for each of these: `handle.remove()` lets its zeros go.
     """
-    return [_held(weight) for weight in _matrices(model.parameters())]
-
-
-def _matrices(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [p for p in parameters if p.ndim > 1 and p.requires_grad]
+    return [_held(weight) for weight in model.parameters() if weight.ndim > 1]
 
 
 def _held(weight: nn.Parameter) -> RemovableHandle:

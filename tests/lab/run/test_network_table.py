@@ -89,7 +89,7 @@ def test_the_command_prints_a_table_or_json(monkeypatch, capsys):
         ([CLASS, "a.b=1", "--shape", "3,8,8"], "accepted only with a configuration"),
         (["nothing.yaml"], "nothing.yaml"),
         (["nothing:Net", "--shape", "3"], "cannot import nothing"),
-        ([CLASS, "--shape", "2,8,8"], r"does not run on inputs of shape \(m, 2, 8, 8\)"),
+        ([CLASS, "--shape", "2,8,8"], r"does not run on inputs \(m, 2, 8, 8\)"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, monkeypatch, capsys):
