@@ -94,7 +94,8 @@ def differs(field: str, one: Fit, two: Fit) -> bool:
 def test_another_value_changes_the_model_or_is_refused_by_name(kind, field):
     silent = []
     for base, options in BASES.items():
-        before = fitted(kind, *options.items())
+        with unchecked():
+            before = fitted(kind, *options.items())
         if isinstance(before, str):
             assert refused_by_name(before, options), before
             continue
