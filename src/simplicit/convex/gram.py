@@ -8,6 +8,9 @@ from simplicit.convex.products import product
 from simplicit.errors import InputError
 from simplicit.system import memory
 
+ROUNDING = torch.finfo(torch.float32).eps
+"""Of a Gram of products in float32, relative to the mean squares of its features."""
+
 Columns = slice | Int[Tensor, " n"] | list[int]
 
 
@@ -190,3 +193,25 @@ def pseudo_inverse(G: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
     unit = torch.where(alive, G.diagonal().sqrt(), 1.0)
     inverse = torch.linalg.pinv(G / unit / unit[:, None], hermitian=True) / unit / unit[:, None]
     return torch.where(alive & alive[:, None], inverse, 0.0)
+
+
+def factor(G: Float[Tensor, "s s"]) -> Float[Tensor, "s s"]:
+    """Factorise a Gram that is positive definite but for the rounding of the products it sums.
+
+    Products in float32 leave eigenvalues of dependent features a little below zero. The least of
+    1, 10, 100, … times that rounding is added to each mean square, where it is needed.
+
+    Args:
+        G: Symmetric, finite; left as it is.
+
+    Returns:
+        The lower Cholesky factor.
+    """
+    found, failed = torch.linalg.cholesky_ex(G)
+    level = ROUNDING
+    while bool(failed) and level < 1:
+        shifted = G.clone()
+        shifted.diagonal().mul_(1 + level).add_(torch.finfo(G.dtype).tiny)
+        found, failed = torch.linalg.cholesky_ex(shifted)
+        level *= 10
+    return torch.linalg.cholesky(G) if bool(failed) else found

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.convex.gram import factor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
@@ -93,14 +94,14 @@ def costs_among(
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
     target, columns = piece
-    H = torch.cholesky_inverse(torch.linalg.cholesky(G[columns[:, None], columns]))
+    H = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
     none = torch.zeros_like(columns, dtype=torch.bool)
     return _tile(H, none, keep, UNSTRUCTURED, (target @ H)[None])[1][0]
 
 
 def _least_squares(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:
     G, R = normal_equations(problem, anchor)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
+    inverse = torch.cholesky_inverse(factor(G))
     return inverse, R @ inverse
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import pseudo_inverse
+from simplicit.convex.gram import factor, pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.system.workers import run
 
@@ -119,12 +119,12 @@ def factors(
 
 def _step(problem: RowProblem, small: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     on, missing = row
-    columns, factor = _factor(problem, small, on)
-    return columns, torch.cholesky_solve(missing[columns, None], factor)[:, 0]
+    columns, lower = _factor(problem, small, on)
+    return columns, torch.cholesky_solve(missing[columns, None], lower)[:, 0]
 
 
 def _factor(problem: RowProblem, small: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
     columns = on.nonzero()[:, 0]
     G = problem.gram.G[columns[:, None], columns]
     G.diagonal().add_(small[columns])
-    return columns, torch.linalg.cholesky(G)
+    return columns, factor(G)

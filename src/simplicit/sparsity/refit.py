@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from simplicit.convex.gram import factor
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
@@ -133,4 +134,4 @@ def trim(problem: RowProblem, W: Float[Tensor, "K N"], budget: int) -> Float[Ten
 def _factor(G: Float[Tensor, "s s"]) -> Float[Tensor, "s s"]:
     shifted = G.clone()
     shifted.diagonal().mul_(1 + RIDGE).add_(torch.finfo(G.dtype).tiny)
-    return torch.linalg.cholesky(shifted)
+    return factor(shifted)
