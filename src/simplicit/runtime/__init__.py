@@ -1,0 +1,1 @@
+"""Models as machine code that skips zeros: `simplicit.compile`."""

@@ -1,0 +1,602 @@
+"""State equations as steps on slots: A, B, C, D, b and d as lists of sparse rows.
+
+A dense layer is rows over single slots. A convolution is rows over segments: with weight
+(c, k) of a kernel, the row reads channel c shifted by k, at every place at once. Where its stride is
+not 1, or what it reads stands elsewhere, its input is copied first, phase by phase, so that every
+shift is one number again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplicit.equations.equation import Equation, Summand, Term
+from simplicit.equations.layer_phi import Kept, MaxPool
+from simplicit.equations.network import StateEquations
+from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Stacked
+from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather, Sparse
+from simplicit.runtime.kernel import PHI
+from simplicit.runtime.layout import Layout, Place, Slots, runs, steps
+from simplicit.runtime.program import Call, Maxima, Moves, Program, Rows, Segments, Step, Sums
+
+DENSE = 0.25
+"""Share of weights left from which torch's dense layer is tried too."""
+
+Grid = tuple[int, ...]
+
+
+def lowered(equations: StateEquations) -> Program:
+    """Compile equations without feedback.
+
+    Args:
+        equations: The network; weights are copied.
+
+    Returns:
+        The program.
+    """
+    return _Lowering(equations).program()
+
+
+# The shifts of a convolution along one axis: result o reads stride · (o + shift) + phase.
+def _shifts(linear: Conv, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    entry = np.arange(linear.weight.shape[axis + 2]) * linear.dilation[axis]
+    return np.divmod(entry - linear.padding[axis][0], linear.stride[axis])
+
+
+def _direct(term: Term) -> bool:
+    """Whether a convolution could read a state where it stands."""
+    if term.fixed is not None and not (isinstance(term.fixed, Gather) and term.fixed.is_identity):
+        return False
+    if isinstance(term.map, Conv):
+        return all(stride == 1 for stride in term.map.stride)
+    return isinstance(term.map, ConvTranspose)
+
+
+# zeros that a convolution needs around what it reads, by axis
+def _border(linear: Conv | ConvTranspose) -> list[tuple[int, int]]:
+    found = []
+    for axis in range(len(linear.stride)):
+        size, result = linear.input_shape[axis + 1], linear.output_shape[axis + 1]
+        if isinstance(linear, Conv):
+            shift, _ = _shifts(linear, axis)
+            first, last = int(shift.min()), result - 1 + int(shift.max())
+        else:
+            reached = [
+                (int(shift.min()), int(shift.max()) + count - 1)
+                for shift, _, count in _phases(linear, axis)
+                if len(shift)
+            ]
+            first = min((low for low, _ in reached), default=0)
+            last = max((high for _, high in reached), default=0)
+        found.append((max(0, -first), max(0, last - size + 1)))
+    return found
+
+
+# Results r, r + stride, … of a transposed convolution: of each r the shifts, the entries of the
+# kernel they belong to, and how many results there are.
+def _phases(linear: ConvTranspose, axis: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    stride, found = linear.stride[axis], []
+    entry = np.arange(linear.weight.shape[axis + 2])
+    for r in range(stride):
+        step = r + linear.padding[axis] - entry * linear.dilation[axis]
+        used = step % stride == 0
+        count = len(range(r, linear.output_shape[axis + 1], stride))
+        if count:
+            found.append((step[used] // stride, entry[used], count))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of an equation that read and write at the same places.
+
+    Args:
+        rows: The rows.
+        outs: Slots of their results, less the shifts of the segments.
+        segments: Where.
+    """
+
+    rows: Rows
+    outs: Slots
+    segments: Segments = field(default_factory=Segments)
+
+    @property
+    def places(self) -> int:
+        """Entries that it writes."""
+        return len(self.outs) * int(self.segments.each[:, 2].sum())
+
+    def same(self, other: "Part") -> bool:
+        """Compare.
+
+        Args:
+            other: Another.
+
+        Returns:
+            Whether it reads and writes at the same places.
+        """
+        return np.array_equal(self.outs, other.outs) and self.segments.same(other.segments)
+
+    def bias(self, by_slot: np.ndarray) -> np.ndarray | None:
+        """Read the bias of each row.
+
+        Args:
+            by_slot: The bias of every entry, by its slot.
+
+        Returns:
+            One number per row; None if it is not the same at all places of a row.
+        """
+        shifts = [np.arange(out, out + length) for _, out, length in self.segments.each.tolist()]
+        there = by_slot[self.outs[:, None] + np.concatenate(shifts)]
+        return there[:, 0] if (there == there[:, :1]).all() else None
+
+
+class _Lowering:
+    def __init__(self, equations: StateEquations) -> None:
+        self.equations = equations
+        self.like = equations.like.detach().cpu()
+        self.steps: list[Step] = []
+        self.size = 0
+        self.free: dict[Any, list[int]] = {}
+        self.temporary: list[Place] = []  # given back behind the equation
+        self.constant_slots: list[Slots] = []
+        self.constant_values: list[np.ndarray] = []
+        self.layouts = self._layouts()
+        self.places: dict[int, Place] = {}
+        self.last = {
+            source: index
+            for index, equation in enumerate(equations.layers)
+            for source in equation.sources
+        }
+
+    def program(self) -> Program:
+        given = self.places[-1] = self._place(self.layouts[-1])
+        for index, equation in enumerate(self.equations.layers):
+            self.places[index] = self._equation(index, equation)
+            for place in self.temporary:
+                self._give_back(place)
+            self.temporary = []
+            for source, end in self.last.items():
+                if end == index and source >= 0:
+                    self._give_back(self.places[source])
+        result = self.places[len(self.equations.hidden)]
+        used = self._used(given)
+        inputs = runs(np.flatnonzero(used), given.slots[used])
+        outputs = runs(np.arange(self.equations.q), result.slots)
+        none = np.zeros(0, np.int64)
+        constants = (
+            np.concatenate([none, *self.constant_slots]),
+            np.concatenate([np.zeros(0), *self.constant_values]),
+        )
+        p, q = self.equations.p, self.equations.q
+        return Program(tuple(self.steps), self.size, constants, inputs, outputs, p, q)
+
+    # --- where states stand
+
+    # a state is an image if a convolution reads it as one
+    def _layouts(self) -> dict[int, Layout]:
+        every = self.equations.layers
+        shapes: dict[int, Grid] = {-1: (self.equations.p,)}
+        if len(self.equations.inputs) == 1 and len(self.equations.input_shape) > 1:
+            shapes[-1] = self.equations.input_shape
+        for index, equation in enumerate(every):
+            shapes[index] = self._shape(equation)
+        borders: dict[Grid, list[tuple[int, int]]] = {}
+        for equation in every:
+            for term in equation.terms:
+                if isinstance(term.map, Conv | ConvTranspose) and _direct(term):
+                    shapes[term.source] = term.map.input_shape
+                    grid, new = term.map.input_shape[1:], _border(term.map)
+                    old = borders.get(grid, [(0, 0)] * len(grid))
+                    borders[grid] = [
+                        (max(a, c), max(b, d)) for (a, b), (c, d) in zip(old, new, strict=True)
+                    ]
+        found = {}
+        for index, shape in shapes.items():
+            around = borders.get(shape[1:], [(0, 0)] * (len(shape) - 1))
+            found[index] = Layout(shape, tuple(a for a, _ in around), tuple(b for _, b in around))
+        return found
+
+    def _shape(self, equation: Equation) -> Grid:
+        if isinstance(equation.phi, MaxPool):
+            return equation.phi.output_shape
+        if isinstance(equation.phi, Kept):
+            return (equation.states,)
+        first = equation.terms[0].map if equation.terms else None
+        if isinstance(first, Conv | ConvTranspose):
+            return first.output_shape
+        return (equation.states,)
+
+    def _place(self, layout: Layout, key: Any = None) -> Place:
+        waiting = self.free.get(layout if key is None else key)
+        if waiting:
+            return Place(layout, waiting.pop())
+        place = Place(layout, self.size)
+        self.size += layout.size
+        return place
+
+    # another of the same layout may stand there: its border is zero already
+    def _give_back(self, place: Place) -> None:
+        self.free.setdefault(place.layout, []).append(place.start)
+
+    def _constant(self, slots: Slots, values: Tensor) -> None:
+        self.constant_slots.append(slots)
+        self.constant_values.append(values.detach().cpu().double().numpy())
+
+    def _used(self, given: Place) -> np.ndarray:
+        """Entries of u that anything reads."""
+        read = np.zeros(self.size + 1, bool)
+        end = given.start + given.layout.size
+        for step in self.steps:
+            if isinstance(step, Moves):
+                for source, _, length in step.runs[step.runs[:, 0] >= 0]:
+                    read[source : source + length] = True
+            elif isinstance(step, Sums) and step.dense is not None:
+                read[:] = True
+            elif isinstance(step, Sums | Maxima):
+                seen, each = np.unique(step.rows.offsets), step.segments.each
+                if not len(seen) or seen[0] + each[:, 0].min() >= end:
+                    continue
+                for source, _, length in each:
+                    for t in range(int(length)):
+                        read[np.minimum(seen + source + t, self.size)] = True
+        return read[given.slots]
+
+    # --- one equation
+
+    def _equation(self, index: int, e: Equation) -> Place:
+        layout, phi = self.layouts[index], e.phi
+        first = e.terms[0].map if e.terms else None
+        natural = first.output_shape if isinstance(first, Conv | ConvTranspose) else (e.size,)
+        fused = isinstance(phi, Phi) and phi.name in PHI
+        fits = layout.shape == natural or not any(_at_places(term) for term in e.terms)
+        state = self._place(layout)
+        z = state
+        if not (isinstance(phi, Phi) and fits):
+            z = self._place(Layout(natural, *_none(natural)))
+            self.temporary.append(z)
+        self._sums(e, z, phi if fused else Phi("identity"))
+        if not fused:
+            self._phi(e, z, state)
+        elif z is not state:
+            self.steps.append(Moves(runs(z.slots, state.slots)))
+        return state
+
+    def _phi(self, e: Equation, z: Place, state: Place) -> None:
+        phi = e.phi
+        if isinstance(phi, MaxPool):
+            self._pool(phi, z, state)
+            return
+        def apply(arena: Tensor, n: int) -> None:
+            before, after = z.view(arena, n), state.view(arena, n)
+            if isinstance(phi, Phi) and before.shape == after.shape:
+                after.copy_(phi(before))
+            else:
+                x = phi(before.reshape(-1, n).T.contiguous())
+                after.copy_(x.T.reshape(after.shape))
+
+        self.steps.append(Call(f"{e.name}: {phi.name}", apply))
+
+    # z of an equation: parts that read and write at the same places are one list of rows
+    def _sums(self, e: Equation, z: Place, phi: Phi) -> None:
+        bias = torch.zeros(e.size, dtype=torch.float64)
+        if e.full_bias is not None:
+            bias += e.full_bias.detach().cpu().double()
+        parts: list[Part] = []
+        for term in e.terms:
+            if term.offset is not None:
+                bias += term.map(term.offset[None]).detach().cpu().double()[0]
+            parts += self._term(term, z)
+        parts += [self._summand(summand, z) for summand in e.fixed]
+        joined: list[Part] = []
+        for part in parts:
+            same = (k for k, other in enumerate(joined) if part.same(other))
+            k = next(same, None)
+            if k is None:
+                joined.append(part)
+            else:
+                joined[k] = replace(part, rows=joined[k].rows.joined(part.rows))
+        code, slope = PHI.index(phi.name), phi.slope
+        by_slot = np.zeros(self.size)
+        by_slot[z.slots] = bias.numpy()
+        apart = sum(part.places for part in joined) == e.size  # of one place each
+        biases = [part.bias(by_slot) for part in joined]
+        whole = len(joined) == 1 or apart or joined[0].places == e.size
+        if not whole or any(own is None for own in biases[: len(joined) if apart else 1]):
+            # a number of its own for every entry, and what there is is added to it
+            constant = self._place(Layout((e.size,)), key="constant")
+            self._constant(constant.slots, bias)
+            self.steps.append(Moves(runs(constant.slots, z.slots)))
+            biases, apart = [None] * len(joined), False
+        elif not apart:
+            biases[1:] = [None] * (len(joined) - 1)
+        last = len(joined) - 1
+        for k, (part, own) in enumerate(zip(joined, biases, strict=True)):
+            ends = apart or (k == last and part.places == e.size)
+            step = Sums(e.name, part.rows, own, part.outs, part.segments, code if ends else 0, slope)
+            if len(joined) == 1 and len(e.terms) == 1 and not e.fixed and own is not None:
+                step = replace(step, dense=self._dense(e.terms[0], z, own, phi))
+            self.steps.append(step)
+        if code and not (apart or joined[last].places == e.size):
+            nothing = Rows.of(*np.zeros((2, 0), np.int64), np.zeros(0), e.size)
+            self.steps.append(Sums(e.name, nothing, None, z.slots, Segments(), code, slope))
+
+    def _term(self, term: Term, z: Place) -> list[Part]:
+        linear = term.map
+        shape = (linear.rows,) if isinstance(linear, Dense) else linear.output_shape
+        if _at_places(term) and z.layout.shape != shape:  # beside a term of another kind
+            apart = self._place(Layout(shape, *_none(shape)))
+            self.temporary.append(apart)
+            for part in self._term(term, apart):
+                zeros = np.zeros(len(part.outs))
+                self.steps.append(Sums("apart", part.rows, zeros, part.outs, part.segments))
+            own = np.arange(linear.rows)
+            return [Part(Rows.of(own, apart.slots, np.ones(linear.rows), linear.rows), z.slots)]
+        if isinstance(linear, Dense):
+            return [self._matrix(term, linear, z)]
+        if isinstance(linear, ConvTranspose):
+            return self._transposed(term, linear, z)
+        assert isinstance(linear, Conv)
+        return [self._convolution(term, linear, z)]
+
+    # slots of what a term reads, entry by entry; −1 for zero
+    def _read(self, term: Term) -> Slots:
+        slots = self.places[term.source].slots
+        if term.fixed is None:
+            return slots
+        if isinstance(term.fixed, Gather):
+            index = term.fixed.index.cpu().numpy()
+            return np.where(index < 0, -1, slots[index])
+        place = self._place(Layout((term.fixed.rows,)))
+        self._entries(term.fixed, slots, place.slots)
+        self.temporary.append(place)
+        return place.slots
+
+    def _entries(self, fixed: Sparse, source: Slots, outs: Slots) -> None:
+        row, column = fixed.row.cpu().numpy(), fixed.column.cpu().numpy()
+        values = fixed.value.detach().cpu().double().numpy()
+        rows = Rows.of(row, source[column], values, fixed.rows)
+        self.steps.append(Sums("fixed", rows, np.zeros(fixed.rows), outs, Segments()))
+
+    def _matrix(self, term: Term, linear: Dense, z: Place) -> Part:
+        weight, read = linear.weight.detach().cpu().double().numpy(), self._read(term)
+        K, F = weight.shape
+        if linear.positions > 1 and not np.array_equal(read, read[0] + np.arange(len(read))):
+            read = self._copied(read)
+        own = read[:F]
+        row, column = np.nonzero(weight * (own >= 0))
+        rows = Rows.of(row, own[column], weight[row, column], K)
+        if linear.positions == 1:
+            return Part(rows, z.slots)
+        place = np.arange(linear.positions)
+        each = np.stack([place * F, place * K, np.ones_like(place)], 1)
+        return Part(rows, z.slots[:K], Segments(each))
+
+    def _copied(self, read: Slots) -> Slots:
+        place = self._place(Layout((len(read),)), key=("copy", read.tobytes()))
+        self.steps.append(Moves(runs(read[read >= 0], place.slots[read >= 0])))
+        return place.slots
+
+    def _summand(self, summand: Summand, z: Place) -> Part:
+        fixed, source = summand.map, self.places[summand.source]
+        if isinstance(fixed, Gather):
+            here, there = source.layout, z.layout
+            if fixed.is_identity and here.shape == there.shape and here.strides == there.strides:
+                segments = _segments(there.grid, there.strides[1:], there)
+                channels = np.arange(there.shape[0])
+                offsets = source.start + here.corner + channels * here.strides[0]
+                outs = z.start + there.corner + channels * there.strides[0]
+                rows = Rows.of(channels, offsets, np.ones(len(channels)), len(channels))
+                return Part(rows, outs, segments)
+            index = fixed.index.cpu().numpy()
+            row = np.flatnonzero(index >= 0)
+            rows = Rows.of(row, source.slots[index[row]], np.ones(len(row)), fixed.rows)
+        else:
+            row, column = fixed.row.cpu().numpy(), fixed.column.cpu().numpy()
+            values = fixed.value.detach().cpu().double().numpy()
+            rows = Rows.of(row, source.slots[column], values, fixed.rows)
+        return Part(rows, z.slots)
+
+    # --- convolutions
+
+    def _convolution(self, term: Term, linear: Conv, z: Place) -> Part:
+        axes = range(len(linear.stride))
+        place = self.places[term.source]
+        shifts, phases = zip(*(_shifts(linear, axis) for axis in axes), strict=True)
+        if _direct(term) and place.layout.shape == linear.input_shape:
+            layout = place.layout
+            at = sum(
+                np.ix_(*(shift for shift in shifts))[axis] * layout.strides[axis + 1]
+                for axis in axes
+            )
+            kernel = np.broadcast_to(at, linear.weight.shape[2:]) + layout.corner
+            offsets = place.start + kernel
+            channel, strides = layout.strides[0], layout.strides[1:]
+        else:
+            offsets, channel, strides = self._framed(term, linear, shifts, phases)
+        return Part(
+            self._kernel_rows(linear, offsets, channel),
+            z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0],
+            _segments(linear.output_shape[1:], strides, z.layout),
+        )
+
+    # rows of a kernel whose entries are so far from a channel's first slot
+    def _kernel_rows(
+        self, linear: Conv | ConvTranspose, offsets: np.ndarray, channel: int, entries: Any = None
+    ) -> Rows:
+        weight = linear.weight.detach().cpu().double().numpy()
+        weight = weight.reshape(*weight.shape[:2], -1)
+        if entries is not None:
+            weight = weight[:, :, entries]
+        K, reads, _ = weight.shape
+        row, own, entry = np.nonzero(weight)
+        first = row // (K // linear.groups) * reads
+        places = (first + own) * channel + offsets.reshape(-1)[entry]
+        return Rows.of(row, places, weight[row, own, entry], K)
+
+    # A copy of what a convolution reads, phase by phase.
+    def _framed(self, term: Term, linear: Conv, shifts: Any, phases: Any) -> Any:
+        axes = range(len(linear.stride))
+        read = self._read(term).reshape(linear.input_shape)
+        lowest = [int(shift.min()) for shift in shifts]
+        extents = tuple(
+            linear.output_shape[axis + 1] + int(shifts[axis].max()) - lowest[axis] for axis in axes
+        )
+        strides, plane = steps(extents), prod(extents) | 1
+        used = sorted(set(product(*(np.unique(phase).tolist() for phase in phases))))
+        channels = linear.input_shape[0]
+        layout = Layout((len(used) * channels * plane,))
+        place = self._place(layout, key=object())
+        sources, outs = [], []
+        for k, phase in enumerate(used):
+            # place i of the copy is entry stride · (i + lowest) + phase of the input
+            along = [
+                linear.stride[axis] * (np.arange(extents[axis]) + lowest[axis]) + phase[axis]
+                for axis in axes
+            ]
+            inside = [
+                (0 <= a) & (a < size) for a, size in zip(along, read.shape[1:], strict=True)
+            ]
+            kept = [np.flatnonzero(some) for some in inside]
+            ranges = [a[some] for a, some in zip(along, kept, strict=True)]
+            sources.append(read[np.ix_(np.arange(channels), *ranges)].reshape(-1))
+            to = np.arange(channels) * plane + place.start + k * channels * plane
+            for some, stride in zip(kept, strides, strict=True):
+                to = (to[:, None] + some * stride).reshape(-1)
+            outs.append(to)
+        source, out = np.concatenate(sources), np.concatenate(outs)
+        self.steps.append(Moves(runs(source[source >= 0], out[source >= 0])))
+        number = {phase: k for k, phase in enumerate(used)}
+        offsets = np.zeros(linear.weight.shape[2:], np.int64)
+        for entry in np.ndindex(*offsets.shape):
+            phase = tuple(int(phases[axis][entry[axis]]) for axis in axes)
+            shift = sum(
+                (int(shifts[axis][entry[axis]]) - lowest[axis]) * strides[axis] for axis in axes
+            )
+            offsets[entry] = place.start + number[phase] * channels * plane + shift
+        return offsets, plane, strides
+
+    def _transposed(
+        self, term: Term, linear: ConvTranspose, z: Place
+    ) -> list[Part]:
+        axes = range(len(linear.stride))
+        place = self.places[term.source]
+        if not (_direct(term) and place.layout.shape == linear.input_shape):
+            around = _border(linear)
+            layout = Layout(
+                linear.input_shape, tuple(a for a, _ in around), tuple(b for _, b in around)
+            )
+            copy = self._place(layout, key=object())
+            read = self._read(term)
+            self.steps.append(Moves(runs(read[read >= 0], copy.slots[read >= 0])))
+            place = copy
+        layout, parts = place.layout, []
+        outs = z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0]
+        every = [list(enumerate(_phases(linear, axis))) for axis in axes]
+        size = linear.weight.shape[2:]
+        for combination in product(*every):
+            shifts = [shift for _, (shift, _, _) in combination]
+            entries = [entry for _, (_, entry, _) in combination]
+            counts = [count for _, (_, _, count) in combination]
+            at = np.zeros((1,), np.int64) + place.start + layout.corner
+            which = np.zeros((1,), np.int64)
+            for axis in axes:
+                at = (at[:, None] + shifts[axis] * layout.strides[axis + 1]).reshape(-1)
+                which = (which[:, None] * size[axis] + entries[axis]).reshape(-1)
+            rows = self._kernel_rows(linear, at, layout.strides[0], which)
+            first = sum(r * z.layout.strides[axis + 1] for axis, (r, _) in enumerate(combination))
+            inside, out = np.zeros(1, np.int64), np.full(1, first, np.int64)
+            for axis in axes:
+                t = np.arange(counts[axis])
+                inside = (inside[:, None] + t * layout.strides[axis + 1]).reshape(-1)
+                step = linear.stride[axis] * z.layout.strides[axis + 1]
+                out = (out[:, None] + t * step).reshape(-1)
+            each = runs(inside, out)
+            parts.append(Part(rows, outs, Segments(each)))
+        return parts
+
+    def _pool(self, phi: MaxPool, z: Place, state: Place) -> None:
+        layout, spatial = z.layout, phi.shape[1:]
+        if layout.shape != phi.shape:  # entries of a flat state
+            layout = Layout(phi.shape, *_none(phi.shape))
+        slots = np.arange(prod(spatial)).reshape(spatial)
+        places = phi.output_shape[1:]
+        windows, row = [], []
+        for number, place in enumerate(np.ndindex(*places)):
+            ranges = []
+            for axis, o in enumerate(place):
+                k = np.arange(phi.kernel[axis]) * phi.dilation[axis]
+                at = o * phi.stride[axis] - phi.padding[axis] + k
+                ranges.append(at[(at >= 0) & (at < spatial[axis])])
+            window = slots[np.ix_(*ranges)].reshape(-1)
+            windows.append(window)
+            row.append(np.full(len(window), number))
+        rows, window = np.concatenate(row), np.concatenate(windows)
+        # places are rows, and channels the segments
+        steps_z = z.slots.reshape(phi.shape[0], -1)
+        steps_x = state.slots.reshape(phi.shape[0], -1)
+        channel = np.arange(phi.shape[0])
+        each = np.stack(
+            [steps_z[:, 0] - steps_z[0, 0], steps_x[:, 0] - steps_x[0, 0], np.ones_like(channel)], 1
+        )
+        values = np.zeros(len(window))
+        windowed = Rows.of(rows, steps_z[0][window], values, prod(places))
+        self.steps.append(Maxima(windowed, steps_x[0], Segments(each)))
+
+    # the same by torch, worth a try where many weights are left
+    def _dense(self, term: Term, z: Place, bias: np.ndarray, phi: Phi) -> Any:
+        linear, source = term.map, self.places[term.source]
+        density = linear.weight.count_nonzero() / linear.weight.numel()
+        if term.fixed is not None or density < DENSE:
+            return None
+        weight, added = linear.weight.detach().cpu().clone(), torch.from_numpy(bias).to(self.like)
+        if isinstance(linear, Dense) and source.layout.grid == z.layout.grid == ():
+
+            def multiply(arena: Tensor, n: int) -> None:
+                there = z.view(arena, n)
+                torch.addmm(added[:, None], weight, source.view(arena, n), out=there)
+                there.copy_(phi(there))
+
+            return multiply
+        if isinstance(linear, Conv) and source.layout.shape == linear.input_shape:
+            layer = replace(linear, weight=weight)
+
+            def convolve(arena: Tensor, n: int) -> None:
+                x = source.view(arena, n).movedim(-1, 0).flatten(1)
+                y = phi(layer(x).unflatten(1, (len(weight), -1)) + added[:, None])
+                z.view(arena, n).copy_(y.unflatten(2, linear.output_shape[1:]).movedim(0, -1))
+
+            return convolve
+        return None
+
+
+# segments of a result on a grid, read at strides of its own
+def _segments(sizes: Grid, strides: Sequence[int], out: Layout) -> Segments:
+    inside, there = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for size, stride, step in zip(sizes, strides, out.strides[1:], strict=True):
+        t = np.arange(size)
+        inside = (inside[:, None] + t * stride).reshape(-1)
+        there = (there[:, None] + t * step).reshape(-1)
+    each = runs(inside, there)
+    if len(each) == 1 or tuple(strides) != tuple(out.strides[1:]):
+        return Segments(each)
+    length = int(inside[-1]) + 1
+    ends = each[:-1, 1] + each[:-1, 2]
+    gaps = np.stack([np.full(len(ends), -1), ends, each[1:, 1] - ends], 1)
+    gaps = gaps[gaps[:, 2] > 0]
+    return Segments(each, np.array([[0, 0, length]], np.int64), gaps)
+
+
+def _none(shape: Grid) -> tuple[Grid, Grid]:
+    return (0,) * (len(shape) - 1), (0,) * (len(shape) - 1)
+
+
+def _at_places(term: Term) -> bool:
+    """Whether rows of a term are written at several places, or as an image."""
+    return isinstance(term.map, Conv | ConvTranspose) or term.map.positions > 1

@@ -1,0 +1,400 @@
+"""What a compiled model does, step by step, in slots; and the same for slots of n numbers."""
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplicit.runtime.kernel import PHI, TILE, Kernels
+from simplicit.runtime.layout import runs
+
+CACHE = 2**15
+"""Bytes of the states that a tile reads in one panel: two thirds of a first-level cache."""
+
+ONE = np.array([[0, 0, 1]], np.int64)
+"""One segment of one slot."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Places where the rows of a layer are computed.
+
+    Args:
+        each: (shift of what is read, shift of the result, slots), a row per segment.
+        whole: One segment over all of them, which writes into the border too; or None.
+        border: Places there that have to be zero again, (−1, shift, slots) by row.
+    """
+
+    each: np.ndarray = field(default_factory=lambda: ONE)
+    whole: np.ndarray | None = None
+    border: np.ndarray | None = None
+
+    def same(self, other: "Segments") -> bool:
+        """Compare.
+
+        Args:
+            other: Others.
+
+        Returns:
+            Whether they are the same places.
+        """
+        return np.array_equal(self.each, other.each)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Sparse rows: of each the slots it reads, and their weights.
+
+    Args:
+        starts: First entry of each row, and the end of the last.
+        offsets: Slots.
+        values: Weights.
+    """
+
+    starts: np.ndarray
+    offsets: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, row: np.ndarray, offsets: np.ndarray, values: np.ndarray, count: int) -> "Rows":
+        """Sort entries by row, and by slot within each.
+
+        Args:
+            row: Row of each entry.
+            offsets: Slot.
+            values: Weight.
+            count: Rows.
+
+        Returns:
+            The rows.
+        """
+        order = np.lexsort((offsets, row))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=count))])
+        return cls(starts, offsets[order], values[order])
+
+    @property
+    def row(self) -> np.ndarray:
+        """Row of each entry."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def joined(self, other: "Rows") -> "Rows":
+        """Put rows side by side.
+
+        Args:
+            other: As many.
+
+        Returns:
+            Rows with the entries of both.
+        """
+        return Rows.of(
+            np.concatenate([self.row, other.row]),
+            np.concatenate([self.offsets, other.offsets]),
+            np.concatenate([self.values, other.values]),
+            len(self.starts) - 1,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """X[out + t] = φ(bias + Σ value · X[offset + t]) for t in every segment.
+
+    Args:
+        name: Of the layer.
+        rows: Its rows.
+        bias: One number per row; what is there already is added to if None.
+        outs: Slots.
+        segments: Where.
+        phi: Number of φ, see `kernel.PHI`.
+        slope: Of a leaky ReLU.
+        dense: The same by torch on an arena of so many numbers a slot, or None.
+    """
+
+    name: str
+    rows: Rows
+    bias: np.ndarray | None
+    outs: np.ndarray
+    segments: Segments
+    phi: int = 0
+    slope: float = 0.0
+    dense: Callable[[Tensor, int], None] | None = None
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds a sample."""
+        return len(self.rows.values) * int(self.segments.each[:, 2].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Maxima:
+    """X[out + t] = max X[offset + t].
+
+    Args:
+        rows: Windows; weights do not count.
+        outs: Slots.
+        segments: Where.
+    """
+
+    rows: Rows
+    outs: np.ndarray
+    segments: Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Copies, and zeros.
+
+    Args:
+        runs: (from, to, length) in slots; from below 0 come zeros.
+    """
+
+    runs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What torch computes in between.
+
+    Args:
+        name: What it is.
+        function: Takes the arena and n, and changes the arena.
+    """
+
+    name: str
+    function: Callable[[Tensor, int], None]
+
+
+Step = Sums | Maxima | Moves | Call
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled model.
+
+    Args:
+        steps: In order.
+        slots: Of the arena.
+        constants: Slots that hold the same number for all samples, and these numbers.
+        inputs: (entry of u, slot, length), runs of what is read.
+        outputs: (entry of y, slot, length).
+        p: Entries of u.
+        q: Entries of y.
+    """
+
+    steps: tuple[Step, ...]
+    slots: int
+    constants: tuple[np.ndarray, np.ndarray]
+    inputs: np.ndarray
+    outputs: np.ndarray
+    p: int
+    q: int
+
+
+class Bound:
+    """A program for slots of n numbers, with an arena of its own.
+
+    Args:
+        program: The program.
+        kernels: Functions of its dtype.
+        n: Numbers in a slot: 1 or a multiple of 8.
+        dtype: Of the numbers.
+        choices: How each step was chosen to run, by its index; filled by the first of a width.
+    """
+
+    def __init__(
+        self, program: Program, kernels: Kernels, n: int, dtype: torch.dtype, choices: dict[int, Any]
+    ) -> None:
+        self.n, self._kernels, self._size = n, kernels, dtype.itemsize
+        self._real = np.float32 if dtype == torch.float32 else np.float64
+        # a tile may read a little beyond the last slot
+        self.arena = torch.zeros(program.slots * n + TILE // self._size, dtype=dtype)
+        where, numbers = program.constants
+        self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = (
+            torch.from_numpy(numbers).to(dtype)[:, None]
+        )
+        self._held: list[np.ndarray] = []  # descriptions point into these
+        groups: list[Any] = [[self._ends(f"pack{self._lanes()}", program.inputs, program.p)]]
+        for index, step in enumerate(program.steps):
+            if isinstance(step, Sums) and index not in choices:
+                choices[index] = self._chosen(step)
+            jobs = self._jobs(step, choices.get(index))
+            if callable(jobs):
+                groups += [jobs, []]
+            else:
+                groups[-1] += jobs
+        groups[-1].append(self._ends("unpack", program.outputs, program.q))
+        self.groups = [group if callable(group) else self._list(group) for group in groups if group]
+        # pointers to u and y, samples, and a sum that is NaN if a number is not finite
+        self._call = np.zeros(4, np.int64)
+        self._X, self._at = self.arena.data_ptr(), self._call.ctypes.data
+        self._flag = self._call[3:].view(self._real)
+
+    def __call__(self, u: int, y: int, m: int) -> bool:
+        """Compute the outputs of at most n samples.
+
+        Args:
+            u: Address of the inputs (m, p).
+            y: Address of the outputs (m, q).
+            m: Samples.
+
+        Returns:
+            Whether all inputs and outputs are finite.
+        """
+        call, run = self._call, self._kernels.run
+        call[0], call[1], call[2], call[3] = u, y, m, 0
+        X, at = self._X, self._at
+        for group in self.groups:
+            if callable(group):
+                group()
+            else:
+                run(group[0], group[1], X, at)
+        return self._flag[0] == 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the states and descriptions."""
+        return self.arena.nbytes + sum(array.nbytes for array in self._held)
+
+    def _lanes(self) -> int:
+        widest = 64 // self._size
+        return self.n if self.n == 1 else (widest if self.n % widest == 0 else 8)
+
+    # an array that a description points to
+    def _array(self, values: Any, kind: Any) -> int:
+        array = np.ascontiguousarray(values, kind)
+        self._held.append(array)
+        return array.ctypes.data
+
+    def _job(self, name: str, *words: int) -> tuple[int, int]:
+        return self._kernels.address[name], self._array(words, np.int64)
+
+    def _list(self, jobs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        return self._array(np.array(jobs, np.uint64).view(np.int64), np.int64), len(jobs)
+
+    def _ends(self, name: str, entries: np.ndarray, width: int) -> tuple[int, int]:
+        scaled = entries * np.array([1, self.n, 1])
+        return self._job(name, len(scaled), self._array(scaled, np.int64), width, self.n)
+
+    def _moves(self, some: np.ndarray) -> tuple[int, int]:
+        scaled = np.where(some < 0, -1, some * self.n)
+        return self._job("moves", len(scaled), self._array(scaled, np.int64))
+
+    def _jobs(self, step: Step, choice: Any) -> Any:
+        if isinstance(step, Call) or choice == "dense":
+            function = step.function if isinstance(step, Call) else step.dense  # type: ignore
+            return lambda: function(self.arena, self.n)
+        if isinstance(step, Moves):
+            return [self._moves(step.runs)]
+        if isinstance(step, Maxima):
+            return [self._tiled("maxima", step, *self._shortest(step), TILE // self._size, 1)]
+        segments, whole = self._shortest(step)
+        if isinstance(choice, tuple):
+            widest, features = choice
+        else:
+            widest, features = TILE // self._size, 0
+        jobs = [self._tiled("sums", step, segments, whole, widest, features)]
+        if whole and step.segments.border is not None and len(step.segments.border):
+            border = np.repeat(step.segments.border[None], len(step.outs), 0)
+            border[:, :, 1] += step.outs[:, None]
+            jobs.append(self._moves(border.reshape(-1, 3)))
+        return jobs
+
+    # one segment for all where those of each row of an image are shorter than a tile
+    def _shortest(self, step: Sums | Maxima) -> tuple[np.ndarray, bool]:
+        segments = step.segments
+        short = int(segments.each[:, 2].min()) * self.n * self._size < TILE // 2
+        if short and segments.whole is not None:
+            return segments.whole, True
+        return segments.each, False
+
+    def _tiled(
+        self, kind: str, step: Any, segments: np.ndarray, whole: bool, widest: int, features: int
+    ) -> tuple[int, int]:
+        lengths = segments[:, 2] * self.n
+        T = self._kernels.width(int(lengths.min()), widest)
+        fresh = kind == "maxima" or step.bias is not None
+        if not fresh:  # places are added to once
+            T = next(T for T in self._kernels.widths if not (lengths % T).any())
+        rows, count = step.rows, len(step.outs)
+        starts, offsets, values, panels = rows.starts, rows.offsets, rows.values, 1
+        if kind == "sums" and features and fresh and T > 1:
+            seen = np.unique(offsets)
+            panel = np.searchsorted(seen, offsets) // features
+            panels = max(1, -(-len(seen) // features))
+            order = np.lexsort((offsets, rows.row, panel))
+            offsets, values = offsets[order], values[order]
+            cells = np.bincount(panel * count + rows.row, minlength=panels * count)
+            starts = np.concatenate([[0], np.cumsum(cells)])
+        name = "dots" if T == 1 and kind == "sums" else f"{kind}{T}"
+        bias = getattr(step, "bias", None)
+        words = [
+            count,
+            self._array(starts, np.int32),
+            self._array(offsets * self.n, np.int32),
+            self._array(values, self._real),
+            self._array(bias, self._real) if bias is not None else 0,
+            self._array(step.outs * self.n, np.int64),
+            len(segments),
+            self._array(segments * self.n, np.int64),
+            panels,
+            getattr(step, "phi", 0),
+            self._array([getattr(step, "slope", 0.0)], self._real),
+            int(fresh),
+        ]
+        return self._job(name, *words)
+
+    # the fastest of a few ways, measured
+    def _chosen(self, step: Sums) -> Any:
+        widest = TILE // self._size
+        ways: list[Any] = []
+        if step.bias is not None and len(step.rows.values):
+            for T in (widest, widest // 2):
+                features = CACHE // (T * self._size)
+                ways += [(T, size) for size in (0, features, 4 * features)]
+        if step.dense is not None:
+            ways.append("dense")
+        if len(ways) < 2:
+            return None
+        best, fastest = None, float("inf")
+        before = len(self._held)
+        for way in ways:
+            jobs = self._jobs(step, way)
+            X = self.arena.data_ptr()
+            if callable(jobs):
+                run = jobs
+            else:
+                listed = self._list(jobs)
+                run = lambda listed=listed: self._kernels.run(*listed, X, 0)  # noqa: E731
+            seconds = measured(run)
+            if seconds < fastest:
+                best, fastest = way, seconds
+            del self._held[before:]
+        return best
+
+
+def measured(function: Callable[[], Any], repeats: int = 3, least: float = 5e-5) -> float:
+    """Time a short function.
+
+    Args:
+        function: What to time.
+        repeats: Measurements.
+        least: Seconds that one takes at least.
+
+    Returns:
+        Seconds a call, the least of the measurements.
+    """
+    function()
+    start = time.perf_counter()
+    function()
+    times = max(1, int(least / max(time.perf_counter() - start, 1e-7)))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(times):
+            function()
+        best = min(best, (time.perf_counter() - start) / times)
+    return best
