@@ -94,7 +94,9 @@ class CompiledModel:
         self._dtype = equations.like.dtype
         self._shape = tuple(equations.inputs[0].shape)
         self._plain = plain(equations.inputs)
-        self._interface = equations.interface
+        # u as it is, and y: the interface of most networks, without the time of asking
+        interface = equations.interface
+        self._interface = None if interface is None or interface.plain else interface
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Predict.
@@ -109,10 +111,9 @@ class CompiledModel:
         Raises:
             InputError: On inputs that the model does not take, or that want a gradient.
         """
-        given = [*inputs, *named.values()]
-        x = given[0] if given else None
-        if self._plain and len(given) == 1 and self._fits(x):
-            u = x.flatten(1).contiguous()
+        x = inputs[0] if len(inputs) == 1 and not named else None
+        if self._plain and self._fits(x):
+            u = x.reshape(x.shape[0], -1)
         else:
             u = self.model.packed(*inputs, **named).contiguous()
         if u.requires_grad:
@@ -124,6 +125,9 @@ class CompiledModel:
             u = u.detach()
         y = self.outputs(u)
         result = y if self._interface is None else self._interface.returned(y)
+        if isinstance(x, Tensor):
+            return result
+        given = [*inputs, *named.values()]
         return _as_arrays(result) if given and all(map(_is_array, given)) else result
 
     def _fits(self, x: Any) -> bool:
@@ -140,16 +144,17 @@ class CompiledModel:
         Returns:
             y (m, q).
         """
-        with torch.no_grad():
-            if len(self.engines) > 1:
-                return self._settled(u)
-            y, finite = self.engines[0](u)
-            if not finite:
-                bad = ~(u.isfinite().all(1) & y.isfinite().all(1))
+        if len(self.engines) > 1:
+            return self._settled(u)
+        y, finite = self.engines[0](u)
+        if not finite:
+            bad = ~(u.isfinite().all(1) & y.isfinite().all(1))
+            with torch.no_grad():
                 y[bad] = self.model.outputs(u[bad])
-            return y
+        return y
 
     # the fixed point, by the same iteration as the model's
+    @torch.no_grad()
     def _settled(self, u: Tensor) -> Tensor:
         given, step, output = self.engines
         c = given(u)[0]

@@ -87,9 +87,12 @@ class Engine:
         Returns:
             y (m, q), and whether all numbers in u and y are finite.
         """
-        m, y = len(u), torch.empty(len(u), self.program.q, dtype=self.dtype)
+        m = u.shape[0]
+        y = torch.empty(m, self.program.q, dtype=self.dtype)
+        if self.threads == 1:
+            return y, self._some(u, y, 0, m, 0)
         share = -(-m // (8 * self.threads)) * 8
-        if self.threads == 1 or share >= m:
+        if share >= m:
             return y, self._some(u, y, 0, m, 0)
         starts = range(0, m, share)
         waiting = [

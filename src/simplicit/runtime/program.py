@@ -247,11 +247,15 @@ class Bound:
         call, run = self._call, self._kernels.run
         call[0], call[1], call[2], call[3] = u, y, m, 0
         X, at = self._X, self._at
-        for group in self.groups:
-            if callable(group):
-                group()
-            else:
-                run(group[0], group[1], X, at)
+        if len(self.groups) == 1:
+            run(*self.groups[0], X, at)
+            return self._flag[0] == 0
+        with torch.no_grad():
+            for group in self.groups:
+                if callable(group):
+                    group()
+                else:
+                    run(*group, X, at)
         return self._flag[0] == 0
 
     @property
