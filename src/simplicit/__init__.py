@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from simplicit.model.implicit import ImplicitModel
     from simplicit.model.saved import load
     from simplicit.refine.hold_zeros import hold_zeros
+    from simplicit.runtime.compiled import compile
     from simplicit.solvers import solve
     from simplicit.solvers.estimator import CertifiedLasso
 
@@ -36,6 +37,7 @@ __all__ = [
     "Solution",
     "Status",
     "certify",
+    "compile",
     "hold_zeros",
     "implicitize",
     "load",
@@ -54,6 +56,7 @@ _HOME = {
     "Solution": "convex.solution",
     "Status": "convex.solution",
     "certify": "bounds.certify",
+    "compile": "runtime.compiled",
     "hold_zeros": "refine.hold_zeros",
     "implicitize": "fit",
     "load": "model.saved",

@@ -113,7 +113,7 @@ class CompiledModel:
         """
         x = inputs[0] if len(inputs) == 1 and not named else None
         if self._plain and self._fits(x):
-            u = x.reshape(x.shape[0], -1)
+            u = x.flatten(1).contiguous()
         else:
             u = self.model.packed(*inputs, **named).contiguous()
         if u.requires_grad:

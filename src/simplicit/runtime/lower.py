@@ -556,12 +556,13 @@ class _Lowering:
         if term.fixed is not None or density < DENSE:
             return None
         weight, added = linear.weight.detach().cpu().clone(), torch.from_numpy(bias).to(self.like)
-        if isinstance(linear, Dense) and source.layout.grid == z.layout.grid == ():
+        flat = source.layout.shape == (linear.columns,) and z.layout.shape == (linear.rows,)
+        if isinstance(linear, Dense) and flat:
 
             def multiply(arena: Tensor, n: int) -> None:
-                there = z.view(arena, n)
-                torch.addmm(added[:, None], weight, source.view(arena, n), out=there)
-                there.copy_(phi(there))
+                x = source.view(arena, n).unflatten(0, (linear.positions, -1))
+                there = z.view(arena, n).unflatten(0, (linear.positions, -1))
+                there.copy_(phi(torch.matmul(weight, x).add_(added[:, None])))
 
             return multiply
         if isinstance(linear, Conv) and source.layout.shape == linear.input_shape:

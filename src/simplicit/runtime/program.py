@@ -16,6 +16,9 @@ from simplicit.runtime.layout import runs
 CACHE = 2**15
 """Bytes of the states that a tile reads in one panel: two thirds of a first-level cache."""
 
+SHORT = 30_000
+"""Multiply-adds below which one way is as good as another."""
+
 ONE = np.array([[0, 0, 1]], np.int64)
 """One segment of one slot."""
 
@@ -249,14 +252,14 @@ class Bound:
         X, at = self._X, self._at
         if len(self.groups) == 1:
             run(*self.groups[0], X, at)
-            return self._flag[0] == 0
+            return bool(self._flag[0] == 0)
         with torch.no_grad():
             for group in self.groups:
                 if callable(group):
                     group()
                 else:
                     run(*group, X, at)
-        return self._flag[0] == 0
+        return bool(self._flag[0] == 0)
 
     @property
     def bytes(self) -> int:
@@ -299,7 +302,7 @@ class Bound:
         if isinstance(choice, tuple):
             widest, features = choice
         else:
-            widest, features = TILE // self._size, 0
+            widest, features = TILE // self._size // 2, 0
         jobs = [self._tiled("sums", step, segments, whole, widest, features)]
         if whole and step.segments.border is not None and len(step.segments.border):
             border = np.repeat(step.segments.border[None], len(step.outs), 0)
@@ -353,6 +356,8 @@ class Bound:
 
     # the fastest of a few ways, measured
     def _chosen(self, step: Sums) -> Any:
+        if step.products * self.n < SHORT:
+            return None
         widest = TILE // self._size
         ways: list[Any] = []
         if step.bias is not None and len(step.rows.values):
