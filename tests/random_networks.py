@@ -91,10 +91,9 @@ class _Draw:
             phi = MaxPool(shape, kernel, stride, padding, (1,) * k, self.r.random() < 0.3)
             shape = phi.output_shape
         elif not output and self.r.random() < 0.1:
-            operands, arguments = ((1, size),), [{"operand": 0}, [size]]
-            phi = Kept(
-                "layer_norm.default", arguments, {}, operands, (None,), (), (), True, None, (1, size)
-            )
+            whole = (1, size)
+            name, arguments = "layer_norm.default", [{"operand": 0}, [size]]
+            phi = Kept(name, arguments, {}, (whole,), (None,), (), (), True, None, whole)
             shape = (size,)
         return Equation(name, tuple(terms), bias, phi, tuple(fixed)), shape
 
@@ -129,15 +128,17 @@ class _Draw:
         dilation = tuple(self.r.choice([1, 1, 2]) for _ in sizes)
         stride = tuple(self.r.choice([1, 1, 2, 3]) for _ in sizes)
         if kind == "conv":
-            kernel = tuple(self.r.randint(1, 1 + (n - 1) // d) for n, d in zip(sizes, dilation))
-            kernel = tuple(min(k, 4) for k in kernel)
+            most = [1 + (n - 1) // d for n, d in zip(sizes, dilation, strict=True)]
+            kernel = tuple(self.r.randint(1, min(k, 4)) for k in most)
             padding = tuple((self.r.randint(0, 2), self.r.randint(0, 2)) for _ in sizes)
             weight = self.weight(outputs, channels // groups, *kernel)
             linear = Conv(weight, shape, stride, padding, dilation, groups)
             return linear, linear.output_shape
         kernel = tuple(self.r.randint(1, 3) for _ in range(spatial))
-        padding = tuple(self.r.randint(0, d * (k - 1) // 2) for k, d in zip(kernel, dilation))
-        more = tuple(self.r.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation))
+        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        padding = tuple(self.r.randint(0, n // 2) for n in reach)
+        steps = zip(stride, dilation, strict=True)
+        more = tuple(self.r.randint(0, max(pair) - 1) for pair in steps)
         weight = self.weight(outputs, channels // groups, *kernel)
         linear = ConvTranspose(weight, shape, stride, padding, more, dilation, groups)
         return linear, linear.output_shape

@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, verify, inspect, data; bad input is one line, code 2."""
+"""The command line: run, compare, report, verify, bench, …; bad input is one line, code 2."""
 
 import errno
 import json
@@ -169,6 +169,45 @@ def _written(value: Any) -> str:
 
 
 @app.command()
+def bench(
+    folder: Folder,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Samples a call; may be repeated.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", min=1, help="Threads; may be repeated.")
+    ] = None,
+    compiler: Annotated[
+        bool, typer.Option("--torch-compile", help="Try torch.compile, too: minutes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time a run's explicit network and implicit model on this machine, every way they can be run.
+
+    Example: simplicit bench runs/s90 --batch 1 --batch 64 --threads 1
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from simplicit.lab.evaluate.speed import BATCHES
+    from simplicit.lab.run.bench import bench as execute
+
+    rows = execute(folder, batches=batch or BATCHES, counts=threads, compiler=compiler)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title=f"milliseconds a sample, {folder}")
+    for heading in ("of", "way", "threads", "batch", "median", "quartiles"):
+        table.add_column(heading, justify="left" if heading in ("of", "way") else "right")
+    for row in rows:
+        spread = f"{row['low']:.4g} – {row['high']:.4g}"
+        numbers = (str(row["threads"]), str(row["batch"]), f"{row['milliseconds']:.4g}", spread)
+        table.add_row("explicit" if row["dense"] else "implicit", row["way"], *numbers)
+    Console().print(table)
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
 def inspect(
     target: Annotated[str, typer.Argument(metavar="CONFIG|package.module:Class")],
     overrides: Overrides = None,
@@ -242,7 +281,9 @@ def main() -> None:
         if message is None:
             raise
         # help was asked for by giving no command; it is printed already
-        _fail(message() or "a command is needed: run, compare, report, verify, inspect or data")
+        _fail(
+            message() or "a command is needed: run, compare, report, verify, bench, inspect or data"
+        )
     if code == STOPPED:
         print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)
     sys.exit(code)

@@ -117,5 +117,5 @@ def test_a_positive_definite_gram_has_its_own_factor():
 
 
 def test_an_indefinite_matrix_has_none():
-    with pytest.raises(torch.linalg.LinAlgError):
+    with pytest.raises(RuntimeError):
         factor(torch.diag(torch.tensor([1.0, -1.0])))

@@ -4,7 +4,7 @@ El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit Deep Learning", SIAM J. Math. D
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -462,6 +462,63 @@ class ImplicitModel(nn.Module):
             "blocks": blocks,
         }
         write(Path(directory), about | header, numbers)
+
+    def to_onnx(
+        self, path: str | Path, *, tol: float | None = None, max_steps: int = MAX_STEPS
+    ) -> None:
+        """Write the model as an ONNX file, for any number of samples; needs the extra `onnx`.
+
+        A `full` model is a Loop that stops each sample as `equilibrium(method="picard")` does. It
+        returns NaN for a sample that has no equilibrium. The file is kept only if ONNX Runtime,
+        where it is installed, returns what the model returns.
+
+        Args:
+            path: The file; its folder is made if need be. A file that is there is replaced.
+            tol: Largest accepted residual of a `full` model, see `equilibrium`.
+            max_steps: Largest number of evaluations of φ(Ax + Bu + b) of a `full` model.
+
+        Raises:
+            InputError: If the extra is missing, an operation has no ONNX form, the outputs differ
+                by more than 1e-5 of their size, or the file cannot be written.
+        """  # noqa: DOC502
+        from simplicit.model.export.onnx_file import write_onnx
+
+        write_onnx(self.equations, Path(path), tol=tol, max_steps=max_steps)
+
+    def save_pretrained(
+        self, folder: str | Path, figures: Mapping[str, float | str] | None = None
+    ) -> None:
+        """Write the model with a card, in a folder as Hugging Face keeps them.
+
+        Args:
+            folder: Where to; made if it does not exist.
+            figures: What was measured, for the card, e.g. `{"accuracy": 0.954}`.
+
+        Raises:
+            InputError: If something cannot be written; then nothing is left behind.
+        """  # noqa: DOC502
+        from simplicit.model.export.pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder), figures)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, revision: str | None = None) -> "ImplicitModel":
+        """Read a model that `save_pretrained` or `save` wrote.
+
+        Args:
+            name: A folder, or an id `owner/name` of the Hugging Face hub where there is no such
+                folder; the latter needs `huggingface_hub`.
+            revision: Branch, tag or commit of the hub.
+
+        Returns:
+            The model, on the CPU, every bit of every weight the same.
+
+        Raises:
+            InputError: If there is none, a file is damaged, or the hub's library is missing.
+        """  # noqa: DOC502
+        from simplicit.model.export.pretrained import from_pretrained
+
+        return from_pretrained(name, revision)
 
     def extra_repr(self) -> str:
         """Describe the model in `print`.

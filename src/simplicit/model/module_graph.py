@@ -335,7 +335,8 @@ class Writer:
             constants = [self._repeated(node, own, samples) for node, own in pairs]
         arguments = phi.filled(phi.arguments, operands, constants)
         options = {key: phi.filled(some, operands, constants) for key, some in phi.options.items()}
-        result = self.graph.call_function(aten(phi.op), tuple(arguments), options)
+        # TorchScript chooses among overloads itself
+        result = self.graph.call_function(aten(phi.op).overloadpacket, tuple(arguments), options)
         if phi.output is not None:
             result = self.graph.call_function(operator.getitem, (result, phi.output))
         if apart:

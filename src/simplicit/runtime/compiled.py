@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -
 
     Example:
         >>> import simplicit, torch
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-        >>> u = torch.randn(100, 8)
+        >>> from torch import nn
+        >>> u, net = torch.randn(99, 8), nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 3))
         >>> model = simplicit.implicitize(net, u, sparsity=0.5)
         >>> fast = simplicit.compile(model)
         >>> torch.allclose(fast(u), model(u), atol=1e-6)
@@ -55,20 +56,19 @@ def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -
             "simplicit.load"
         )
     for name, value in (("batch", batch), ("threads", threads)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value > 0):
             raise InputError(f"{name} {value!r}: accepted are whole numbers from 1")
     device = model.equations.like.device
     if device.type != "cpu":
         raise InputError(f"compile of a model on {device}: accepted are models on cpu")
-    try:
-        from simplicit.runtime.engine import Engine
-        from simplicit.runtime.lower import lowered
-    except ModuleNotFoundError as error:
-        if error.name != "llvmlite":
-            raise
+    if find_spec("llvmlite") is None:
         raise InputError(
             "compile needs llvmlite, which is not installed: pip install 'simplicit[runtime]'"
-        ) from None
+        )
+    from simplicit.runtime.engine import Engine
+    from simplicit.runtime.lower import lowered
+
     threads = torch.get_num_threads() if threads is None else threads
     equations, dtype = model.equations, model.equations.like.dtype
     parts = _parts(equations) if equations.feedback else [equations]
@@ -112,7 +112,7 @@ class CompiledModel:
             InputError: On inputs that the model does not take, or that want a gradient.
         """
         x = inputs[0] if len(inputs) == 1 and not named else None
-        if self._plain and self._fits(x):
+        if isinstance(x, Tensor) and self._plain and self._fits(x):
             u = x.flatten(1).contiguous()
         else:
             u = self.model.packed(*inputs, **named).contiguous()
@@ -130,10 +130,9 @@ class CompiledModel:
         given = [*inputs, *named.values()]
         return _as_arrays(result) if given and all(map(_is_array, given)) else result
 
-    def _fits(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and (
-            x.dtype == self._dtype and x.shape[1:] == self._shape and x.device.type == "cpu"
-        )
+    def _fits(self, x: Tensor) -> bool:
+        same = x.dtype == self._dtype and x.shape[1:] == self._shape
+        return same and x.device.type == "cpu"
 
     def outputs(self, u: Inputs) -> Outputs:
         """Predict what stands before the activations that outputs end in.
@@ -144,9 +143,10 @@ class CompiledModel:
         Returns:
             y (m, q).
         """
-        if len(self.engines) > 1:
+        engine, *others = self.engines
+        if others:
             return self._settled(u)
-        y, finite = self.engines[0](u)
+        y, finite = engine(u)
         if not finite:
             bad = ~(u.isfinite().all(1) & y.isfinite().all(1))
             with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simplicit.errors import InputError
 from simplicit.runtime.kernel import kernels
-from simplicit.runtime.program import Bound, Program, measured
+from simplicit.runtime.program import DENSE, Bound, Program, measured
 
 WIDTHS = (1, 8, 16, 32, 64)
 """Samples that are computed together; a slot of more would lie in few lines of the cache."""
@@ -60,8 +60,8 @@ class Engine:
     @property
     def dense(self) -> list[str]:
         """Layers that torch computes, which was faster."""
-        ways = self._choices.get(self.part, {})
-        return [getattr(self.program.steps[k], "name", "") for k, way in ways.items() if way == "dense"]
+        ways, steps = self._choices.get(self.part, {}), self.program.steps
+        return [getattr(steps[k], "name", "") for k, way in ways.items() if way == DENSE]
 
     @property
     def bytes(self) -> int:

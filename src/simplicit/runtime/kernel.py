@@ -184,9 +184,9 @@ class _Writer:
         b.branch(head)
         b.position_at_end(end)
 
+    # Segments, and tiles of them; the last begins early, and computes some places again
     @contextmanager
     def _tiles(self, d: Any, X: Any, T: int) -> Iterator[tuple[Any, Any]]:
-        """Segments, and tiles of them; the last begins early, and computes some places again."""
         b, segments = self.b, self._array(d, 7)
         with self._loop(WORD(0), self._word(d, 6)) as s:
             source, out, length = (
@@ -205,10 +205,11 @@ class _Writer:
         return first, self._wide(self._get(starts, self.b.add(i, WORD(1)), INDEX))
 
     def _multiplied(self, total: Any, value: Any, x: Any) -> Any:
-        return self.b.fadd(total, self.b.fmul(value, x, flags=["contract"]), flags=["contract"])
+        b: Any = self.b  # whose stubs do not know of flags
+        return b.fadd(total, b.fmul(value, x, flags=["contract"]), flags=["contract"])
 
+    # φ of a tile; comparisons are such that NaN stays NaN
     def _activated(self, d: Any, z: Any, T: int) -> Any:
-        """φ of a tile; comparisons are such that NaN stays NaN."""
         b, zero = self.b, self._filled(0.0, T)
         result = self._kept(z)
         blocks = {name: b.append_basic_block(name) for name in PHI}
@@ -272,7 +273,8 @@ class _Writer:
                     add(p, 0)
                 parts = [b.load(total, typ=self._vector(T)) for total in totals]
                 while len(parts) > 1:
-                    parts = [b.fadd(*parts[k : k + 2]) for k in range(0, len(parts), 2)]
+                    pairs = zip(parts[::2], parts[1::2], strict=True)
+                    parts = [b.fadd(one, other) for one, other in pairs]
                 with b.if_else(final) as (last, partial):
                     with last:
                         self._put(self._activated(d, parts[0], T), out, place)
@@ -294,9 +296,8 @@ class _Writer:
             ir.FunctionType(V, [pointers, INDEX, mask, V]),
             f"llvm.masked.gather.{suffix}.v{LANES}p0",
         )
-        reduce = ir.Function(
-            self.module, ir.FunctionType(self.real, [self.real, V]), f"llvm.vector.reduce.fadd.{suffix}"
-        )
+        added = ir.FunctionType(self.real, [self.real, V])
+        reduce = ir.Function(self.module, added, f"llvm.vector.reduce.fadd.{suffix}")
         total, yes = self._kept(self._filled(0.0, LANES)), ir.Constant(mask, [1] * LANES)
         rest = self._kept(ir.Constant(self.real, 0.0))
         new = b.icmp_signed("!=", self._word(d, 11), WORD(0))
@@ -348,9 +349,9 @@ class _Writer:
             self._put(b.load(total, typ=V), out, self._get(outs, i, WORD))
         b.ret_void()
 
+    # Runs (from, to, length)
     @contextmanager
     def _runs(self, d: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Runs (from, to, length)."""
         b, runs = self.b, self._array(d, 1)
         with self._loop(WORD(0), self._word(d, 0)) as r:
             base = b.mul(r, WORD(3))
@@ -421,8 +422,8 @@ class _Writer:
         b.store(sum_, flag)
         b.ret_void()
 
+    # Perfect shuffles: after log2 N of them rows and columns have changed places
     def _transposed(self, rows: list[Any], N: int) -> list[Any]:
-        """Perfect shuffles: after log2 N of them rows and columns have changed places."""
         low = [k // 2 + (N if k % 2 else 0) for k in range(N)]
         masks = [
             ir.Constant(ir.VectorType(INDEX, N), [place + shift for place in low])
@@ -456,7 +457,8 @@ class _Writer:
 
     def run(self) -> None:
         """A list of functions, each with its description."""
-        function = self._start("run", ir.FunctionType(ir.VoidType(), [POINTER, WORD, POINTER, POINTER]))
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, WORD, POINTER, POINTER])
+        function = self._start("run", kind)
         jobs, count, X, call = function.args
         with self._loop(WORD(0), count) as k:
             at = self.b.mul(k, WORD(2))
@@ -464,4 +466,3 @@ class _Writer:
             description = self._get(jobs, self.b.add(at, WORD(1)), POINTER)
             self.b.call(code, [description, X, call])
         self.b.ret_void()
-

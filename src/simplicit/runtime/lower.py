@@ -1,9 +1,9 @@
 """State equations as steps on slots: A, B, C, D, b and d as lists of sparse rows.
 
-A dense layer is rows over single slots. A convolution is rows over segments: with weight
-(c, k) of a kernel, the row reads channel c shifted by k, at every place at once. Where its stride is
-not 1, or what it reads stands elsewhere, its input is copied first, phase by phase, so that every
-shift is one number again.
+A dense layer is rows over single slots. A convolution is rows over segments: with weight (c, k) of
+a kernel, the row reads channel c shifted by k, at every place at once. Where its stride is not 1,
+or what it reads stands elsewhere, its input is copied first, phase by phase, so that every shift is
+one number again.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,6 @@ from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
-from simplicit.equations.stacked import Stacked
 from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather, Sparse
 from simplicit.runtime.kernel import PHI
 from simplicit.runtime.layout import Layout, Place, Slots, runs, steps
@@ -50,8 +49,8 @@ def _shifts(linear: Conv, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.divmod(entry - linear.padding[axis][0], linear.stride[axis])
 
 
+# Whether a convolution could read a state where it stands
 def _direct(term: Term) -> bool:
-    """Whether a convolution could read a state where it stands."""
     if term.fixed is not None and not (isinstance(term.fixed, Gather) and term.fixed.is_identity):
         return False
     if isinstance(term.map, Conv):
@@ -229,8 +228,8 @@ class _Lowering:
         self.constant_slots.append(slots)
         self.constant_values.append(values.detach().cpu().double().numpy())
 
+    # Entries of u that anything reads
     def _used(self, given: Place) -> np.ndarray:
-        """Entries of u that anything reads."""
         read = np.zeros(self.size + 1, bool)
         end = given.start + given.layout.size
         for step in self.steps:
@@ -261,7 +260,7 @@ class _Lowering:
         if not (isinstance(phi, Phi) and fits):
             z = self._place(Layout(natural, *_none(natural)))
             self.temporary.append(z)
-        self._sums(e, z, phi if fused else Phi("identity"))
+        self._sums(e, z, phi if isinstance(phi, Phi) and fused else Phi("identity"))
         if not fused:
             self._phi(e, z, state)
         elif z is not state:
@@ -273,6 +272,7 @@ class _Lowering:
         if isinstance(phi, MaxPool):
             self._pool(phi, z, state)
             return
+
         def apply(arena: Tensor, n: int) -> None:
             before, after = z.view(arena, n), state.view(arena, n)
             if isinstance(phi, Phi) and before.shape == after.shape:
@@ -319,12 +319,14 @@ class _Lowering:
         last = len(joined) - 1
         for k, (part, own) in enumerate(zip(joined, biases, strict=True)):
             ends = apart or (k == last and part.places == e.size)
-            step = Sums(e.name, part.rows, own, part.outs, part.segments, code if ends else 0, slope)
+            number = code if ends else 0
+            step = Sums(e.name, part.rows, own, part.outs, part.segments, number, slope)
             if len(joined) == 1 and len(e.terms) == 1 and not e.fixed and own is not None:
                 step = replace(step, dense=self._dense(e.terms[0], z, own, phi))
             self.steps.append(step)
         if code and not (apart or joined[last].places == e.size):
-            nothing = Rows.of(*np.zeros((2, 0), np.int64), np.zeros(0), e.size)
+            none = np.zeros(0, np.int64)
+            nothing = Rows.of(none, none, np.zeros(0), e.size)
             self.steps.append(Sums(e.name, nothing, None, z.slots, Segments(), code, slope))
 
     def _term(self, term: Term, z: Place) -> list[Part]:
@@ -460,9 +462,7 @@ class _Lowering:
                 linear.stride[axis] * (np.arange(extents[axis]) + lowest[axis]) + phase[axis]
                 for axis in axes
             ]
-            inside = [
-                (0 <= a) & (a < size) for a, size in zip(along, read.shape[1:], strict=True)
-            ]
+            inside = [(0 <= a) & (a < size) for a, size in zip(along, read.shape[1:], strict=True)]
             kept = [np.flatnonzero(some) for some in inside]
             ranges = [a[some] for a, some in zip(along, kept, strict=True)]
             sources.append(read[np.ix_(np.arange(channels), *ranges)].reshape(-1))
@@ -482,9 +482,7 @@ class _Lowering:
             offsets[entry] = place.start + number[phase] * channels * plane + shift
         return offsets, plane, strides
 
-    def _transposed(
-        self, term: Term, linear: ConvTranspose, z: Place
-    ) -> list[Part]:
+    def _transposed(self, term: Term, linear: ConvTranspose, z: Place) -> list[Part]:
         axes = range(len(linear.stride))
         place = self.places[term.source]
         if not (_direct(term) and place.layout.shape == linear.input_shape):
@@ -598,6 +596,6 @@ def _none(shape: Grid) -> tuple[Grid, Grid]:
     return (0,) * (len(shape) - 1), (0,) * (len(shape) - 1)
 
 
+# Whether rows of a term are written at several places, or as an image
 def _at_places(term: Term) -> bool:
-    """Whether rows of a term are written at several places, or as an image."""
     return isinstance(term.map, Conv | ConvTranspose) or term.map.positions > 1

@@ -1,23 +1,24 @@
 """What a compiled model does, step by step, in slots; and the same for slots of n numbers."""
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simplicit.runtime.kernel import PHI, TILE, Kernels
-from simplicit.runtime.layout import runs
+from simplicit.runtime.kernel import TILE, Kernels
 
 CACHE = 2**15
 """Bytes of the states that a tile reads in one panel: two thirds of a first-level cache."""
 
 SHORT = 30_000
 """Multiply-adds below which one way is as good as another."""
+
+DENSE = "dense"
+"""Choice of torch for a layer."""
 
 ONE = np.array([[0, 0, 1]], np.int64)
 """One segment of one slot."""
@@ -209,16 +210,21 @@ class Bound:
     """
 
     def __init__(
-        self, program: Program, kernels: Kernels, n: int, dtype: torch.dtype, choices: dict[int, Any]
+        self,
+        program: Program,
+        kernels: Kernels,
+        n: int,
+        dtype: torch.dtype,
+        choices: dict[int, Any],
     ) -> None:
         self.n, self._kernels, self._size = n, kernels, dtype.itemsize
         self._real = np.float32 if dtype == torch.float32 else np.float64
         # a tile may read a little beyond the last slot
         self.arena = torch.zeros(program.slots * n + TILE // self._size, dtype=dtype)
         where, numbers = program.constants
-        self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = (
-            torch.from_numpy(numbers).to(dtype)[:, None]
-        )
+        self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = torch.from_numpy(
+            numbers
+        ).to(dtype)[:, None]
         self._held: list[np.ndarray] = []  # descriptions point into these
         groups: list[Any] = [[self._ends(f"pack{self._lanes()}", program.inputs, program.p)]]
         for index, step in enumerate(program.steps):
@@ -250,8 +256,9 @@ class Bound:
         call, run = self._call, self._kernels.run
         call[0], call[1], call[2], call[3] = u, y, m, 0
         X, at = self._X, self._at
-        if len(self.groups) == 1:
-            run(*self.groups[0], X, at)
+        first = self.groups[0]
+        if len(self.groups) == 1 and not callable(first):
+            run(*first, X, at)
             return bool(self._flag[0] == 0)
         with torch.no_grad():
             for group in self.groups:
@@ -291,8 +298,8 @@ class Bound:
         return self._job("moves", len(scaled), self._array(scaled, np.int64))
 
     def _jobs(self, step: Step, choice: Any) -> Any:
-        if isinstance(step, Call) or choice == "dense":
-            function = step.function if isinstance(step, Call) else step.dense  # type: ignore
+        if isinstance(step, Call) or (isinstance(step, Sums) and choice == DENSE):
+            function: Any = step.function if isinstance(step, Call) else step.dense
             return lambda: function(self.arena, self.n)
         if isinstance(step, Moves):
             return [self._moves(step.runs)]
@@ -354,6 +361,10 @@ class Bound:
         ]
         return self._job(name, *words)
 
+    def _alone(self, jobs: Sequence[tuple[int, int]]) -> Callable[[], None]:
+        where, count, X = *self._list(jobs), self.arena.data_ptr()
+        return lambda: self._kernels.run(where, count, X, 0)
+
     # the fastest of a few ways, measured
     def _chosen(self, step: Sums) -> Any:
         if step.products * self.n < SHORT:
@@ -365,19 +376,14 @@ class Bound:
                 features = CACHE // (T * self._size)
                 ways += [(T, size) for size in (0, features, 4 * features)]
         if step.dense is not None:
-            ways.append("dense")
+            ways.append(DENSE)
         if len(ways) < 2:
             return None
         best, fastest = None, float("inf")
         before = len(self._held)
         for way in ways:
             jobs = self._jobs(step, way)
-            X = self.arena.data_ptr()
-            if callable(jobs):
-                run = jobs
-            else:
-                listed = self._list(jobs)
-                run = lambda listed=listed: self._kernels.run(*listed, X, 0)  # noqa: E731
+            run = jobs if callable(jobs) else self._alone(jobs)
             seconds = measured(run)
             if seconds < fastest:
                 best, fastest = way, seconds

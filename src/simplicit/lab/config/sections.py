@@ -262,6 +262,17 @@ class Evaluation(Section):
         None, "fraction of the training set that a baseline may train on", f"{PART}, or null"
     )
     bs: Count = key(64, "every batch size", COUNT)
+    speed: bool | None = key(
+        None,
+        "whether the time of a sample is measured, on this machine's processor; null: with metric "
+        "sparsity",
+        "true, false or null",
+    )
+
+    @property
+    def timed(self) -> bool:
+        """Whether the time of a sample is measured."""
+        return self.metric == "sparsity" if self.speed is None else self.speed
 
     @field_validator("dataset")
     @classmethod

@@ -22,11 +22,22 @@ from simplicit.lab.plots.figures import (
     residual,
     robustness,
     sensitivity,
+    speed,
+    ways,
 )
 from simplicit.lab.plots.save import Drawing, save
 from simplicit.system.files import write_json
 
-__all__ = ["COMPARED", "FIGURES", "ROBUSTNESS", "SKIPPED", "Drawing", "draw_all", "figures_of"]
+__all__ = [
+    "COMPARED",
+    "FIGURES",
+    "ROBUSTNESS",
+    "SKIPPED",
+    "SPEED",
+    "Drawing",
+    "draw_all",
+    "figures_of",
+]
 
 FIGURES = {
     "comparison": comparison,
@@ -47,7 +58,10 @@ ROBUSTNESS = {
 }
 """The further figures of a run with metric robustness."""
 
-COMPARED = {"curves": curves}
+SPEED = {"speed": speed, "ways": ways}
+"""The further figures of a run that has timed its models."""
+
+COMPARED = {"curves": curves, "speed": speed}
 """The figures of a comparison."""
 
 SKIPPED = "skipped.json"
@@ -61,9 +75,10 @@ def figures_of(run_dir: Path) -> Mapping[str, ModuleType]:
         run_dir: The run folder.
 
     Returns:
-        `FIGURES`, and `ROBUSTNESS` where the run has measured it.
+        `FIGURES`, and `SPEED` and `ROBUSTNESS` where the run has measured that.
     """
-    return FIGURES | (ROBUSTNESS if (run_dir / "robustness.csv").exists() else {})
+    timed = SPEED if (run_dir / "speed.csv").exists() else {}
+    return FIGURES | timed | (ROBUSTNESS if (run_dir / "robustness.csv").exists() else {})
 
 
 def draw_all(run_dir: Path, figures: Mapping[str, ModuleType] | None = None) -> list[Path]:

@@ -24,6 +24,7 @@ from simplicit.lab.report.findings import (
     summary,
 )
 from simplicit.lab.report.robust_findings import robust_cells, robust_checks
+from simplicit.lab.report.time_findings import TIMED, faster, times
 from simplicit.lab.results import read
 from simplicit.lab.results.matrices import layer_names
 from simplicit.system.files import replace_with
@@ -45,7 +46,7 @@ def write_report(run_dir: Path) -> Path:
     metrics = _metrics(run_dir)
     missing: list[str] = []
     attempt = _attempt(run_dir, missing)
-    measured = (run_dir / "robustness.csv").exists()
+    measured, timed = ((run_dir / f"{name}.csv").exists() for name in ("robustness", "speed"))
     columns = ("model", "seed", "attack", "eps", "accuracy", "violations", "seconds")
     table = (attempt(read.table, "robustness.csv", columns) or []) if measured else []
     rows = attempt(read.table, "rows.csv", ("layer", "status", "relative_gap")) or []
@@ -62,6 +63,8 @@ def write_report(run_dir: Path) -> Path:
         certificates=[row for row in metrics if "certificate_norm" in row],
         phases=list(dict.fromkeys(k for r in metrics for k in r if k.startswith("seconds_"))),
         layers=layers(rows, layer_names(run_dir)),
+        times=times(attempt(read.table, "speed.csv", TIMED) or []) if timed else [],
+        faster=faster(metrics),
         robust=robust_cells(table),
         checks=robust_checks(table),
     )

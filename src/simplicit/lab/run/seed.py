@@ -20,6 +20,7 @@ from simplicit.explicit import training as explicit
 from simplicit.fit import fit, structure_of
 from simplicit.lab import baselines
 from simplicit.lab.config.config import Config
+from simplicit.lab.evaluate import speed
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
@@ -29,7 +30,7 @@ from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
 from simplicit.recipe import Recipe
 from simplicit.refine.finetune import finetune
-from simplicit.system import files
+from simplicit.system import files, progress
 
 Row = dict[str, Any]
 
@@ -126,11 +127,15 @@ class SeedRun:
         net, seconds = self._explicit()
         equations = capture(net, self.dataset.train_inputs[:2])
         self._count("explicit", baselines.by_name(net))
-        return self._row("explicit", net) | {
-            "seconds": seconds,
-            **measure.size(net, equations.nonzeros, equations.nonzeros),
-            "bytes": self._weights.stat().st_size,
-        }
+        return (
+            self._row("explicit", net)
+            | self._timed("explicit", None)
+            | {
+                "seconds": seconds,
+                **measure.size(net, equations.nonzeros, equations.nonzeros),
+                "bytes": self._weights.stat().st_size,
+            }
+        )
 
     def baseline_row(self, name: str) -> Row:
         """Prune the explicit network with another method, to the same sparsity, and measure it.
@@ -162,10 +167,14 @@ class SeedRun:
         seconds = time.monotonic() - begin
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
-        return self._row(name, pruned) | {
-            "seconds": seconds,
-            **measure.size(pruned, nonzeros, before),
-        }
+        return (
+            self._row(name, pruned)
+            | self._timed(name, pruned)
+            | {
+                "seconds": seconds,
+                **measure.size(pruned, nonzeros, before),
+            }
+        )
 
     def finetuned_row(self) -> Row:
         """Distil the saved implicit model on its support, and measure it.
@@ -186,14 +195,18 @@ class SeedRun:
         )
         seconds = time.monotonic() - begin
         model.save(self.folder / "finetuned")
-        return self._row("finetuned", model) | {
-            "seconds": seconds,
-            "nonzeros": model.nonzeros,
-            "parameters": model.parameters_count,
-            "sparsity": model.sparsity,
-            "states": model.n,
-            "structure": model.structure,
-        }
+        return (
+            self._row("finetuned", model)
+            | self._timed("finetuned", model)
+            | {
+                "seconds": seconds,
+                "nonzeros": model.nonzeros,
+                "parameters": model.parameters_count,
+                "sparsity": model.sparsity,
+                "states": model.n,
+                "structure": model.structure,
+            }
+        )
 
     def implicit_row(self, old: Row) -> Row:
         """Match the implicit model, or load it, and measure it.
@@ -213,23 +226,27 @@ class SeedRun:
         equilibria = measure.equilibria(model, inputs)
         certificate = model.certificate
         self._tables["convergence"] = measure.curve(model, inputs)
-        return self._row("implicit", model) | {
-            "seconds": made.pop("seconds"),
-            "nonzeros": model.nonzeros,
-            "parameters": model.parameters_count,
-            "sparsity": model.sparsity,
-            "bytes": (self.folder / NUMBERS).stat().st_size,
-            "states": model.n,
-            "structure": model.structure,
-            "objective": self.settings.implicit.objective,
-            "kappa": self.settings.implicit.kappa,
-            "well_posed": certificate.well_posed,
-            "certificate_norm": certificate.norm,
-            "certificate_method": certificate.method,
-            **equilibria,
-            "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            **made,
-        }
+        return (
+            self._row("implicit", model)
+            | self._timed("implicit", model)
+            | {
+                "seconds": made.pop("seconds"),
+                "nonzeros": model.nonzeros,
+                "parameters": model.parameters_count,
+                "sparsity": model.sparsity,
+                "bytes": (self.folder / NUMBERS).stat().st_size,
+                "states": model.n,
+                "structure": model.structure,
+                "objective": self.settings.implicit.objective,
+                "kappa": self.settings.implicit.kappa,
+                "well_posed": certificate.well_posed,
+                "certificate_norm": certificate.norm,
+                "certificate_method": certificate.method,
+                **equilibria,
+                "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                **made,
+            }
+        )
 
     def write_tables(self, folder: Path) -> None:
         """Write this seed's records into the run's tables, other seeds' and models' kept.
@@ -315,6 +332,19 @@ class SeedRun:
         wanted = self.settings.implicit
         chosen = data.sample(len(self.dataset.train_labels), wanted.training_size, self.seed)
         return augmented(self.dataset.train_inputs[chosen], wanted.augmentation, self.seed)
+
+    def _timed(self, name: str, made: nn.Module | None) -> Row:
+        if not self.settings.evaluation.timed or self.seed != self.settings.seeds[0]:
+            return {}  # seeds have other weights, not other times
+        net, inputs = self._explicit()[0], self.dataset.test_inputs[: max(speed.BATCHES)]
+        with progress.task(f"timing {name}", total=1) as step:
+            rows = self._tables["speed"] = speed.measure(name, net, made, inputs)
+            found = speed.summed_up(rows)
+            if made is not None and found["times_faster"] < 1:
+                pays = speed.pays_from(net, made, inputs, max(speed.BATCHES))
+                found["pays_from"] = pays
+            step(1)
+        return found
 
     def _row(self, name: str, net: nn.Module) -> Row:
         wanted, dataset = self.settings.evaluation, self.dataset

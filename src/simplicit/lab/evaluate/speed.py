@@ -1,0 +1,338 @@
+"""Time a sample: the network and the model that was made of it, every way they can be run.
+
+All ways of one measurement take turns in one process, warm: what else the machine does meets each
+of them. A figure is the median of the rounds, its spread the quartiles.
+"""
+
+import copy
+import importlib.util
+import io
+import logging
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simplicit.capture.read import capture
+from simplicit.equations.network import StateEquations
+from simplicit.errors import InputError
+from simplicit.model.export.extra import of_onnx
+from simplicit.model.implicit import ImplicitModel
+from simplicit.system import threads as processors
+
+Row = dict[str, Any]
+Way = Callable[[Tensor], Any]
+
+BATCHES = (1, 8, 64)
+"""Samples a call."""
+
+ROUNDS = 7
+"""Turns of every way; odd, so that the median is one of them."""
+
+SECONDS = 0.02
+"""Shortest time of a turn: many calls, where one is short."""
+
+RUNTIME = "runtime"
+"""Way of a compiled model."""
+
+TRIED = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Sparsities at which it is looked whether a compiled model pays."""
+
+
+def measure(
+    name: str,
+    net: nn.Module,
+    made: nn.Module | None,
+    inputs: Tensor,
+    *,
+    batches: Sequence[int] = BATCHES,
+    threads: Sequence[int] | None = None,
+    compiler: bool = False,
+    rounds: int = ROUNDS,
+) -> list[Row]:
+    """Time a network and a model that was made of it.
+
+    Args:
+        name: What the model is called.
+        net: The network it was made of.
+        made: The model: an implicit one, or a network that was pruned; None for the network alone.
+        inputs: Samples.
+        batches: Samples a call; more than there are repeat them.
+        threads: Threads; by default one, and all processors.
+        compiler: Whether `torch.compile` is a way, too, where there is a compiler: it takes tens of
+            seconds.
+        rounds: Turns of each way.
+
+    Returns:
+        The rows of `speed.csv`: model; way; whether it is one of the dense network, beside which
+        the model was measured; threads; batch; and milliseconds a sample, the median, with the
+        quartiles as `low` and `high`.
+    """
+    every = sorted({1, processors.available()}) if threads is None else list(threads)
+    network = copy.deepcopy(net).cpu().eval()
+    u, rows, before = inputs.cpu().float(), [], torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            for count in every:
+                torch.set_num_threads(count)
+                for batch in batches:
+                    x = _repeated(u, batch)
+                    ways = {(way, True): f for way, f in dense(network, x, compiler).items()}
+                    if made is not None:
+                        ways |= {(way, False): f for way, f in sparse(made, x).items()}
+                    rows += [
+                        {"model": name, "way": way, "dense": whether, "threads": count,
+                         "batch": batch, **found}
+                        for (way, whether), found in _timed(ways, x, rounds).items()
+                    ]  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def dense(net: nn.Module, x: Tensor, compiler: bool = False) -> dict[str, Way]:
+    """List the ways to run a network.
+
+    Args:
+        net: The network.
+        x: Inputs of the batch size in question.
+        compiler: Whether `torch.compile` is one of them.
+
+    Returns:
+        Functions of the inputs, by name.
+    """
+    ways: dict[str, Way] = {"torch": net}
+    if x.ndim == 4 and any(isinstance(module, nn.Conv2d) for module in net.modules()):
+        last = copy.deepcopy(net).to(memory_format=torch.channels_last)  # pyright: ignore
+        ways["torch, channels last"] = lambda u: last(u.to(memory_format=torch.channels_last))
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        way = _onnx(net, x)
+        if way is not None:
+            ways["ONNX Runtime"] = way
+    if compiler and (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        ways["torch.compile"] = torch.compile(net)
+    return ways
+
+
+def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
+    """List the ways to run a model with zeros.
+
+    Args:
+        made: The model: an implicit one, or a network that was pruned.
+        x: Inputs of the batch size in question.
+
+    Returns:
+        Functions of the inputs, by name. The compiled model is there if llvmlite is.
+    """
+    model = as_model(made, x)
+    ways: dict[str, Way] = {}
+    if not model.equations.feedback:
+        ways["torch modules"] = model.to_explicit()
+        if not model.equations.structured:
+            ways["SciPy CSR"] = _products(model.equations, _scipy)
+            ways["torch CSR"] = _products(model.equations, _torch)
+    if importlib.util.find_spec("llvmlite"):
+        from simplicit.runtime.compiled import compile
+
+        ways[RUNTIME] = compile(model, batch=len(x), threads=torch.get_num_threads())
+    return ways
+
+
+def as_model(made: nn.Module, x: Tensor) -> ImplicitModel:
+    """Take a model as one of float32 on the processor.
+
+    Args:
+        made: An implicit model, or a network.
+        x: Inputs.
+
+    Returns:
+        The model.
+    """
+    if isinstance(made, ImplicitModel):
+        return made.cast(torch.float32).cpu()
+    return ImplicitModel.from_equations(capture(copy.deepcopy(made).cpu().eval(), x[:2]))
+
+
+def best(rows: Sequence[Row], dense: bool, threads: int, batch: int) -> Row | None:
+    """Find the fastest way of a network, or of the model that was measured beside it.
+
+    Args:
+        rows: Of `measure`.
+        dense: Which of the two.
+        threads: Threads.
+        batch: Samples a call.
+
+    Returns:
+        Its row; None if there is none.
+    """
+    wanted = (dense, threads, batch)
+    own = [row for row in rows if (row["dense"], row["threads"], row["batch"]) == wanted]
+    return min(own, key=lambda row: row["milliseconds"], default=None)
+
+
+def summed_up(rows: Sequence[Row]) -> Row:
+    """Sum a measurement up: at the largest batch, on one thread.
+
+    Args:
+        rows: Of `measure`.
+
+    Returns:
+        Columns of `metrics.json`: `milliseconds` a sample of the fastest way, this `way`, and, of a
+        model, how many `times_faster` it is than the fastest way of the network.
+    """
+    batch = max(row["batch"] for row in rows)
+    network, model = best(rows, True, 1, batch), best(rows, False, 1, batch)
+    own = model or network
+    assert own is not None and network is not None
+    found: Row = {"milliseconds": own["milliseconds"], "way": own["way"]}
+    if model is not None:
+        found["times_faster"] = network["milliseconds"] / model["milliseconds"]
+    return found
+
+
+def pays_from(net: nn.Module, made: nn.Module, inputs: Tensor, batch: int) -> float | None:
+    """Find the sparsity from which a compiled model is faster than the network, on one thread.
+
+    The time depends on where the zeros are and not on the weights: the model is thinned at random.
+
+    Args:
+        net: The network.
+        made: The model.
+        inputs: Samples.
+        batch: Samples a call.
+
+    Returns:
+        The least sparsity of `TRIED` at which it is; None if it is at none.
+    """
+    from simplicit.runtime.compiled import compile
+
+    before, x = torch.get_num_threads(), _repeated(inputs.cpu().float(), batch)
+    model = as_model(made, x)
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            ways: dict[Any, Way] = dict(dense(copy.deepcopy(net).cpu().eval(), x))
+            for sparsity in TRIED:
+                ways[sparsity] = compile(_thinned(model, sparsity), batch=batch, threads=1)
+            found = {key: row["milliseconds"] for key, row in _timed(ways, x, 3).items()}
+    finally:
+        torch.set_num_threads(before)
+    limit = min(value for key, value in found.items() if isinstance(key, str))
+    return next((sparsity for sparsity in TRIED if found[sparsity] < limit), None)
+
+
+def _thinned(model: ImplicitModel, sparsity: float) -> ImplicitModel:
+    generator = torch.Generator().manual_seed(0)
+    weights = {id(term.weight) for e in model.equations.layers for term in e.terms}
+
+    def thin(tensor: Tensor) -> Tensor:
+        if id(tensor) not in weights:
+            return tensor
+        return torch.where(torch.rand(tensor.shape, generator=generator) < sparsity, 0.0, 1e-3)
+
+    changed = model.equations.changed(thin)
+    return ImplicitModel.from_equations(changed, model.reference_nonzeros, model.structure)
+
+
+def _repeated(u: Tensor, batch: int) -> Tensor:
+    if not len(u):
+        raise InputError("no samples to time: at least one is needed")
+    return torch.cat([u] * -(-batch // len(u)))[:batch].contiguous()
+
+
+def _timed(ways: dict[Any, Way], x: Tensor, rounds: int) -> dict[Any, Row]:
+    calls, seconds = {}, {key: [] for key in ways}
+    for key, way in ways.items():
+        for _ in range(2):  # warm
+            way(x)
+        begin = time.perf_counter()
+        way(x)
+        calls[key] = max(1, round(SECONDS / max(time.perf_counter() - begin, 1e-7)))
+    for _ in range(rounds):
+        for key, way in ways.items():
+            begin = time.perf_counter()
+            for _ in range(calls[key]):
+                way(x)
+            seconds[key].append((time.perf_counter() - begin) / calls[key])
+    found = {}
+    for key, some in seconds.items():
+        milliseconds = [1e3 * one / len(x) for one in some]
+        low, middle, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
+        found[key] = {"milliseconds": middle, "low": low, "high": high}
+    return found
+
+
+def _onnx(net: nn.Module, x: Tensor) -> Way | None:
+    onnxruntime: Any = of_onnx("onnxruntime")
+    file = io.BytesIO()
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(net, (x,), dynamo=True, verbose=False)
+            program.save(file)
+    except Exception:  # a network that the exporter cannot write has no such way
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda u: session.run(None, {given.name: u.numpy()})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# a network of matrices by products with sparse ones, features first
+def _products(equations: StateEquations, kind: Callable[[Tensor], Any]) -> Way:
+    layers = [
+        (
+            [(term.source, kind(term.map.to_dense().detach()), term.fixed) for term in e.terms],
+            e.fixed,
+            None if e.full_bias is None else e.full_bias.detach()[:, None],
+            e.phi,
+        )
+        for e in equations.layers
+    ]
+
+    def run(u: Tensor) -> Tensor:
+        states = [u.flatten(1).T.contiguous()]
+        for terms, fixed, bias, phi in layers:
+            z: Any = 0 if bias is None else bias
+            for source, product, before in terms:
+                x = states[source + 1]
+                z = z + product(x if before is None else before(x.T).T.contiguous())
+            for summand in fixed:
+                z = z + summand.map(states[summand.source + 1].T).T
+            states.append(phi(z))
+        return states[-1].T
+
+    return run
+
+
+def _scipy(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    from scipy.sparse import csr_matrix
+
+    matrix = csr_matrix(weight.numpy())
+    return lambda x: torch.from_numpy(matrix @ x.numpy())
+
+
+def _torch(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():  # sparse CSR is in beta, it says
+        warnings.simplefilter("ignore")
+        matrix = weight.to_sparse_csr()
+    return lambda x: matrix @ x
