@@ -18,6 +18,7 @@ SMALL = (
     "explicit.epoch=2",
     "explicit.lr=0.01",
     "implicit.training_size=0.3",
+    "evaluation.speed=false",
 )
 """Overrides that make `DIGITS` small; its budget stays."""
 

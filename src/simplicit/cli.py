@@ -196,12 +196,13 @@ def bench(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table(title=f"milliseconds a sample, {folder}")
+    table = Table(title=f"microseconds a sample, {folder}")
     for heading in ("of", "way", "threads", "batch", "median", "quartiles"):
         table.add_column(heading, justify="left" if heading in ("of", "way") else "right")
     for row in rows:
-        spread = f"{row['low']:.4g} – {row['high']:.4g}"
-        numbers = (str(row["threads"]), str(row["batch"]), f"{row['milliseconds']:.4g}", spread)
+        spread = f"{1e3 * row['low']:.3g} – {1e3 * row['high']:.3g}"
+        median = f"{1e3 * row['milliseconds']:.3g}"
+        numbers = (str(row["threads"]), str(row["batch"]), median, spread)
         table.add_row("explicit" if row["dense"] else "implicit", row["way"], *numbers)
     Console().print(table)
     print(f"report: {folder / 'report.html'}")

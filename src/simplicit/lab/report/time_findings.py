@@ -48,7 +48,7 @@ def times(rows: Sequence[Mapping[str, str]]) -> Row:
         rows: Of `speed.csv`.
 
     Returns:
-        `columns`, and `lines` with `model`, `way` and `values`; empty if there are none.
+        `columns`, and `lines` with `model`, `way` and `cells`; empty if there are none.
     """
     timed = [row for row in rows if row["model"] != "explicit"] or list(rows)
     places = list(dict.fromkeys((row["threads"], row["batch"]) for row in timed))
@@ -62,7 +62,7 @@ def times(rows: Sequence[Mapping[str, str]]) -> Row:
         return {}
     columns = [f"batch {batch}, {count} thread{'s' * (count != '1')}" for count, batch in places]
     lines = [
-        {"model": model, "way": way, "values": [cell.get(place) for place in places]}
+        {"model": model, "way": way, "cells": [cell.get(place) for place in places]}
         for (model, way), cell in found.items()
     ]
     return {"columns": columns, "lines": lines}

@@ -338,7 +338,9 @@ class SeedRun:
             return {}  # seeds have other weights, not other times
         net, inputs = self._explicit()[0], self.dataset.test_inputs[: max(speed.BATCHES)]
         with progress.task(f"timing {name}", total=1) as step:
-            rows = self._tables["speed"] = speed.measure(name, net, made, inputs)
+            # the network is timed again beside each of its models
+            some = {"batches": speed.BATCHES[-1:], "threads": (1,)} if made is None else {}
+            rows = self._tables["speed"] = speed.measure(name, net, made, inputs, **some)
             found = speed.summed_up(rows)
             if made is not None and found["times_faster"] < 1:
                 pays = speed.pays_from(net, made, inputs, max(speed.BATCHES))

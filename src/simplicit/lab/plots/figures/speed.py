@@ -14,10 +14,9 @@ from simplicit.lab.results import read
 
 TITLE = "Accuracy against time"
 CAPTION = (
-    "Test accuracy and milliseconds a sample, each model by its fastest way, on one thread and in "
-    "batches of 64; sparsities of a method are joined, the densest at the right. The grey line is "
-    "the explicit network by its fastest way. Look at which curve reaches an accuracy furthest to "
-    "the left."
+    "Test accuracy and microseconds a sample, each model by its fastest way, on one thread and in "
+    "batches of 64; sparsities, beside the dots, are joined for each method. The grey line is the "
+    "explicit network by its fastest way. Look at which dots are high and far to the left."
 )
 
 COLUMNS = ("model", "seed", "target", "sparsity", "test_accuracy", "milliseconds", "way")
@@ -46,15 +45,21 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
     for model in models:
         own = [row for row in timed if str(row["model"]) == model]
         x, y = (read.numbers(own, column) for column in ("milliseconds", "test_accuracy"))
-        order = np.argsort(x)
+        x, order = 1e3 * x, np.argsort(x)
         if model == "explicit":
             axes.axvline(float(x.min()), color=colour[model], linewidth=1)
         axes.plot(x[order], y[order], marker="o", markersize=4, color=colour[model], label=model)
-    axes.set_xscale("log")
-    axes.set_xlabel("milliseconds a sample")
+        for place in order if model != "explicit" else ():
+            sparsity = f"{100 * read.number(own[place].get('sparsity')):.3g} %"
+            axes.annotate(
+                sparsity, (x[place], y[place]), (5, -9),
+                textcoords="offset points", fontsize=7, color=colour[model],
+            )  # fmt: skip
+    axes.set_xlabel("microseconds a sample")
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(0.15)
+    axes.set_xlim(left=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return Drawing(figure, [{c: row.get(c, "") for c in COLUMNS} for row in timed])
 

@@ -1,4 +1,4 @@
-"""Milliseconds a sample, every way a network and its model can be run."""
+"""Microseconds a sample, every way a network and its model can be run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from simplicit.lab.results import read
 
 TITLE = "Time of a sample"
 CAPTION = (
-    "Milliseconds a sample on one thread, in batches of 1, 8 and 64: grey the explicit network, "
+    "Microseconds a sample on one thread, in batches of 1, 8 and 64: grey the explicit network, "
     "blue the implicit model; bars are medians, whiskers quartiles. All ways took turns in one "
     "process. Look at the shortest bar of each colour."
 )
@@ -45,14 +45,15 @@ def draw(rows: Sequence[Mapping[str, str]]) -> Drawing:
         for height, way in enumerate(ways):
             if way not in some:
                 continue
-            middle, low, high = (float(some[way][c]) for c in ("milliseconds", "low", "high"))
+            times = (1e3 * float(some[way][c]) for c in ("milliseconds", "low", "high"))
+            middle, low, high = times
             axes.barh(
                 height, middle, height=0.6, xerr=[[middle - low], [high - middle]],
                 color=style.EXPLICIT if way[1] == "True" else style.IMPLICIT,
                 error_kw={"elinewidth": 0.8, "ecolor": style.INK},
             )  # fmt: skip
         axes.set_title(f"batch {batch}")
-        axes.set_xlabel("milliseconds a sample")
+        axes.set_xlabel("microseconds a sample")
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
