@@ -51,7 +51,8 @@ def _shifts(linear: Conv, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 # Whether a convolution could read a state where it stands
 def _direct(term: Term) -> bool:
-    if term.fixed is not None and not (isinstance(term.fixed, Gather) and term.fixed.is_identity):
+    same = term.fixed is None or (isinstance(term.fixed, Gather) and term.fixed.is_identity)
+    if _written(term) or not same:
         return False
     if isinstance(term.map, Conv):
         return all(stride == 1 for stride in term.map.stride)
@@ -256,6 +257,9 @@ class _Lowering:
         fused = isinstance(phi, Phi) and phi.name in PHI
         fits = layout.shape == natural or not any(_at_places(term) for term in e.terms)
         state = self._place(layout)
+        if isinstance(phi, MaxPool) and (slots := self._moved(e)) is not None:
+            self._pool(phi, slots, state)
+            return state
         z = state
         if not (isinstance(phi, Phi) and fits):
             z = self._place(Layout(natural, *_none(natural)))
@@ -267,10 +271,22 @@ class _Lowering:
             self.steps.append(Moves(runs(z.slots, state.slots)))
         return state
 
+    # slots of z where it is a state as it stands, in another order maybe
+    def _moved(self, e: Equation) -> Slots | None:
+        if e.terms or len(e.fixed) != 1 or e.bias is not None:
+            return None
+        (summand,) = e.fixed
+        if not isinstance(summand.map, Gather) or bool((summand.map.index < 0).any()):
+            return None
+        slots = self.places[summand.source].slots[summand.map.index.cpu().numpy()]
+        channels = e.phi.shape[0] if isinstance(e.phi, MaxPool) else 1
+        apart = slots.reshape(channels, -1)
+        return slots if (apart - apart[:, :1] == apart[0] - apart[0, 0]).all() else None
+
     def _phi(self, e: Equation, z: Place, state: Place) -> None:
         phi = e.phi
         if isinstance(phi, MaxPool):
-            self._pool(phi, z, state)
+            self._pool(phi, z.slots, state)
             return
 
         def apply(arena: Tensor, n: int) -> None:
@@ -290,7 +306,7 @@ class _Lowering:
             bias += e.full_bias.detach().cpu().double()
         parts: list[Part] = []
         for term in e.terms:
-            if term.offset is not None:
+            if term.offset is not None and not _written(term):
                 bias += term.map(term.offset[None]).detach().cpu().double()[0]
             parts += self._term(term, z)
         parts += [self._summand(summand, z) for summand in e.fixed]
@@ -350,21 +366,46 @@ class _Lowering:
     # slots of what a term reads, entry by entry; −1 for zero
     def _read(self, term: Term) -> Slots:
         slots = self.places[term.source].slots
-        if term.fixed is None:
+        if not _written(term) and term.fixed is None:
             return slots
-        if isinstance(term.fixed, Gather):
+        if not _written(term) and isinstance(term.fixed, Gather):
             index = term.fixed.index.cpu().numpy()
             return np.where(index < 0, -1, slots[index])
-        place = self._place(Layout((term.fixed.rows,)))
-        self._entries(term.fixed, slots, place.slots)
+        place = self._place(Layout((term.map.columns,)))
         self.temporary.append(place)
+        self._entries(term, place.slots)
         return place.slots
 
-    def _entries(self, fixed: Sparse, source: Slots, outs: Slots) -> None:
-        row, column = fixed.row.cpu().numpy(), fixed.column.cpu().numpy()
-        values = fixed.value.detach().cpu().double().numpy()
-        rows = Rows.of(row, source[column], values, fixed.rows)
-        self.steps.append(Sums("fixed", rows, np.zeros(fixed.rows), outs, Segments()))
+    # what a term reads, computed into slots: F s + c where convolutions read it, F s elsewhere
+    def _entries(self, term: Term, outs: Slots) -> None:
+        source, columns = self.places[term.source].slots, term.map.columns
+        row, column, values = np.arange(columns), np.arange(columns), np.ones(columns)
+        if isinstance(term.fixed, Gather):
+            index = term.fixed.index.cpu().numpy()
+            row = np.flatnonzero(index >= 0)
+            column, values = index[row], np.ones(len(row))
+        elif term.fixed is not None:
+            row, column = term.fixed.row.cpu().numpy(), term.fixed.column.cpu().numpy()
+            values = term.fixed.value.detach().cpu().double().numpy()
+        bias = np.zeros(columns)
+        if term.offset is not None and _written(term):
+            bias = term.offset.detach().cpu().double().numpy()
+        rows = Rows.of(row, source[column], values, columns)
+        self.steps.append(Sums("read", rows, bias, outs, Segments()))
+
+    # that, as an image with the border that a convolution needs
+    def _image(self, term: Term, linear: Conv | ConvTranspose) -> Place:
+        around = _border(linear)
+        before, after = (tuple(side) for side in zip(*around, strict=True))
+        layout = Layout(linear.input_shape, before, after)
+        if _written(term):
+            place = self._place(layout)
+            self.temporary.append(place)
+            self._entries(term, place.slots)
+            return place
+        place, read = self._place(layout, key=object()), self._read(term)
+        self.steps.append(Moves(runs(read[read >= 0], place.slots[read >= 0])))
+        return place
 
     def _matrix(self, term: Term, linear: Dense, z: Place) -> Part:
         weight, read = linear.weight.detach().cpu().double().numpy(), self._read(term)
@@ -409,9 +450,11 @@ class _Lowering:
 
     def _convolution(self, term: Term, linear: Conv, z: Place) -> Part:
         axes = range(len(linear.stride))
-        place = self.places[term.source]
+        place, direct = self.places[term.source], _direct(term)
+        if _written(term) and all(stride == 1 for stride in linear.stride):
+            place, direct = self._image(term, linear), True
         shifts, phases = zip(*(_shifts(linear, axis) for axis in axes), strict=True)
-        if _direct(term) and place.layout.shape == linear.input_shape:
+        if direct and place.layout.shape == linear.input_shape:
             layout = place.layout
             at = sum(
                 np.ix_(*(shift for shift in shifts))[axis] * layout.strides[axis + 1]
@@ -486,14 +529,7 @@ class _Lowering:
         axes = range(len(linear.stride))
         place = self.places[term.source]
         if not (_direct(term) and place.layout.shape == linear.input_shape):
-            around = _border(linear)
-            layout = Layout(
-                linear.input_shape, tuple(a for a, _ in around), tuple(b for _, b in around)
-            )
-            copy = self._place(layout, key=object())
-            read = self._read(term)
-            self.steps.append(Moves(runs(read[read >= 0], copy.slots[read >= 0])))
-            place = copy
+            place = self._image(term, linear)
         layout, parts = place.layout, []
         outs = z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0]
         every = [list(enumerate(_phases(linear, axis))) for axis in axes]
@@ -519,10 +555,8 @@ class _Lowering:
             parts.append(Part(rows, outs, Segments(each)))
         return parts
 
-    def _pool(self, phi: MaxPool, z: Place, state: Place) -> None:
-        layout, spatial = z.layout, phi.shape[1:]
-        if layout.shape != phi.shape:  # entries of a flat state
-            layout = Layout(phi.shape, *_none(phi.shape))
+    def _pool(self, phi: MaxPool, z: Slots, state: Place) -> None:
+        spatial = phi.shape[1:]
         slots = np.arange(prod(spatial)).reshape(spatial)
         places = phi.output_shape[1:]
         windows, row = [], []
@@ -537,7 +571,7 @@ class _Lowering:
             row.append(np.full(len(window), number))
         rows, window = np.concatenate(row), np.concatenate(windows)
         # places are rows, and channels the segments
-        steps_z = z.slots.reshape(phi.shape[0], -1)
+        steps_z = z.reshape(phi.shape[0], -1)
         steps_x = state.slots.reshape(phi.shape[0], -1)
         channel = np.arange(phi.shape[0])
         each = np.stack(
@@ -594,6 +628,12 @@ def _segments(sizes: Grid, strides: Sequence[int], out: Layout) -> Segments:
 
 def _none(shape: Grid) -> tuple[Grid, Grid]:
     return (0,) * (len(shape) - 1), (0,) * (len(shape) - 1)
+
+
+# Whether F s + c is computed before W reads it: sums, and what zero padding comes behind.
+def _written(term: Term) -> bool:
+    image = isinstance(term.map, Conv | ConvTranspose)
+    return isinstance(term.fixed, Sparse) or (image and term.offset is not None)
 
 
 # Whether rows of a term are written at several places, or as an image
