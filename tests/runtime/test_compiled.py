@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,13 @@ def test_bits_depend_neither_on_threads_nor_on_who_else_calls():
     model = ImplicitModel.from_equations(equations)
     fast = simplicit.compile(model, batch=16, threads=2)
     (engine,) = fast.engines
-    u = torch.randn(64, *model.input_shape)
-    found = []
-    for threads in (1, 2):
-        engine.threads = threads
-        found.append(fast(u))
-    assert torch.equal(*found)
+    u = torch.randn(65, *model.input_shape)
+    wanted = fast(u)
+    for engine.threads in (1, 2, 3):
+        for engine.part in (8, 16, 64):
+            assert torch.equal(fast(u), wanted)
+    with ThreadPoolExecutor(4) as pool:  # calls take turns
+        assert all(torch.equal(y, wanted) for y in pool.map(fast, [u] * 8))
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Runs a program on batches of any size: part by part, on one thread or several."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,7 +32,6 @@ class Engine:
     Attributes:
         part: Samples that are computed together.
         threads: Threads that are used for `batch` samples.
-        milliseconds: Time of `batch` samples by the part, on one thread.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype, batch: int, threads: int) -> None:
@@ -43,19 +44,17 @@ class Engine:
                 f"a model of {program.slots} states and places around them: accepted are "
                 f"{2**31 // WIDTHS[-1]}"
             )
-        self.milliseconds: dict[int, float] = {}
+        self._lock = Lock()
         u = torch.zeros(batch, program.p, dtype=dtype)
+        found: dict[tuple[int, int], float] = {}
         for n in WIDTHS:
             if n == 1 < batch or n > max(8, 2 * batch - 1):
                 continue
-            self.part = n
-            self.milliseconds[n] = 1e3 * measured(lambda: self(u))
-        self.part = min(self.milliseconds, key=lambda n: self.milliseconds[n])
-        if threads > 1 and batch > 1:
-            alone = measured(lambda: self(u), least=2e-3)
-            self.threads = threads
-            if measured(lambda: self(u), least=2e-3) * GAIN > alone:
-                self.threads = 1
+            for count in sorted({1, min(threads, -(-batch // n))}):
+                self.part, self.threads = n, count
+                seconds = measured(lambda: self(u), least=1e-3 if count > 1 else 5e-5)
+                found[n, count] = seconds * (GAIN if count > 1 else 1)
+        self.part, self.threads = min(found, key=lambda key: found[key])
 
     @property
     def dense(self) -> list[str]:
@@ -70,7 +69,7 @@ class Engine:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads - 1, "simplicit")
+        return ThreadPoolExecutor(max_workers=None, thread_name_prefix="simplicit")
 
     def _of(self, n: int, worker: int) -> Bound:
         if (n, worker) not in self._bound:
@@ -79,7 +78,7 @@ class Engine:
         return self._bound[n, worker]
 
     def __call__(self, u: Tensor) -> tuple[Tensor, bool]:
-        """Compute outputs.
+        """Compute outputs; calls of several threads take turns.
 
         Args:
             u: Inputs (m, p), row by row in memory.
@@ -89,27 +88,27 @@ class Engine:
         """
         m = u.shape[0]
         y = torch.empty(m, self.program.q, dtype=self.dtype)
-        if self.threads == 1:
-            return y, self._some(u, y, 0, m, 0)
-        share = -(-m // (8 * self.threads)) * 8
-        if share >= m:
-            return y, self._some(u, y, 0, m, 0)
-        starts = range(0, m, share)
-        waiting = [
-            self._pool.submit(self._some, u, y, start, min(start + share, m), worker)
-            for worker, start in enumerate(starts[1:], 1)
-        ]
-        finite = self._some(u, y, 0, share, 0)
-        return y, all([finite, *(one.result() for one in waiting)])
+        with self._lock:
+            if 0 < m <= self.part:  # the usual call, in the least time
+                bound = self._of(next(n for n in WIDTHS if n >= m), 0)
+                return y, bound(u.data_ptr(), y.data_ptr(), m)
+            # the same parts for any number of threads, so that numbers are the same
+            starts = range(0, m, self.part)
+            workers = min(self.threads, len(starts))
+            waiting = [
+                self._pool.submit(self._some, u, y, starts[worker::workers], worker)
+                for worker in range(1, workers)
+            ]
+            finite = self._some(u, y, starts[::workers] if workers else starts, 0)
+            return y, all([finite, *(one.result() for one in waiting)])
 
-    def _some(self, u: Tensor, y: Tensor, start: int, end: int, worker: int) -> bool:
-        size, finite = self.dtype.itemsize, True
+    def _some(self, u: Tensor, y: Tensor, starts: Sequence[int], worker: int) -> bool:
+        m, size, finite = u.shape[0], self.dtype.itemsize, True
         u_at, y_at = u.data_ptr(), y.data_ptr()
         p, q = self.program.p * size, self.program.q * size
-        while start < end:
-            left = end - start
-            n = self.part if left >= self.part else next(n for n in WIDTHS if n >= left)
-            m = min(n, left)
-            finite &= self._of(n, worker)(u_at + start * p, y_at + start * q, m)
-            start += m
+        for start in starts:
+            count = min(self.part, m - start)
+            # a sample alone is summed up in another order: not here, where it has company
+            bound = self._of(next(n for n in WIDTHS[1:] if n >= count), worker)
+            finite &= bound(u_at + start * p, y_at + start * q, count)
         return finite

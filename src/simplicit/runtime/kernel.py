@@ -22,11 +22,12 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-TILE = 512
-"""Bytes of the largest tile: eight registers of 512 bits."""
+TILE = 256
+"""Bytes of the largest tile: four registers of 512 bits, or eight of 256."""
 
-CHAINS = 256
-"""A tile of fewer bytes has several sums of its row side by side: one alone waits for itself."""
+CHAINS = 2
+"""Sums of a row side by side, for every tile, so that numbers do not depend on it: one alone waits
+for itself."""
 
 LANES = 16
 """Products at a time where a row is one number: a sum of gathered ones."""
@@ -53,17 +54,16 @@ class Kernels:
     widths: tuple[int, ...]
     engine: Any
 
-    def width(self, length: int, widest: int) -> int:
+    def width(self, length: int) -> int:
         """Choose the tile of a segment.
 
         Args:
             length: Numbers in the shortest segment.
-            widest: Largest T to take.
 
         Returns:
             T.
         """
-        return next(T for T in self.widths if T <= min(length, widest))
+        return next(T for T in self.widths if T <= length)
 
 
 @cache
@@ -78,9 +78,11 @@ def kernels(bits: int) -> Kernels:
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features()
     real = ir.FloatType() if bits == 32 else ir.DoubleType()
     size = bits // 8
-    widths = tuple(T for T in (128, 64, 32, 16, 8, 4, 1) if T * size <= TILE)
+    tile = TILE if "avx512f" in features and features["avx512f"] else TILE // 2
+    widths = tuple(T for T in (64, 32, 16, 8, 4, 1) if T * size <= tile)
     writer = _Writer(real, size)
     for T in widths:
         writer.sums(T)
@@ -92,7 +94,7 @@ def kernels(bits: int) -> Kernels:
     writer.unpack()
     writer.run()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+        cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=2
     )
     module = llvm.parse_assembly(str(writer.module))
     module.verify()
@@ -239,8 +241,8 @@ class _Writer:
         d, X, _ = function.args
         b, rows = self.b, self._word(d, 0)
         every, offsets, values, bias, outs = (self._array(d, k) for k in range(1, 6))
-        panels, chains = self._word(d, 8), max(1, min(4, CHAINS // (T * self.size)))
-        totals = [self._kept(self._filled(0.0, T)) for _ in range(chains)]
+        panels = self._word(d, 8)
+        totals = [self._kept(self._filled(0.0, T)) for _ in range(CHAINS)]
 
         def add(p: Any, chain: int) -> None:
             value = self._splat(self._get(values, p, self.real), T)
@@ -261,25 +263,20 @@ class _Writer:
                         b.store(self._splat(self._get(bias, i, self.real), T), totals[0])
                     with again:
                         b.store(self._numbers(out, place, T), totals[0])
-                if chains > 1:
-                    for total in totals[1:]:
-                        b.store(self._filled(0.0, T), total)
-                    main = b.add(begin, b.and_(b.sub(end, begin), WORD(-chains)))
-                    with self._loop(begin, main, chains) as p:
-                        for k in range(chains):
-                            add(b.add(p, WORD(k)), k)
-                    begin = main
-                with self._loop(begin, end) as p:
+                b.store(self._filled(0.0, T), totals[1])
+                pairs = b.add(begin, b.and_(b.sub(end, begin), WORD(-CHAINS)))
+                with self._loop(begin, pairs, CHAINS) as p:
+                    for k in range(CHAINS):
+                        add(b.add(p, WORD(k)), k)
+                with self._loop(pairs, end) as p:
                     add(p, 0)
-                parts = [b.load(total, typ=self._vector(T)) for total in totals]
-                while len(parts) > 1:
-                    pairs = zip(parts[::2], parts[1::2], strict=True)
-                    parts = [b.fadd(one, other) for one, other in pairs]
+                one, other = (b.load(total, typ=self._vector(T)) for total in totals)
+                z = b.fadd(one, other)
                 with b.if_else(final) as (last, partial):
                     with last:
-                        self._put(self._activated(d, parts[0], T), out, place)
+                        self._put(self._activated(d, z, T), out, place)
                     with partial:
-                        self._put(parts[0], out, place)
+                        self._put(z, out, place)
         b.ret_void()
 
     def dots(self) -> None:

@@ -1,5 +1,6 @@
 """What a compiled model does, step by step, in slots; and the same for slots of n numbers."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simplicit.runtime.kernel import TILE, Kernels
+from simplicit.runtime.kernel import Kernels
 
-CACHE = 2**15
-"""Bytes of the states that a tile reads in one panel: two thirds of a first-level cache."""
+PANEL = 256
+"""Slots that rows read in one panel: of the widest tile, a little more than a first-level cache."""
+
+WORTH = 8
+"""Non-zeros of a row in a panel, on average, from which panels pay: each is a partial sum more."""
 
 SHORT = 30_000
 """Multiply-adds below which one way is as good as another."""
 
-DENSE = "dense"
-"""Choice of torch for a layer."""
+SPARSE, DENSE = "sparse", "dense"
+"""Choices for a layer: the kernel, or torch."""
 
 ONE = np.array([[0, 0, 1]], np.int64)
 """One segment of one slot."""
@@ -206,7 +210,7 @@ class Bound:
         kernels: Functions of its dtype.
         n: Numbers in a slot: 1 or a multiple of 8.
         dtype: Of the numbers.
-        choices: How each step was chosen to run, by its index; filled by the first of a width.
+        choices: How each step runs, by its index; measured where they are not known.
     """
 
     def __init__(
@@ -220,7 +224,7 @@ class Bound:
         self.n, self._kernels, self._size = n, kernels, dtype.itemsize
         self._real = np.float32 if dtype == torch.float32 else np.float64
         # a tile may read a little beyond the last slot
-        self.arena = torch.zeros(program.slots * n + TILE // self._size, dtype=dtype)
+        self.arena = torch.zeros(program.slots * n + kernels.widths[0], dtype=dtype)
         where, numbers = program.constants
         self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = torch.from_numpy(
             numbers
@@ -238,9 +242,10 @@ class Bound:
         groups[-1].append(self._ends("unpack", program.outputs, program.q))
         self.groups = [group if callable(group) else self._list(group) for group in groups if group]
         # pointers to u and y, samples, and a sum that is NaN if a number is not finite
-        self._call = np.zeros(4, np.int64)
-        self._X, self._at = self.arena.data_ptr(), self._call.ctypes.data
-        self._flag = self._call[3:].view(self._real)
+        self._call = (ctypes.c_int64 * 4)()
+        self._X, self._at = self.arena.data_ptr(), ctypes.addressof(self._call)
+        kind = ctypes.c_float if self._size == 4 else ctypes.c_double
+        self._flag = kind.from_buffer(self._call, 24)
 
     def __call__(self, u: int, y: int, m: int) -> bool:
         """Compute the outputs of at most n samples.
@@ -259,14 +264,14 @@ class Bound:
         first = self.groups[0]
         if len(self.groups) == 1 and not callable(first):
             run(*first, X, at)
-            return bool(self._flag[0] == 0)
+            return self._flag.value == 0
         with torch.no_grad():
             for group in self.groups:
                 if callable(group):
                     group()
                 else:
                     run(*group, X, at)
-        return bool(self._flag[0] == 0)
+        return self._flag.value == 0
 
     @property
     def bytes(self) -> int:
@@ -304,13 +309,9 @@ class Bound:
         if isinstance(step, Moves):
             return [self._moves(step.runs)]
         if isinstance(step, Maxima):
-            return [self._tiled("maxima", step, *self._shortest(step), TILE // self._size, 1)]
+            return [self._tiled("maxima", step, self._shortest(step)[0])]
         segments, whole = self._shortest(step)
-        if isinstance(choice, tuple):
-            widest, features = choice
-        else:
-            widest, features = TILE // self._size // 2, 0
-        jobs = [self._tiled("sums", step, segments, whole, widest, features)]
+        jobs = [self._tiled("sums", step, segments)]
         if whole and step.segments.border is not None and len(step.segments.border):
             border = np.repeat(step.segments.border[None], len(step.outs), 0)
             border[:, :, 1] += step.outs[:, None]
@@ -320,29 +321,29 @@ class Bound:
     # one segment for all where those of each row of an image are shorter than a tile
     def _shortest(self, step: Sums | Maxima) -> tuple[np.ndarray, bool]:
         segments = step.segments
-        short = int(segments.each[:, 2].min()) * self.n * self._size < TILE // 2
+        short = int(segments.each[:, 2].min()) * self.n < self._kernels.widths[0]
         if short and segments.whole is not None:
             return segments.whole, True
         return segments.each, False
 
-    def _tiled(
-        self, kind: str, step: Any, segments: np.ndarray, whole: bool, widest: int, features: int
-    ) -> tuple[int, int]:
+    def _tiled(self, kind: str, step: Any, segments: np.ndarray) -> tuple[int, int]:
         lengths = segments[:, 2] * self.n
-        T = self._kernels.width(int(lengths.min()), widest)
+        T = self._kernels.width(int(lengths.min()))
         fresh = kind == "maxima" or step.bias is not None
         if not fresh:  # places are added to once
             T = next(T for T in self._kernels.widths if not (lengths % T).any())
         rows, count = step.rows, len(step.outs)
         starts, offsets, values, panels = rows.starts, rows.offsets, rows.values, 1
-        if kind == "sums" and features and fresh and T > 1:
+        if kind == "sums" and T > 1:
             seen = np.unique(offsets)
-            panel = np.searchsorted(seen, offsets) // features
-            panels = max(1, -(-len(seen) // features))
+            panels = min(-(-len(seen) // PANEL), len(values) // (WORTH * count))
+        if panels > 1:
+            panel = np.searchsorted(seen, offsets) * panels // len(seen)
             order = np.lexsort((offsets, rows.row, panel))
             offsets, values = offsets[order], values[order]
             cells = np.bincount(panel * count + rows.row, minlength=panels * count)
             starts = np.concatenate([[0], np.cumsum(cells)])
+        panels = max(panels, 1)
         name = "dots" if T == 1 and kind == "sums" else f"{kind}{T}"
         bias = getattr(step, "bias", None)
         words = [
@@ -365,30 +366,12 @@ class Bound:
         where, count, X = *self._list(jobs), self.arena.data_ptr()
         return lambda: self._kernels.run(where, count, X, 0)
 
-    # the fastest of a few ways, measured
-    def _chosen(self, step: Sums) -> Any:
-        if step.products * self.n < SHORT:
-            return None
-        widest = TILE // self._size
-        ways: list[Any] = []
-        if step.bias is not None and len(step.rows.values):
-            for T in (widest, widest // 2):
-                features = CACHE // (T * self._size)
-                ways += [(T, size) for size in (0, features, 4 * features)]
-        if step.dense is not None:
-            ways.append(DENSE)
-        if len(ways) < 2:
-            return None
-        best, fastest = None, float("inf")
-        before = len(self._held)
-        for way in ways:
-            jobs = self._jobs(step, way)
-            run = jobs if callable(jobs) else self._alone(jobs)
-            seconds = measured(run)
-            if seconds < fastest:
-                best, fastest = way, seconds
-            del self._held[before:]
-        return best
+    # whether torch is faster, where that may be
+    def _chosen(self, step: Sums) -> str:
+        if step.dense is None or step.products * self.n < SHORT:
+            return SPARSE
+        own, dense = self._alone(self._jobs(step, SPARSE)), self._jobs(step, DENSE)
+        return min((measured(own), SPARSE), (measured(dense), DENSE))[1]
 
 
 def measured(function: Callable[[], Any], repeats: int = 3, least: float = 5e-5) -> float:
