@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from simplicit.errors import InputError
+from simplicit.runtime.bound import DENSE, Bound, measured
 from simplicit.runtime.kernel import kernels
-from simplicit.runtime.program import DENSE, Bound, Program, measured
+from simplicit.runtime.program import Program
 
 WIDTHS = (1, 8, 16, 32, 64)
 """Samples that are computed together; a slot of more would lie in few lines of the cache."""

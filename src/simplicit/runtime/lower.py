@@ -6,8 +6,7 @@ or what it reads stands elsewhere, its input is copied first, phase by phase, so
 one number again.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -21,9 +20,10 @@ from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather, Sparse
+from simplicit.runtime import windows
 from simplicit.runtime.kernel import PHI
 from simplicit.runtime.layout import Layout, Place, Slots, runs, steps
-from simplicit.runtime.program import Call, Maxima, Moves, Program, Rows, Segments, Step, Sums
+from simplicit.runtime.program import Call, Maxima, Moves, Part, Program, Rows, Segments, Step, Sums
 
 DENSE = 0.25
 """Share of weights left from which torch's dense layer is tried too."""
@@ -43,12 +43,6 @@ def lowered(equations: StateEquations) -> Program:
     return _Lowering(equations).program()
 
 
-# The shifts of a convolution along one axis: result o reads stride · (o + shift) + phase.
-def _shifts(linear: Conv, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    entry = np.arange(linear.weight.shape[axis + 2]) * linear.dilation[axis]
-    return np.divmod(entry - linear.padding[axis][0], linear.stride[axis])
-
-
 # Whether a convolution could read a state where it stands
 def _direct(term: Term) -> bool:
     same = term.fixed is None or (isinstance(term.fixed, Gather) and term.fixed.is_identity)
@@ -57,84 +51,6 @@ def _direct(term: Term) -> bool:
     if isinstance(term.map, Conv):
         return all(stride == 1 for stride in term.map.stride)
     return isinstance(term.map, ConvTranspose)
-
-
-# zeros that a convolution needs around what it reads, by axis
-def _border(linear: Conv | ConvTranspose) -> list[tuple[int, int]]:
-    found = []
-    for axis in range(len(linear.stride)):
-        size, result = linear.input_shape[axis + 1], linear.output_shape[axis + 1]
-        if isinstance(linear, Conv):
-            shift, _ = _shifts(linear, axis)
-            first, last = int(shift.min()), result - 1 + int(shift.max())
-        else:
-            reached = [
-                (int(shift.min()), int(shift.max()) + count - 1)
-                for shift, _, count in _phases(linear, axis)
-                if len(shift)
-            ]
-            first = min((low for low, _ in reached), default=0)
-            last = max((high for _, high in reached), default=0)
-        found.append((max(0, -first), max(0, last - size + 1)))
-    return found
-
-
-# Results r, r + stride, … of a transposed convolution: of each r the shifts, the entries of the
-# kernel they belong to, and how many results there are.
-def _phases(linear: ConvTranspose, axis: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    stride, found = linear.stride[axis], []
-    entry = np.arange(linear.weight.shape[axis + 2])
-    for r in range(stride):
-        step = r + linear.padding[axis] - entry * linear.dilation[axis]
-        used = step % stride == 0
-        count = len(range(r, linear.output_shape[axis + 1], stride))
-        if count:
-            found.append((step[used] // stride, entry[used], count))
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Rows of an equation that read and write at the same places.
-
-    Args:
-        rows: The rows.
-        outs: Slots of their results, less the shifts of the segments.
-        segments: Where.
-    """
-
-    rows: Rows
-    outs: Slots
-    segments: Segments = field(default_factory=Segments)
-
-    @property
-    def places(self) -> int:
-        """Entries that it writes."""
-        return len(self.outs) * int(self.segments.each[:, 2].sum())
-
-    def same(self, other: "Part") -> bool:
-        """Compare.
-
-        Args:
-            other: Another.
-
-        Returns:
-            Whether it reads and writes at the same places.
-        """
-        return np.array_equal(self.outs, other.outs) and self.segments.same(other.segments)
-
-    def bias(self, by_slot: np.ndarray) -> np.ndarray | None:
-        """Read the bias of each row.
-
-        Args:
-            by_slot: The bias of every entry, by its slot.
-
-        Returns:
-            One number per row; None if it is not the same at all places of a row.
-        """
-        shifts = [np.arange(out, out + length) for _, out, length in self.segments.each.tolist()]
-        there = by_slot[self.outs[:, None] + np.concatenate(shifts)]
-        return there[:, 0] if (there == there[:, :1]).all() else None
 
 
 class _Lowering:
@@ -192,7 +108,7 @@ class _Lowering:
             for term in equation.terms:
                 if isinstance(term.map, Conv | ConvTranspose) and _direct(term):
                     shapes[term.source] = term.map.input_shape
-                    grid, new = term.map.input_shape[1:], _border(term.map)
+                    grid, new = term.map.input_shape[1:], windows.border(term.map)
                     old = borders.get(grid, [(0, 0)] * len(grid))
                     borders[grid] = [
                         (max(a, c), max(b, d)) for (a, b), (c, d) in zip(old, new, strict=True)
@@ -258,7 +174,7 @@ class _Lowering:
         fits = layout.shape == natural or not any(_at_places(term) for term in e.terms)
         state = self._place(layout)
         if isinstance(phi, MaxPool) and (slots := self._moved(e)) is not None:
-            self._pool(phi, slots, state)
+            self.steps.append(Maxima(*windows.pooled(phi, slots, state.slots)))
             return state
         z = state
         if not (isinstance(phi, Phi) and fits):
@@ -286,7 +202,7 @@ class _Lowering:
     def _phi(self, e: Equation, z: Place, state: Place) -> None:
         phi = e.phi
         if isinstance(phi, MaxPool):
-            self._pool(phi, z.slots, state)
+            self.steps.append(Maxima(*windows.pooled(phi, z.slots, state.slots)))
             return
 
         def apply(arena: Tensor, n: int) -> None:
@@ -395,7 +311,7 @@ class _Lowering:
 
     # that, as an image with the border that a convolution needs
     def _image(self, term: Term, linear: Conv | ConvTranspose) -> Place:
-        around = _border(linear)
+        around = windows.border(linear)
         before, after = (tuple(side) for side in zip(*around, strict=True))
         layout = Layout(linear.input_shape, before, after)
         if _written(term):
@@ -431,7 +347,7 @@ class _Lowering:
         if isinstance(fixed, Gather):
             here, there = source.layout, z.layout
             if fixed.is_identity and here.shape == there.shape and here.strides == there.strides:
-                segments = _segments(there.grid, there.strides[1:], there)
+                segments = windows.segments(there.grid, there.strides[1:], there)
                 channels = np.arange(there.shape[0])
                 offsets = source.start + here.corner + channels * here.strides[0]
                 outs = z.start + there.corner + channels * there.strides[0]
@@ -453,7 +369,7 @@ class _Lowering:
         place, direct = self.places[term.source], _direct(term)
         if _written(term) and all(stride == 1 for stride in linear.stride):
             place, direct = self._image(term, linear), True
-        shifts, phases = zip(*(_shifts(linear, axis) for axis in axes), strict=True)
+        shifts, phases = zip(*(windows.shifts(linear, axis) for axis in axes), strict=True)
         if direct and place.layout.shape == linear.input_shape:
             layout = place.layout
             at = sum(
@@ -466,24 +382,10 @@ class _Lowering:
         else:
             offsets, channel, strides = self._framed(term, linear, shifts, phases)
         return Part(
-            self._kernel_rows(linear, offsets, channel),
+            windows.kernel_rows(linear, offsets, channel),
             z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0],
-            _segments(linear.output_shape[1:], strides, z.layout),
+            windows.segments(linear.output_shape[1:], strides, z.layout),
         )
-
-    # rows of a kernel whose entries are so far from a channel's first slot
-    def _kernel_rows(
-        self, linear: Conv | ConvTranspose, offsets: np.ndarray, channel: int, entries: Any = None
-    ) -> Rows:
-        weight = linear.weight.detach().cpu().double().numpy()
-        weight = weight.reshape(*weight.shape[:2], -1)
-        if entries is not None:
-            weight = weight[:, :, entries]
-        K, reads, _ = weight.shape
-        row, own, entry = np.nonzero(weight)
-        first = row // (K // linear.groups) * reads
-        places = (first + own) * channel + offsets.reshape(-1)[entry]
-        return Rows.of(row, places, weight[row, own, entry], K)
 
     # A copy of what a convolution reads, phase by phase.
     def _framed(self, term: Term, linear: Conv, shifts: Any, phases: Any) -> Any:
@@ -532,54 +434,25 @@ class _Lowering:
             place = self._image(term, linear)
         layout, parts = place.layout, []
         outs = z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0]
-        every = [list(enumerate(_phases(linear, axis))) for axis in axes]
+        every = [list(enumerate(windows.phases(linear, axis))) for axis in axes]
         size = linear.weight.shape[2:]
         for combination in product(*every):
             shifts = [shift for _, (shift, _, _) in combination]
             entries = [entry for _, (_, entry, _) in combination]
-            counts = [count for _, (_, _, count) in combination]
+            counts = tuple(count for _, (_, _, count) in combination)
             at = np.zeros((1,), np.int64) + place.start + layout.corner
             which = np.zeros((1,), np.int64)
             for axis in axes:
                 at = (at[:, None] + shifts[axis] * layout.strides[axis + 1]).reshape(-1)
                 which = (which[:, None] * size[axis] + entries[axis]).reshape(-1)
-            rows = self._kernel_rows(linear, at, layout.strides[0], which)
+            rows = windows.kernel_rows(linear, at, layout.strides[0], which)
             first = sum(r * z.layout.strides[axis + 1] for axis, (r, _) in enumerate(combination))
-            inside, out = np.zeros(1, np.int64), np.full(1, first, np.int64)
-            for axis in axes:
-                t = np.arange(counts[axis])
-                inside = (inside[:, None] + t * layout.strides[axis + 1]).reshape(-1)
-                step = linear.stride[axis] * z.layout.strides[axis + 1]
-                out = (out[:, None] + t * step).reshape(-1)
+            inside = windows.grid(counts, layout.strides[1:])
+            apart = [s * step for s, step in zip(linear.stride, z.layout.strides[1:], strict=True)]
+            out = windows.grid(counts, apart, first)
             each = runs(inside, out)
             parts.append(Part(rows, outs, Segments(each)))
         return parts
-
-    def _pool(self, phi: MaxPool, z: Slots, state: Place) -> None:
-        spatial = phi.shape[1:]
-        slots = np.arange(prod(spatial)).reshape(spatial)
-        places = phi.output_shape[1:]
-        windows, row = [], []
-        for number, place in enumerate(np.ndindex(*places)):
-            ranges = []
-            for axis, o in enumerate(place):
-                k = np.arange(phi.kernel[axis]) * phi.dilation[axis]
-                at = o * phi.stride[axis] - phi.padding[axis] + k
-                ranges.append(at[(at >= 0) & (at < spatial[axis])])
-            window = slots[np.ix_(*ranges)].reshape(-1)
-            windows.append(window)
-            row.append(np.full(len(window), number))
-        rows, window = np.concatenate(row), np.concatenate(windows)
-        # places are rows, and channels the segments
-        steps_z = z.reshape(phi.shape[0], -1)
-        steps_x = state.slots.reshape(phi.shape[0], -1)
-        channel = np.arange(phi.shape[0])
-        each = np.stack(
-            [steps_z[:, 0] - steps_z[0, 0], steps_x[:, 0] - steps_x[0, 0], np.ones_like(channel)], 1
-        )
-        values = np.zeros(len(window))
-        windowed = Rows.of(rows, steps_z[0][window], values, prod(places))
-        self.steps.append(Maxima(windowed, steps_x[0], Segments(each)))
 
     # the same by torch, worth a try where many weights are left
     def _dense(self, term: Term, z: Place, bias: np.ndarray, phi: Phi) -> Any:
@@ -607,23 +480,6 @@ class _Lowering:
 
             return convolve
         return None
-
-
-# segments of a result on a grid, read at strides of its own
-def _segments(sizes: Grid, strides: Sequence[int], out: Layout) -> Segments:
-    inside, there = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    for size, stride, step in zip(sizes, strides, out.strides[1:], strict=True):
-        t = np.arange(size)
-        inside = (inside[:, None] + t * stride).reshape(-1)
-        there = (there[:, None] + t * step).reshape(-1)
-    each = runs(inside, there)
-    if len(each) == 1 or tuple(strides) != tuple(out.strides[1:]):
-        return Segments(each)
-    length = int(inside[-1]) + 1
-    ends = each[:-1, 1] + each[:-1, 2]
-    gaps = np.stack([np.full(len(ends), -1), ends, each[1:, 1] - ends], 1)
-    gaps = gaps[gaps[:, 2] > 0]
-    return Segments(each, np.array([[0, 0, length]], np.int64), gaps)
 
 
 def _none(shape: Grid) -> tuple[Grid, Grid]:

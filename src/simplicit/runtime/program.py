@@ -1,28 +1,10 @@
 """What a compiled model does, step by step, in slots; and the same for slots of n numbers."""
 
-import ctypes
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-
-from simplicit.runtime.kernel import Kernels
-
-PANEL = 256
-"""Slots that rows read in one panel: of the widest tile, a little more than a first-level cache."""
-
-WORTH = 8
-"""Non-zeros of a row in a panel, on average, from which panels pay: each is a partial sum more."""
-
-SHORT = 30_000
-"""Multiply-adds below which one way is as good as another."""
-
-SPARSE, DENSE = "sparse", "dense"
-"""Choices for a layer: the kernel, or torch."""
 
 ONE = np.array([[0, 0, 1]], np.int64)
 """One segment of one slot."""
@@ -105,6 +87,50 @@ class Rows:
             np.concatenate([self.values, other.values]),
             len(self.starts) - 1,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of an equation that read and write at the same places.
+
+    Args:
+        rows: The rows.
+        outs: Slots of their results, less the shifts of the segments.
+        segments: Where.
+    """
+
+    rows: Rows
+    outs: np.ndarray
+    segments: Segments = field(default_factory=Segments)
+
+    @property
+    def places(self) -> int:
+        """Entries that it writes."""
+        return len(self.outs) * int(self.segments.each[:, 2].sum())
+
+    def same(self, other: "Part") -> bool:
+        """Compare.
+
+        Args:
+            other: Another.
+
+        Returns:
+            Whether it reads and writes at the same places.
+        """
+        return np.array_equal(self.outs, other.outs) and self.segments.same(other.segments)
+
+    def bias(self, by_slot: np.ndarray) -> np.ndarray | None:
+        """Read the bias of each row.
+
+        Args:
+            by_slot: The bias of every entry, by its slot.
+
+        Returns:
+            One number per row; None if it is not the same at all places of a row.
+        """
+        shifts = [np.arange(out, out + length) for _, out, length in self.segments.each.tolist()]
+        there = by_slot[self.outs[:, None] + np.concatenate(shifts)]
+        return there[:, 0] if (there == there[:, :1]).all() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,199 +226,3 @@ class Program:
     outputs: np.ndarray
     p: int
     q: int
-
-
-class Bound:
-    """A program for slots of n numbers, with an arena of its own.
-
-    Args:
-        program: The program.
-        kernels: Functions of its dtype.
-        n: Numbers in a slot: 1 or a multiple of 8.
-        dtype: Of the numbers.
-        choices: How each step runs, by its index; measured where they are not known.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        kernels: Kernels,
-        n: int,
-        dtype: torch.dtype,
-        choices: dict[int, Any],
-    ) -> None:
-        self.n, self._kernels, self._size = n, kernels, dtype.itemsize
-        self._real = np.float32 if dtype == torch.float32 else np.float64
-        # a tile may read a little beyond the last slot
-        self.arena = torch.zeros(program.slots * n + kernels.widths[0], dtype=dtype)
-        where, numbers = program.constants
-        self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = torch.from_numpy(
-            numbers
-        ).to(dtype)[:, None]
-        self._held: list[np.ndarray] = []  # descriptions point into these
-        groups: list[Any] = [[self._ends(f"pack{self._lanes()}", program.inputs, program.p)]]
-        for index, step in enumerate(program.steps):
-            if isinstance(step, Sums) and index not in choices:
-                choices[index] = self._chosen(step)
-            jobs = self._jobs(step, choices.get(index))
-            if callable(jobs):
-                groups += [jobs, []]
-            else:
-                groups[-1] += jobs
-        groups[-1].append(self._ends("unpack", program.outputs, program.q))
-        self.groups = [group if callable(group) else self._list(group) for group in groups if group]
-        # pointers to u and y, samples, and a sum that is NaN if a number is not finite
-        self._call = (ctypes.c_int64 * 4)()
-        self._X, self._at = self.arena.data_ptr(), ctypes.addressof(self._call)
-        kind = ctypes.c_float if self._size == 4 else ctypes.c_double
-        self._flag = kind.from_buffer(self._call, 24)
-
-    def __call__(self, u: int, y: int, m: int) -> bool:
-        """Compute the outputs of at most n samples.
-
-        Args:
-            u: Address of the inputs (m, p).
-            y: Address of the outputs (m, q).
-            m: Samples.
-
-        Returns:
-            Whether all inputs and outputs are finite.
-        """
-        call, run = self._call, self._kernels.run
-        call[0], call[1], call[2], call[3] = u, y, m, 0
-        X, at = self._X, self._at
-        first = self.groups[0]
-        if len(self.groups) == 1 and not callable(first):
-            run(*first, X, at)
-            return self._flag.value == 0
-        with torch.no_grad():
-            for group in self.groups:
-                if callable(group):
-                    group()
-                else:
-                    run(*group, X, at)
-        return self._flag.value == 0
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the states and descriptions."""
-        return self.arena.nbytes + sum(array.nbytes for array in self._held)
-
-    def _lanes(self) -> int:
-        widest = 64 // self._size
-        return self.n if self.n == 1 else (widest if self.n % widest == 0 else 8)
-
-    # an array that a description points to
-    def _array(self, values: Any, kind: Any) -> int:
-        array = np.ascontiguousarray(values, kind)
-        self._held.append(array)
-        return array.ctypes.data
-
-    def _job(self, name: str, *words: int) -> tuple[int, int]:
-        return self._kernels.address[name], self._array(words, np.int64)
-
-    def _list(self, jobs: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        return self._array(np.array(jobs, np.uint64).view(np.int64), np.int64), len(jobs)
-
-    def _ends(self, name: str, entries: np.ndarray, width: int) -> tuple[int, int]:
-        scaled = entries * np.array([1, self.n, 1])
-        return self._job(name, len(scaled), self._array(scaled, np.int64), width, self.n)
-
-    def _moves(self, some: np.ndarray) -> tuple[int, int]:
-        scaled = np.where(some < 0, -1, some * self.n)
-        return self._job("moves", len(scaled), self._array(scaled, np.int64))
-
-    def _jobs(self, step: Step, choice: Any) -> Any:
-        if isinstance(step, Call) or (isinstance(step, Sums) and choice == DENSE):
-            function: Any = step.function if isinstance(step, Call) else step.dense
-            return lambda: function(self.arena, self.n)
-        if isinstance(step, Moves):
-            return [self._moves(step.runs)]
-        if isinstance(step, Maxima):
-            return [self._tiled("maxima", step, self._shortest(step)[0])]
-        segments, whole = self._shortest(step)
-        jobs = [self._tiled("sums", step, segments)]
-        if whole and step.segments.border is not None and len(step.segments.border):
-            border = np.repeat(step.segments.border[None], len(step.outs), 0)
-            border[:, :, 1] += step.outs[:, None]
-            jobs.append(self._moves(border.reshape(-1, 3)))
-        return jobs
-
-    # one segment for all where those of each row of an image are shorter than a tile
-    def _shortest(self, step: Sums | Maxima) -> tuple[np.ndarray, bool]:
-        segments = step.segments
-        short = int(segments.each[:, 2].min()) * self.n < self._kernels.widths[0]
-        if short and segments.whole is not None:
-            return segments.whole, True
-        return segments.each, False
-
-    def _tiled(self, kind: str, step: Any, segments: np.ndarray) -> tuple[int, int]:
-        lengths = segments[:, 2] * self.n
-        T = self._kernels.width(int(lengths.min()))
-        fresh = kind == "maxima" or step.bias is not None
-        if not fresh:  # places are added to once
-            T = next(T for T in self._kernels.widths if not (lengths % T).any())
-        rows, count = step.rows, len(step.outs)
-        starts, offsets, values, panels = rows.starts, rows.offsets, rows.values, 1
-        if kind == "sums" and T > 1:
-            seen = np.unique(offsets)
-            panels = min(-(-len(seen) // PANEL), len(values) // (WORTH * count))
-        if panels > 1:
-            panel = np.searchsorted(seen, offsets) * panels // len(seen)
-            order = np.lexsort((offsets, rows.row, panel))
-            offsets, values = offsets[order], values[order]
-            cells = np.bincount(panel * count + rows.row, minlength=panels * count)
-            starts = np.concatenate([[0], np.cumsum(cells)])
-        panels = max(panels, 1)
-        name = "dots" if T == 1 and kind == "sums" else f"{kind}{T}"
-        bias = getattr(step, "bias", None)
-        words = [
-            count,
-            self._array(starts, np.int32),
-            self._array(offsets * self.n, np.int32),
-            self._array(values, self._real),
-            self._array(bias, self._real) if bias is not None else 0,
-            self._array(step.outs * self.n, np.int64),
-            len(segments),
-            self._array(segments * self.n, np.int64),
-            panels,
-            getattr(step, "phi", 0),
-            self._array([getattr(step, "slope", 0.0)], self._real),
-            int(fresh),
-        ]
-        return self._job(name, *words)
-
-    def _alone(self, jobs: Sequence[tuple[int, int]]) -> Callable[[], None]:
-        where, count, X = *self._list(jobs), self.arena.data_ptr()
-        return lambda: self._kernels.run(where, count, X, 0)
-
-    # whether torch is faster, where that may be
-    def _chosen(self, step: Sums) -> str:
-        if step.dense is None or step.products * self.n < SHORT:
-            return SPARSE
-        own, dense = self._alone(self._jobs(step, SPARSE)), self._jobs(step, DENSE)
-        return min((measured(own), SPARSE), (measured(dense), DENSE))[1]
-
-
-def measured(function: Callable[[], Any], repeats: int = 3, least: float = 5e-5) -> float:
-    """Time a short function.
-
-    Args:
-        function: What to time.
-        repeats: Measurements.
-        least: Seconds that one takes at least.
-
-    Returns:
-        Seconds a call, the least of the measurements.
-    """
-    function()
-    start = time.perf_counter()
-    function()
-    times = max(1, int(least / max(time.perf_counter() - start, 1e-7)))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(times):
-            function()
-        best = min(best, (time.perf_counter() - start) / times)
-    return best
