@@ -1,7 +1,7 @@
 """From a trained network to a served model.
 
     python examples/serve.py 8000
-    curl -d '[[0, 0, 5, …]]' http://localhost:8000      # 64 pixels of an 8 × 8 digit, in [0, 1]
+    curl -d '[[[0, 0.3, …], …]]' http://localhost:8000      # 8 × 8 pixels of each digit, in [0, 1]
 
 It trains a network on scikit-learn's digits, makes it sparse, saves it, loads it again as another
 process would, compiles it, and answers samples in JSON with classes. What does not fit is answered

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-WORDS, LENGTH, WIDTH = 11, 5, 8
+WORDS, LENGTH, WIDTH = 11, 3, 8
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -310,9 +310,9 @@ INTERFACES: dict[str, Case] = {
     "GRU": (lambda: Language("GRU"), words),
     "two layers both ways": (lambda: Language("RNN", num_layers=2, bidirectional=True), words),
     "RNN of relu": (lambda: Language("RNN", nonlinearity="relu", bias=False), words),
-    "LSTM cells": (lambda: Cells("LSTMCell"), lambda: numbers(4, 6)),
-    "GRU cells": (lambda: Cells("GRUCell"), lambda: numbers(4, 6)),
-    "RNN cells": (lambda: Cells("RNNCell"), lambda: numbers(4, 6)),
+    "LSTM cells": (lambda: Cells("LSTMCell"), lambda: numbers(3, 6)),
+    "GRU cells": (lambda: Cells("GRUCell"), lambda: numbers(3, 6)),
+    "RNN cells": (lambda: Cells("RNNCell"), lambda: numbers(3, 6)),
     "addmm": (
         lambda: nn.Sequential(
             Conv1D(6, 9), nn.ReLU(), Conv1D(9, 5), nn.Flatten(), nn.Linear(20, 3)

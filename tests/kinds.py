@@ -82,6 +82,12 @@ def quick_fit(kind: str, recipe: Recipe, u: Tensor | None = None, **options: Any
         return fit.fit(network(kind), given, recipe, **{"workers": 1, **options})
 
 
+@cache
+def fitted(kind: str, recipe: Recipe) -> fit.Fit:
+    """`quick_fit` of a recipe, kept: tests do not change it."""
+    return quick_fit(kind, recipe)
+
+
 def numbers(model: ImplicitModel) -> Tensor:
     """All weights and full biases, one behind the other."""
     parts = [torch.zeros(0, dtype=torch.float64)]

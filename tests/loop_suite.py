@@ -26,7 +26,7 @@ def same(one: Solution, two: Solution) -> bool:
 class LoopSuite(SolverSuite):
     """Rows do not feel each other; stopping costs nothing; statuses say why."""
 
-    crowd = 1000
+    crowd = 200
     """Rows of the test of many rows."""
 
     def test_one_bad_row_touches_no_other(self):

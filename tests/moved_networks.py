@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import teachers
-from conv_networks import CONVOLUTIONAL, images, structured
+from conv_networks import CONVOLUTIONAL, Stages, images, structured
 from example_networks import captured, seeded
 from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
@@ -15,6 +15,7 @@ from simplicit.equations.operators import with_weights
 from simplicit.outputs.sweeps import Sweeps
 
 MANY = "many outputs"
+RESNET = "shortcut convolutions"
 
 MATRICES = ["residual", "concatenation"]
 KINDS = [
@@ -38,11 +39,19 @@ def many() -> StateEquations:
     return capture(net, images())
 
 
+@cache
+def resnet() -> StateEquations:
+    """Three blocks, of which two have a convolution in their shortcut."""
+    return capture(seeded(lambda: Stages(3, 1, 4, 5)), images())
+
+
 def network(name: str) -> StateEquations:
     if name in teachers.PHIS:
         return teachers.read(name)
     if name == MANY:
         return many()
+    if name == RESNET:
+        return resnet()
     if name == "concatenation, images":
         return structured("concatenation")
     return structured(name) if name in CONVOLUTIONAL and name not in MATRICES else captured(name)

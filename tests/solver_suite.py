@@ -39,6 +39,10 @@ MIXED = [
 ]
 """Each penalty, with and without the ball, each loss; not every combination."""
 
+FREE = list(zip(PENALTIES, itertools.cycle(LOSSES), strict=False))
+BALL = list(zip(PENALTIES, itertools.cycle(LOSSES[::-1]), strict=False))
+"""Each penalty with one loss, and with the other inside the ball."""
+
 
 def rounding(problem: RowProblem, W: Tensor) -> np.ndarray:
     """What float64 moments can lose of an objective, per row."""
@@ -109,9 +113,10 @@ class SolverSuite:
         assert (excess <= self.tol * verdict.unit + slack).all()
         assert (excess >= -slack).all()
 
-    @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
-    @pytest.mark.parametrize("name", PENALTIES)
+    @pytest.mark.parametrize(
+        ("name", "loss", "ball"),
+        [(*pair, False) for pair in FREE] + [(*pair, True) for pair in BALL],
+    )
     def test_finds_the_known_optimum(self, name, ball, loss):
         for decay, scaled in ((0.0, False), (self.hardest, True)):
             case = known(PENALTIES[name], ball=ball, loss=loss, decay=decay, scaled=scaled)
@@ -130,8 +135,7 @@ class SolverSuite:
             solution = self.check_solved(case.problem, case.V, case.T)
             assert torch.equal(solution.W != 0, case.W != 0)
 
-    @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("ball", [False, True], ids=["free", "ball"])
+    @pytest.mark.parametrize(("ball", "loss"), [(True, "squared"), (False, "root")])
     def test_units_of_features_and_targets_cancel(self, ball, loss):
         """10: powers of two change no bit; 1e±147 on the features, 1e±60 on both, no answer."""
         case = known(PENALTIES["l0+l1+l2"], ball=ball, loss=loss, scaled=False)
@@ -191,7 +195,7 @@ class SolverSuite:
         penalty, radius, loss = mixed
         case = known(penalty, ball=radius is not None, loss=loss)
         optimum = judge(case.problem, case.V, case.T, case.W).primal
-        for most in (0, 1, 2, 5, 12, 25, 30):
+        for most in (0, 1, 5, 12, 30):
             solution = self.check(case.problem, case.V, case.T, max_iterations=most, tol=1e-13)
             slack = rounding(case.problem, solution.W)
             assert ((solution.objective - solution.gap).numpy() <= optimum + slack).all()
@@ -202,7 +206,7 @@ class SolverSuite:
     @pytest.mark.parametrize("loss", LOSSES)
     def test_warm_start_from_the_optimum(self, loss):
         """25: nothing left to do."""
-        for name, ball in itertools.product(("l1", "l0+l2", "ridge"), (False, True)):
+        for name, ball in (("l1", False), ("l0+l2", True), ("ridge", True)):
             case = known(PENALTIES[name], ball=ball, loss=loss)
             first = self.check_solved(case.problem, case.V, case.T)
             again = self.check_solved(case.problem, case.V, case.T, warm_start=first)
@@ -274,9 +278,9 @@ class SolverSuite:
 
         slack = 1 + 2 * self.tol * 10
         for name, values in {
-            "l0": (0.0, 0.01, 0.1),
-            "l1": (0.0, 0.01, 0.1),
-            "l2": (0.01, 0.1, 1.0),
+            "l0": (0.0, 0.1),
+            "l1": (0.0, 0.1),
+            "l2": (0.01, 1.0),
             "radius": (math.inf, 0.3, 0.0),
         }.items():
             optima = [best(**{name: value}) for value in values]
@@ -288,9 +292,8 @@ class SolverSuite:
         V, T = 3 + normal(40, 8, seed=0), 5 + normal(40, 3, seed=1)
         wide = torch.cat([V, torch.ones(40, 1).double()], 1)
         scales = torch.cat([torch.ones(8), torch.zeros(1)]).double()
-        for name, ball in itertools.product(
-            ("l1", "l0+l2", "none"), (None, Ball(slice(0, 5), 0.2))
-        ):
+        limit = Ball(slice(0, 5), 0.2)
+        for name, ball in (("l1", None), ("l0+l2", limit), ("none", None), ("none", limit)):
             penalty = PENALTIES[name]
             biased = RowProblem(
                 Gram.from_data(wide, T), Penalty(**penalty, scales=scales), ball, loss

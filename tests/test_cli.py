@@ -100,7 +100,7 @@ def test_every_help_has_an_example(call, command):
 def test_no_command_prints_the_help_and_fails(call):
     code, out, err = call()
     assert code == 2 and "Commands" in out + err
-    assert "error: a command is needed: run, compare, report, verify, inspect or data" in err
+    assert "error: a command is needed: run, compare, report, verify, bench, inspect or data" in err
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,15 @@ def dense() -> tuple[nn.Module, Tensor]:
 
 def convolutions() -> tuple[nn.Module, Tensor]:
     """A network of convolutions, groups and pools, and images."""
-    net = [nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)]
-    net += [nn.Conv2d(6, 8, 3, padding=1, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-    return nn.Sequential(*net, nn.Flatten(), nn.Linear(8, 4)).eval(), torch.randn(20, 2, 6, 6)
+    net = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)]
+    net += [nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*net, nn.Flatten(), nn.Linear(4, 3)).eval(), torch.randn(12, 2, 6, 6)
 
 
 def long_kernels() -> tuple[nn.Module, Tensor]:
     """A convolution whose Gram is a sum over shifts."""
-    net = [nn.Conv1d(2, 4, 9, padding=4), nn.ReLU(), nn.AdaptiveAvgPool1d(2), nn.Flatten()]
-    return nn.Sequential(*net, nn.Linear(8, 3)), torch.randn(20, 2, 24)
+    net = [nn.Conv1d(2, 3, 9, padding=4), nn.ReLU(), nn.AdaptiveAvgPool1d(2), nn.Flatten()]
+    return nn.Sequential(*net, nn.Linear(6, 3)), torch.randn(12, 2, 24)
 
 
 class Tokens(nn.Module):
@@ -56,8 +56,8 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines, self.norm = nn.Linear(8, 12), nn.LayerNorm(12)
-        self.classes = nn.Linear(12, 4)
+        self.lines, self.norm = nn.Linear(8, 9), nn.LayerNorm(9)
+        self.classes = nn.Linear(9, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify (m, 5, 8)."""
@@ -66,7 +66,7 @@ class Tokens(nn.Module):
 
 def tokens() -> tuple[nn.Module, Tensor]:
     """A network of tokens, and sequences."""
-    return Tokens(), torch.randn(20, 5, 8)
+    return Tokens(), torch.randn(12, 5, 8)
 
 
 HALF: dict[str, Any] = {"sparsity": 0.5, "tol": 0.1}

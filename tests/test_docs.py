@@ -15,9 +15,9 @@ from simplicit.convex.solution import Status
 from simplicit.explicit.training import OPTIMIZERS
 from simplicit.lab.config.config import Config, load, load_each
 from simplicit.lab.config.errors import dotted_keys
-from simplicit.lab.methods import KINDS, Kind
-from simplicit.lab.plots import COMPARED, FIGURES, ROBUSTNESS, SKIPPED
 from simplicit.lab.evaluate import speed
+from simplicit.lab.methods import KINDS, Kind
+from simplicit.lab.plots import COMPARED, FIGURES, ROBUSTNESS, SKIPPED, SPEED
 from simplicit.lab.run.run import run
 from simplicit.lab.run.seed import FIRST
 
@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_of_a_run_is_documented(folder: Path) -> None:
     named = set(first_column(page("run-folder").split("\n## ")[0]))
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    figures = {f"plots/{name}.{kind}" for name in FIGURES for kind in ("png", "csv")}
+    figures = {f"plots/{name}.{kind}" for name in FIGURES | SPEED for kind in ("png", "csv")}
     assert written - figures == named
 
 

@@ -33,9 +33,9 @@ def test_a_model_is_served(tmp_path):
             connection.close()
             return found
 
-        u = np.random.default_rng(0).random((5, 64), np.float32)
+        u = np.random.default_rng(0).random((5, 8, 8), np.float32)
         wanted = simplicit.load(folder)(u).argmax(1).tolist()
         assert ask(u.tolist()) == {"classes": wanted}
         assert "accepted is" in ask([[1.0, 2.0]])["error"]
-        assert "no equilibrium" in ask([[float("nan")] * 64])["error"]
+        assert "no equilibrium" in ask([[[float("nan")] * 8] * 8])["error"]
         server.shutdown()

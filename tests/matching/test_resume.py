@@ -47,8 +47,16 @@ def test_a_matching_that_is_stopped_anywhere_goes_on_with_the_same_bits(
         assert seconds == sorted(seconds) and len(seconds) == len(whole.trace)
 
 
-@pytest.mark.parametrize("options", [{}, {"sparsity": 0.5, "support": "relaxation"}])
-@pytest.mark.parametrize(("kind", "structure"), CASES)
+RELAXED = {"sparsity": 0.5, "support": "relaxation"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "structure", "options"),
+    [
+        *((*case, {}) for case in CASES),
+        *(("matrices", "full", RELAXED), ("convolutions", "layered", RELAXED)),
+    ],
+)
 def test_so_does_one_without_elimination(tmp_path, monkeypatch, kind, structure, options):
     recipe = Recipe(structure=structure, **options)
     whole = quick_fit(kind, recipe)

@@ -15,7 +15,7 @@ from small_run import settings
 @pytest.fixture(scope="module")
 def taught():
     digits = data.load("digits")
-    net = explicit.build("fnn", [64, 16, 12, 10])
+    net = explicit.build("fnn", [64, 12, 10, 10])
     explicit.train(net, digits.train_inputs, digits.train_labels, lr=0.01, epochs=8)
     return digits, net
 

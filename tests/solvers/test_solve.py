@@ -21,13 +21,14 @@ from simplicit.errors import InputError
 from simplicit.solvers import Settings, solve
 from simplicit.solvers.methods import newton
 from simplicit.solvers.methods.admm import Admm
+from solver_suite import MIXED, SolverSuite
 
 
 class TestSolve(LoopSuite, DegenerateSuite):
     """The solver as it is shipped: ADMM in float32, then Newton."""
 
 
-class FirstOrder(DegenerateSuite):
+class FirstOrder(SolverSuite):
     """No Newton: the method must close the gap by itself, on well-conditioned problems."""
 
     tol = 1e-5
@@ -40,11 +41,14 @@ class FirstOrder(DegenerateSuite):
             return super().solve(problem, **options)
 
 
-class TestAdmm(FirstOrder):
+class TestAdmm(FirstOrder, DegenerateSuite):
     settings = Settings(methods=(Admm(dtype=torch.float64),), newton_rounds=0)
+    mixed = MIXED[1:4]
 
 
 class TestFista(FirstOrder):
+    """The twin, whose state the loop holds as it holds any other."""
+
     settings = Settings(methods=(Fista(),), newton_rounds=0)
 
 

@@ -13,12 +13,14 @@ from simplicit.convex.scaled import ScaledRows
 from simplicit.convex.shared import ScaledGram
 from simplicit.solvers import Settings, solve
 from simplicit.solvers.methods import homotopy, newton
+from solver_suite import MIXED
 
 
 class TestForced(DegenerateSuite):
     """No row is left to ADMM before it reaches its level."""
 
     settings = Settings(crowd=0, unsteady=0)
+    mixed = MIXED[:4]
 
 
 def sparse(alike: float = 0.0, n: int = 400, few: int = 8) -> Gram:
