@@ -1,3 +1,5 @@
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -143,6 +145,20 @@ def test_bits_depend_neither_on_threads_nor_on_who_else_calls():
             assert torch.equal(fast(u), wanted)
     with ThreadPoolExecutor(4) as pool:  # calls take turns
         assert all(torch.equal(y, wanted) for y in pool.map(fast, [u] * 8))
+
+
+def test_a_compiled_model_is_freed_with_its_last_reference():
+    model = ImplicitModel.from_equations(conv_networks.structured("encoder layer"))
+    fast = compiled(model)
+    fast(torch.randn(3, *model.input_shape))
+    (engine,) = fast.engines
+    gone = [weakref.ref(part) for part in (fast, engine, *engine._bound.values())]
+    gc.disable()
+    try:
+        del fast, engine
+        assert [one() for one in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()

@@ -127,7 +127,8 @@ class Bound:
     def _jobs(self, step: Step, choice: Any) -> Any:
         if isinstance(step, Call) or (isinstance(step, Sums) and choice == DENSE):
             function: Any = step.function if isinstance(step, Call) else step.dense
-            return lambda: function(self.arena, self.n)
+            arena, n = self.arena, self.n  # not self: what holds itself stays until it is collected
+            return lambda: function(arena, n)
         if isinstance(step, Moves):
             return [self._moves(step.runs)]
         if isinstance(step, Maxima):
@@ -185,8 +186,8 @@ class Bound:
         return self._job(name, *words)
 
     def _alone(self, jobs: Sequence[tuple[int, int]]) -> Callable[[], None]:
-        where, count, X = *self._list(jobs), self.arena.data_ptr()
-        return lambda: self._kernels.run(where, count, X, 0)
+        where, count, X, run = *self._list(jobs), self.arena.data_ptr(), self._kernels.run
+        return lambda: run(where, count, X, 0)
 
     # whether torch is faster, where that may be
     def _chosen(self, step: Sums) -> str:
