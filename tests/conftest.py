@@ -1,6 +1,9 @@
-"""One finished run on the digits, shared by the tests of run, verify and command line."""
+"""What takes seconds, for the tests that share it: a finished run on the digits, and processes."""
 
+import multiprocessing
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -32,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds, to be read only."""
     return small_run(tmp_path_factory.mktemp("session") / "finished", "seeds=[0,1]")
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Executor]:
+    """Two processes, which take seconds to start."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        yield executor
 
 
 @pytest.fixture

@@ -45,14 +45,14 @@ def main() -> None:
             rows = speed.measure(
                 name, net, model, inputs, batches=asked.batch, threads=asked.threads
             )
-            for row in (row for row in rows if not row["dense"]):
+            for row in rows:
                 least = speed.best(rows, True, row["threads"], row["batch"])
                 assert least is not None
                 before, after = (1e3 * r["milliseconds"] for r in (least, row))
                 print(
-                    f"| {sparsity:.0%} | {row['threads']} | {row['batch']} | {least['way']} | "
-                    f"{before:.3g} | {row['way']} | {after:.3g} | {before / after:.2f} | "
-                    f"{seconds:.2f} |",
+                    f"| {sparsity:.0%} | {row['threads']} | {row['batch']} | "
+                    f"{'network' if row['dense'] else 'model'} | {row['way']} | {after:.3g} | "
+                    f"{before / after:.2f} | {seconds:.2f} |",
                     flush=True,
                 )
 

@@ -72,7 +72,8 @@ def begun(model: ImplicitModel, u: Tensor) -> tuple[Layer, Start]:
     return layer, start(layer, u, model.certificate)
 
 
-KINDS = [(structure, name) for structure in ("triangular", "full") for name in BLOCKS]
+KINDS = [("triangular", name) for name in BLOCKS]
+KINDS += [("full", name) for name in BLOCKS if name not in ("relu 0.01", "leaky_relu 0.2")]
 
 
 @pytest.mark.parametrize(

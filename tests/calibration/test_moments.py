@@ -1,5 +1,4 @@
-import multiprocessing
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -99,13 +98,6 @@ class Reversed(Executor):
     def submit(self, fn, /, *args, **kwargs):
         self.waiting.append(Later(self.waiting, partial(fn, *args, **kwargs)))
         return self.waiting[-1]
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
-        yield executor
 
 
 @pytest.mark.parametrize("coherence", [0.0, 0.5])

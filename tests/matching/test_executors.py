@@ -1,7 +1,6 @@
 """Who takes batches and rows changes no bit of the model: this thread, others, or processes."""
 
-import multiprocessing
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
@@ -37,9 +36,7 @@ def test_threads_give_the_bits_of_one_worker(recipe, kind):
         check(kind, recipe, threads)
 
 
-def test_threads_and_processes_give_the_bits_of_one_worker():
-    """In one test, as processes take seconds to start."""
-    context = multiprocessing.get_context("spawn")
-    with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
-        for kind in NETWORKS:
-            check(kind, "chosen", threads, processes)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_threads_and_processes_give_the_bits_of_one_worker(kind, processes):
+    with ThreadPoolExecutor(2) as threads:
+        check(kind, "chosen", threads, processes)

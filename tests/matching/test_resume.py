@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from example_networks import CAPTURED, example, seeded
-from kinds import CASES, NETWORKS, inputs, numbers, quick_fit, same
+from kinds import CASES, NETWORKS, fitted, inputs, numbers, quick_fit, same
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.outputs.sweeps import Sweeps
@@ -28,7 +28,7 @@ def test_a_matching_that_is_stopped_anywhere_goes_on_with_the_same_bits(
 ):
     sweeps = None if structure == "full" else 4
     recipe = Recipe(sparsity=0.5, structure=structure, sweeps=sweeps)
-    whole = quick_fit(kind, recipe)
+    whole = fitted(kind, recipe)
     for task, step in STOPS:
         if structure == "full" and task == "matching the outputs (rows)":
             continue
@@ -59,7 +59,7 @@ RELAXED = {"sparsity": 0.5, "support": "relaxation"}
 )
 def test_so_does_one_without_elimination(tmp_path, monkeypatch, kind, structure, options):
     recipe = Recipe(structure=structure, **options)
-    whole = quick_fit(kind, recipe)
+    whole = fitted(kind, recipe)
     with (
         stopping(monkeypatch, "matching the layers", 1),
         pytest.raises(KeyboardInterrupt),

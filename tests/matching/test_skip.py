@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "a level": {"objective": "robustness", "sparsity": 0.4, "sweeps": 4, "robustness": 0.1},
 }
 
+HALVES = {"first": ("a budget", "swept", "no bias", "a level"), "last": ("ridge", "relaxed")}
 CASES = [
     (kind, name, which)
     for kind in NETWORKS
@@ -36,10 +37,9 @@ CASES = [
     for which in ("first", "last")
     if (kind == "matrices" or name != "a ball")
     and (kind in ("matrices", "convolutions") or name != "a level")
-    and (kind == "matrices" or which == "first" or name in ("ridge", "swept"))
+    and (kind == "matrices" or name in HALVES[which])
 ]
-"""A ball is for matrices, a level for networks without kept operations; of the others, rows of a
-last layer are as those of the matrices."""
+"""A ball is for matrices, a level for networks without kept operations; for matrices all else."""
 
 
 def last(kind: str) -> str:

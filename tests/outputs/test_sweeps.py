@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from example_networks import Net, example, seeded
 from moved_networks import KINDS, MANY, RESNET, inputs, job, job_of, moved, network
+from shapes import unchecked
 from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.equations.equation import Equation
@@ -141,6 +142,7 @@ def test_one_sample_is_no_obstacle(name):
     assert before > 0 and sweeps.distance < 1.0
 
 
+@unchecked()
 def settled(name: str) -> tuple[Sweeps, Tensor]:
     """On fewer weights than the teacher has, after as many sweeps as it takes."""
     sweeps, u = job(name, shift=0.3)
@@ -174,6 +176,7 @@ def test_where_all_rows_stand_still_a_sweep_does_nothing_and_costs_nothing(name,
 
 
 @pytest.mark.parametrize("name", ["tanh", "residual", "tokens"])
+@unchecked()
 def test_kept_grams_lead_where_new_ones_do(name, monkeypatch):
     """Gradients are new in every sweep, so an old Gram changes the way and not the end."""
     first, u = job(name, shift=0.3)

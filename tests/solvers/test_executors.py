@@ -1,9 +1,7 @@
 """Who solves the tiles changes no bit: this thread, others, or other processes."""
 
-import multiprocessing
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -30,13 +28,6 @@ def same(one: Solution, two: Solution) -> bool:
         and torch.equal(one.W, two.W)
         and loop_suite.same(one.rows(good), two.rows(good))
     )
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Executor]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as executor:
-        yield executor
 
 
 def problem(loss: Loss = "squared") -> RowProblem:

@@ -1,10 +1,9 @@
 """Work in pieces gives the same answers by threads, by processes, and here."""
 
-import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -34,13 +33,6 @@ def fails_at(bad: tuple[int, ...], piece: int) -> int:
 
 def torch_threads(_: int) -> int:
     return torch.get_num_threads()
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Executor]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as executor:
-        yield executor
 
 
 @pytest.fixture(params=["here", "threads", "processes"])
