@@ -20,7 +20,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import config, jaxtyped
 
 # at which checks cost little beside the tests; twenty first calls cost a fifth of the time
-FIRST, STRIDE = 3, 200
+FIRST, STRIDE = 5, 200
 
 # a whole number is a float, as in PEP 484
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -1,5 +1,7 @@
 """A level of robustness: less path norm, for no more accuracy than is allowed."""
 
+from functools import cache
+
 import pytest
 
 from kinds import inputs, quick_fit, read, same
@@ -7,7 +9,7 @@ from simplicit.bounds.certify import certify
 from simplicit.data import datasets as data
 from simplicit.errors import InputError
 from simplicit.explicit import training as explicit
-from simplicit.fit import fit, implicitize
+from simplicit.fit import Fit, fit, implicitize
 from simplicit.recipe import Recipe
 from small_run import settings
 
@@ -22,12 +24,15 @@ def taught():
 
 @pytest.fixture(scope="module")
 def fits(taught):
+    """Fits by the accuracy that they may cost, made when they are first asked for."""
     digits, net = taught
-    made = {}
-    for allowed in (None, 0.01, 0.05):
+
+    @cache
+    def made(allowed: float | None) -> Fit:
         objective = "sparsity" if allowed is None else "robustness"
         recipe = Recipe(objective=objective, sparsity=0.5, sweeps=4, robustness=allowed)
-        made[allowed] = fit(net, digits.train_inputs, recipe, workers=1)
+        return fit(net, digits.train_inputs, recipe, workers=1)
+
     return made
 
 
@@ -35,7 +40,7 @@ def test_the_more_accuracy_may_cost_the_larger_the_radii(taught, fits):
     digits, _ = taught
     x, y = digits.test_inputs[:80], digits.test_labels[:80]
     radius = [
-        float(certify(fits[a].model, x, y, 0.02, methods=["interval"]).radius.mean())
+        float(certify(fits(a).model, x, y, 0.02, methods=["interval"]).radius.mean())
         for a in (None, 0.01, 0.05)
     ]
     assert radius[0] < radius[1] <= radius[2] and radius[2] > 1.3 * radius[0]
@@ -43,11 +48,11 @@ def test_the_more_accuracy_may_cost_the_larger_the_radii(taught, fits):
 
 @pytest.mark.parametrize("allowed", [0.01, 0.05])
 def test_the_level_taken_is_the_strongest_that_is_allowed(fits, allowed):
-    levels = fits[allowed].levels
+    levels = fits(allowed).levels
     fine = [level for level in levels if level["loss"] <= allowed]
     assert levels[0]["price"] == 0 and len(levels) > 2
-    assert fits[allowed].model.sparsity >= 0.5 - 1e-9
-    assert sum(row["nonzeros"] for row in fits[allowed].rows) == fits[allowed].model.nonzeros
+    assert fits(allowed).model.sparsity >= 0.5 - 1e-9
+    assert sum(row["nonzeros"] for row in fits(allowed).rows) == fits(allowed).model.nonzeros
     # what was tried above it costs more
     strongest = max(level["price"] for level in fine)
     assert all(level["loss"] > allowed for level in levels if level["price"] > strongest)
@@ -58,7 +63,7 @@ def test_the_structure_and_the_same_bits(taught, fits):
     digits, net = taught
     recipe = Recipe(objective="robustness", sparsity=0.5, sweeps=4, robustness=0.01)
     again = fit(net, digits.train_inputs, recipe, workers=1).model
-    assert same(again, fits[0.01].model)
+    assert same(again, fits(0.01).model)
     assert again.certificate.well_posed and again.structure == "triangular"
 
 

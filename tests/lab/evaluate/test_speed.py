@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -102,8 +103,10 @@ def test_metric_sparsity_is_timed_unless_it_is_not_asked_for():
     assert {key for key, value in timed.items() if value} == on
 
 
-def test_a_run_and_a_bench_of_it(tmp_path, capsys):
+def test_a_run_and_a_bench_of_it(tmp_path, capsys, monkeypatch):
     baselines = "evaluation.baselines=[explicit,implicit,magnitude]"
+    monkeypatch.setattr(speed, "BATCHES", (1, 8))
+    monkeypatch.setattr(speed, "measure", partial(speed.measure, threads=(1,), rounds=2))
     folder = small_run(tmp_path / "run", "evaluation.speed=true", baselines)
     metrics = {row["model"]: row for row in json.loads((folder / "metrics.json").read_text())}
     assert all(row["milliseconds"] > 0 for row in metrics.values())
