@@ -27,7 +27,7 @@ SLICES = (slice(None), slice(1), slice(3, 10))
 ALIKE = {
     "a table with labels", "two inputs by name", "named tuple", "dataclass", "dataclass of one",
     "nested heads", "logits and probabilities", "image of probabilities", "log softmax", "tanh",
-    "relu", "RNN cells", "GRU cells", "words out",
+    "relu", "RNN cells", "GRU cells", "LSTM cells", "words out",
 }  # fmt: skip
 """Networks whose rows are those of others; they differ in how they are called."""
 
