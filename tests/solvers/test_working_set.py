@@ -24,10 +24,6 @@ from simplicit.system import memory
 from solver_suite import MIXED
 
 
-WIDE = 200
-"""Features of a wide problem."""
-
-
 def by_sets(problem: RowProblem, first: int = 4, share: int = 1, **options) -> Solution:
     settings = Settings(large=0, first_set=first, share=share)
     with patch.object(working_set, "ScaledGram", no_room):
@@ -115,14 +111,14 @@ def test_degenerate_features(name):
 
 
 def wide(loss: Loss = "squared", ball: bool = False, penalty: str = "l1") -> RowProblem:
-    """A bias among the features; supports from a few to about sixty."""
-    V, W = normal(140, WIDE, seed=0), normal(6, WIDE, seed=1)
-    W *= torch.arange(WIDE) < torch.tensor([2, 5, 10, 20, 40, 60])[:, None]
-    V[:, -1], T = 1.0, 1.0 + V @ W.T + 0.3 * normal(140, 6, seed=2)
-    scales = torch.ones(WIDE).double()
+    """300 features, a bias among them; supports from a few to about eighty."""
+    V, W = normal(200, 300, seed=0), normal(6, 300, seed=1)
+    W *= torch.arange(300) < torch.tensor([2, 5, 10, 20, 40, 80])[:, None]
+    V[:, -1], T = 1.0, 1.0 + V @ W.T + 0.3 * normal(200, 6, seed=2)
+    scales = torch.ones(300).double()
     scales[-1] = 0.0
     levels = {name: 0.3 * value for name, value in PENALTIES[penalty].items()}
-    limit = Ball(slice(0, 140), 0.8 * W[:, :140].abs().sum(1)) if ball else None
+    limit = Ball(slice(0, 200), 0.8 * W[:, :200].abs().sum(1)) if ball else None
     gram = Gram.from_data(V, T)
     return RowProblem(gram, Penalty(**levels, scales=scales), limit, loss)
 
@@ -149,7 +145,7 @@ def test_sparse_rows_never_factorise_the_whole_gram():
 
     with patch.object(tiles, "ScaledGram", Watched), patch.object(loop, "ScaledGram", Watched):
         assert by_sets(problem, first=8).solved.all()
-    assert 8 in sizes and max(sizes) < WIDE
+    assert 8 in sizes and max(sizes) < 300
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -182,7 +178,7 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
 def test_a_row_too_wide_for_sets_is_solved_on_all_features():
     problem = wide()
     found = by_sets(problem, first=4, share=20)
-    assert found.solved.all() and found.nonzeros.max() > WIDE // 20
+    assert found.solved.all() and found.nonzeros.max() > 300 // 20
     alone = by_sets(problem.select(slice(5, 6)), first=4, share=20)
     assert torch.equal(alone.W, found.W[5:]) and torch.equal(alone.gap, found.gap[5:])
 
@@ -192,7 +188,7 @@ def test_a_row_too_wide_for_memory_says_so_and_the_others_are_solved(monkeypatch
     whole = solve(problem.select(slice(5, 6)), tol=1e-9)
 
     def small(size: float, what: str, device=None) -> None:
-        if what.endswith(f"rows of {WIDE} features") and size > 2e6:
+        if what.endswith("rows of 300 features") and size > 2e6:
             raise InputError("too large")
         require(size, what, device)
 
@@ -205,7 +201,7 @@ def test_a_row_too_wide_for_memory_says_so_and_the_others_are_solved(monkeypatch
 def test_memory_is_asked_for_first(monkeypatch):
     problem = wide()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match=f"6 rows of {WIDE} features: .* GB needed"):
+    with pytest.raises(InputError, match="6 rows of 300 features: .* GB needed"):
         by_sets(problem)
 
 
