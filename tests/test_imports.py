@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import simplicit
+from simplicit.system.extras import EXTRAS
 
 ROOT = Path(simplicit.__file__).parent
 TESTS = Path(__file__).parent
@@ -238,6 +239,9 @@ def test_the_tests_import_nothing_undeclared():
     assert imported <= own | extras["dev"]
 
 
-def test_the_extra_of_attacks_is_what_the_attacks_ask_for():
-    source = FILES["lab.evaluate.external"].read_text("utf-8")
-    assert set(re.findall(r'_package\("(\w+)"\)', source)) == declared()[1]["attacks"]
+def test_extras_are_declared_and_asked_for():
+    declared_extras = {key: value for key, value in declared()[1].items() if key in EXTRAS}
+    assert {key: set(names) for key, names in EXTRAS.items()} == declared_extras
+    sources = "".join(path.read_text("utf-8") for path in FILES.values())
+    asked = set(re.findall(r'\bpackage\("(\w+)"\)', sources))
+    assert asked == {name for names in EXTRAS.values() for name in names} | {"huggingface_hub"}

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import tomllib
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -170,12 +169,3 @@ def test_an_operation_that_the_runtime_has_only_in_float32_says_so(tmp_path):
         model.to_onnx(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
     model.cast(torch.float32).to_onnx(tmp_path / "model.onnx")
-
-
-def test_the_extra_is_what_the_export_asks_for():
-    project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
-    asked = set()
-    for path in Path(str(onnx_file.__file__)).parent.glob("*.py"):
-        asked |= set(re.findall(r'of_onnx\("(\w+)"\)', path.read_text("utf-8")))
-    declared = project["optional-dependencies"]["onnx"]
-    assert asked == {re.split(">=", line)[0] for line in declared}

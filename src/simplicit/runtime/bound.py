@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from simplicit.runtime.kernel import Kernels
-from simplicit.runtime.program import Call, Maxima, Moves, Program, Step, Sums
+from simplicit.runtime.program import Call, Maxima, Moves, Part, Program, Step, Sums
+from simplicit.system import memory
 
 PANEL = 256
 """Slots that rows read in one panel: of the widest tile, a little more than a first-level cache."""
@@ -33,6 +34,8 @@ class Bound:
         n: Numbers in a slot: 1 or a multiple of 8.
         dtype: Of the numbers.
         choices: How each step runs, by its index; measured where they are not known.
+
+    If its states do not fit into memory, making it is an `InputError`.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Bound:
         self.n, self._kernels, self._size = n, kernels, dtype.itemsize
         self._real = np.float32 if dtype == torch.float32 else np.float64
         # a tile may read a little beyond the last slot
-        self.arena = torch.zeros(program.slots * n + kernels.widths[0], dtype=dtype)
+        size = program.slots * n + kernels.widths[0]
+        memory.require(size * self._size, f"the states of {n} samples")
+        self.arena = torch.zeros(size, dtype=dtype)
         where, numbers = program.constants
         self.arena[: program.slots * n].view(-1, n)[torch.from_numpy(where)] = torch.from_numpy(
             numbers
@@ -132,30 +137,34 @@ class Bound:
         if isinstance(step, Moves):
             return [self._moves(step.runs)]
         if isinstance(step, Maxima):
-            return [self._tiled("maxima", step, self._shortest(step)[0])]
-        segments, whole = self._shortest(step)
-        jobs = [self._tiled("sums", step, segments)]
-        if whole and step.segments.border is not None and len(step.segments.border):
-            border = np.repeat(step.segments.border[None], len(step.outs), 0)
-            border[:, :, 1] += step.outs[:, None]
+            return [self._tiled("maxima", step.part, step.part.segments.each)]
+        part, where = step.part, step.part.segments
+        # one segment for all where those of each row of an image are shorter than a tile
+        short = int(where.each[:, 2].min()) * self.n < self._kernels.widths[0]
+        whole = where.whole if short else None
+        segments = where.each if whole is None else whole
+        jobs = [self._tiled("sums", part, segments, step.bias, step.phi, step.slope)]
+        if whole is not None and where.border is not None and len(where.border):
+            border = np.repeat(where.border[None], len(part.outs), 0)
+            border[:, :, 1] += part.outs[:, None]
             jobs.append(self._moves(border.reshape(-1, 3)))
         return jobs
 
-    # one segment for all where those of each row of an image are shorter than a tile
-    def _shortest(self, step: Sums | Maxima) -> tuple[np.ndarray, bool]:
-        segments = step.segments
-        short = int(segments.each[:, 2].min()) * self.n < self._kernels.widths[0]
-        if short and segments.whole is not None:
-            return segments.whole, True
-        return segments.each, False
-
-    def _tiled(self, kind: str, step: Any, segments: np.ndarray) -> tuple[int, int]:
+    def _tiled(
+        self,
+        kind: str,
+        part: Part,
+        segments: np.ndarray,
+        bias: np.ndarray | None = None,
+        phi: int = 0,
+        slope: float = 0.0,
+    ) -> tuple[int, int]:
         lengths = segments[:, 2] * self.n
         T = self._kernels.width(int(lengths.min()))
-        fresh = kind == "maxima" or step.bias is not None
+        fresh = kind == "maxima" or bias is not None
         if not fresh:  # places are added to once
             T = next(T for T in self._kernels.widths if not (lengths % T).any())
-        rows, count = step.rows, len(step.outs)
+        rows, count = part.rows, len(part.outs)
         starts, offsets, values, panels = rows.starts, rows.offsets, rows.values, 1
         if kind == "sums" and T > 1:
             seen = np.unique(offsets)
@@ -168,19 +177,18 @@ class Bound:
             starts = np.concatenate([[0], np.cumsum(cells)])
         panels = max(panels, 1)
         name = "dots" if T == 1 and kind == "sums" else f"{kind}{T}"
-        bias = getattr(step, "bias", None)
         words = [
             count,
             self._array(starts, np.int32),
             self._array(offsets * self.n, np.int32),
             self._array(values, self._real),
             self._array(bias, self._real) if bias is not None else 0,
-            self._array(step.outs * self.n, np.int64),
+            self._array(part.outs * self.n, np.int64),
             len(segments),
             self._array(segments * self.n, np.int64),
             panels,
-            getattr(step, "phi", 0),
-            self._array([getattr(step, "slope", 0.0)], self._real),
+            phi,
+            self._array([slope], self._real),
             int(fresh),
         ]
         return self._job(name, *words)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from simplicit.errors import InputError
 from simplicit.model.equilibrium import WARM_UP
 from simplicit.model.fixed_point import anderson
 from simplicit.model.implicit import ImplicitModel
+from simplicit.system.extras import package
 
 
 def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -> "CompiledModel":
@@ -62,10 +62,7 @@ def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -
     device = model.equations.like.device
     if device.type != "cpu":
         raise InputError(f"compile of a model on {device}: accepted are models on cpu")
-    if find_spec("llvmlite") is None:
-        raise InputError(
-            "compile needs llvmlite, which is not installed: pip install 'simplicit[runtime]'"
-        )
+    package("llvmlite")
     from simplicit.runtime.engine import Engine
     from simplicit.runtime.lower import lowered
 
@@ -157,7 +154,9 @@ class CompiledModel:
     @torch.no_grad()
     def _settled(self, u: Tensor) -> Tensor:
         given, step, output = self.engines
-        c = given(u)[0]
+        c, finite = given(u)
+        if not finite:  # also where no weight reads an input
+            c[~u.isfinite().all(1)] = torch.nan
         found = anderson(
             lambda x, c: step(torch.cat([x, c], 1))[0], torch.zeros_like(c), c, warm_up=WARM_UP
         )
@@ -175,7 +174,7 @@ class CompiledModel:
         Returns:
             A line.
         """
-        engine = self.engines[-1 if len(self.engines) == 1 else 1]
+        engine = self.engines[len(self.engines) // 2]
         dense = ", ".join(engine.dense) or "none"
         return (
             f"CompiledModel({self.model.extra_repr()}; {engine.part} samples at a time, "
@@ -204,7 +203,6 @@ def _parts(equations: StateEquations) -> list[StateEquations]:
 
     def moved(equation: Equation, source: int, before: int, size: int, of: int) -> tuple[Term, ...]:
         place = Gather(torch.arange(before, before + size), of)
-
         if any(term.fixed is not None for term in equation.terms) or equation.fixed:
             raise InputError("compile: accepted are matrices A, B, C and D")
         read = (term for term in equation.terms if term.source == source)

@@ -20,6 +20,9 @@ WIDTHS = (1, 8, 16, 32, 64)
 GAIN = 1.1
 """How many times faster several threads have to be."""
 
+SLOW = 1.5
+"""How many times slower than the best a width is from which no wider one is tried."""
+
 
 class Engine:
     """A program, its arenas, and the ways that were measured to be fastest.
@@ -55,7 +58,10 @@ class Engine:
                 self.part, self.threads = n, count
                 seconds = measured(lambda: self(u), least=1e-3 if count > 1 else 5e-5)
                 found[n, count] = seconds * (GAIN if count > 1 else 1)
+            if found[n, 1] > SLOW * min(found.values()):
+                break  # wider ones leave the cache, too, and take more memory
         self.part, self.threads = min(found, key=lambda key: found[key])
+        self._bound = {key: bound for key, bound in self._bound.items() if key[0] == self.part}
 
     @property
     def dense(self) -> list[str]:
@@ -96,6 +102,8 @@ class Engine:
             # the same parts for any number of threads, so that numbers are the same
             starts = range(0, m, self.part)
             workers = min(self.threads, len(starts))
+            for worker in range(workers):  # one after another: the first decides for all
+                self._of(self.part, worker)
             waiting = [
                 self._pool.submit(self._some, u, y, starts[worker::workers], worker)
                 for worker in range(1, workers)

@@ -24,6 +24,37 @@ def steps(extents: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(extents[axis + 1 :]) for axis in range(len(extents)))
 
 
+def summed(along: Sequence[np.ndarray], start: int = 0) -> Slots:
+    """Add one place of every axis up, for all combinations.
+
+    Args:
+        along: Places along each axis.
+        start: What is added to all.
+
+    Returns:
+        The sums, the last axis first to move.
+    """
+    found = np.full(1, start, np.int64)
+    for places in along:
+        found = (found[:, None] + places).reshape(-1)
+    return found
+
+
+def grid(sizes: Sequence[int], strides: Sequence[int], start: int = 0) -> Slots:
+    """List the places of a grid.
+
+    Args:
+        sizes: Places along each axis.
+        strides: Slots from one to the next.
+        start: Slot of the first.
+
+    Returns:
+        All, row by row.
+    """
+    pairs = zip(sizes, strides, strict=True)
+    return summed([np.arange(size) * stride for size, stride in pairs], start)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A state as an image.
@@ -73,10 +104,7 @@ class Layout:
     @cached_property
     def slots(self) -> Slots:
         """Slot of every entry, in the order of the flattened state."""
-        found = np.full(1, self.corner, np.int64)
-        for size, stride in zip(self.shape, self.strides, strict=True):
-            found = (found[:, None] + np.arange(size) * stride).reshape(-1)
-        return found
+        return grid(self.shape, self.strides, self.corner)
 
 
 @dataclass(frozen=True)

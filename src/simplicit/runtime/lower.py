@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simplicit.equations.compose import identity
 from simplicit.equations.equation import Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
@@ -22,7 +23,7 @@ from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Conv, ConvTranspose, Dense, Gather, Sparse
 from simplicit.runtime import windows
 from simplicit.runtime.kernel import PHI
-from simplicit.runtime.layout import Layout, Place, Slots, runs, steps
+from simplicit.runtime.layout import Layout, Place, Slots, grid, runs, steps, summed
 from simplicit.runtime.program import Call, Maxima, Moves, Part, Program, Rows, Segments, Step, Sums
 
 DENSE = 0.25
@@ -59,7 +60,7 @@ class _Lowering:
         self.like = equations.like.detach().cpu()
         self.steps: list[Step] = []
         self.size = 0
-        self.free: dict[Any, list[int]] = {}
+        self.free: dict[Layout, list[int]] = {}
         self.temporary: list[Place] = []  # given back behind the equation
         self.constant_slots: list[Slots] = []
         self.constant_values: list[np.ndarray] = []
@@ -82,8 +83,8 @@ class _Lowering:
                 if end == index and source >= 0:
                     self._give_back(self.places[source])
         result = self.places[len(self.equations.hidden)]
-        used = self._used(given)
-        inputs = runs(np.flatnonzero(used), given.slots[used])
+        # all of them, also those that no weight reads: a sample that is not finite is seen there
+        inputs = runs(np.arange(self.equations.p), given.slots)
         outputs = runs(np.arange(self.equations.q), result.slots)
         none = np.zeros(0, np.int64)
         constants = (
@@ -129,9 +130,9 @@ class _Lowering:
             return first.output_shape
         return (equation.states,)
 
-    def _place(self, layout: Layout, key: Any = None) -> Place:
-        waiting = self.free.get(layout if key is None else key)
-        if waiting:
+    def _place(self, layout: Layout, *, alone: bool = False) -> Place:
+        waiting = self.free.get(layout)
+        if waiting and not alone:
             return Place(layout, waiting.pop())
         place = Place(layout, self.size)
         self.size += layout.size
@@ -145,25 +146,6 @@ class _Lowering:
         self.constant_slots.append(slots)
         self.constant_values.append(values.detach().cpu().double().numpy())
 
-    # Entries of u that anything reads
-    def _used(self, given: Place) -> np.ndarray:
-        read = np.zeros(self.size + 1, bool)
-        end = given.start + given.layout.size
-        for step in self.steps:
-            if isinstance(step, Moves):
-                for source, _, length in step.runs[step.runs[:, 0] >= 0]:
-                    read[source : source + length] = True
-            elif isinstance(step, Sums) and step.dense is not None:
-                read[:] = True
-            elif isinstance(step, Sums | Maxima):
-                seen, each = np.unique(step.rows.offsets), step.segments.each
-                if not len(seen) or seen[0] + each[:, 0].min() >= end:
-                    continue
-                for source, _, length in each:
-                    for t in range(int(length)):
-                        read[np.minimum(seen + source + t, self.size)] = True
-        return read[given.slots]
-
     # --- one equation
 
     def _equation(self, index: int, e: Equation) -> Place:
@@ -173,8 +155,8 @@ class _Lowering:
         fused = isinstance(phi, Phi) and phi.name in PHI
         fits = layout.shape == natural or not any(_at_places(term) for term in e.terms)
         state = self._place(layout)
-        if isinstance(phi, MaxPool) and (slots := self._moved(e)) is not None:
-            self.steps.append(Maxima(*windows.pooled(phi, slots, state.slots)))
+        if isinstance(phi, MaxPool) and (slots := self._moved(e, phi)) is not None:
+            self.steps.append(Maxima(windows.pooled(phi, slots, state.slots)))
             return state
         z = state
         if not (isinstance(phi, Phi) and fits):
@@ -188,21 +170,20 @@ class _Lowering:
         return state
 
     # slots of z where it is a state as it stands, in another order maybe
-    def _moved(self, e: Equation) -> Slots | None:
+    def _moved(self, e: Equation, phi: MaxPool) -> Slots | None:
         if e.terms or len(e.fixed) != 1 or e.bias is not None:
             return None
         (summand,) = e.fixed
         if not isinstance(summand.map, Gather) or bool((summand.map.index < 0).any()):
             return None
         slots = self.places[summand.source].slots[summand.map.index.cpu().numpy()]
-        channels = e.phi.shape[0] if isinstance(e.phi, MaxPool) else 1
-        apart = slots.reshape(channels, -1)
+        apart = slots.reshape(phi.shape[0], -1)
         return slots if (apart - apart[:, :1] == apart[0] - apart[0, 0]).all() else None
 
     def _phi(self, e: Equation, z: Place, state: Place) -> None:
-        phi = e.phi
+        phi = e.phi.changed(lambda t: t.detach().clone()) if isinstance(e.phi, Kept) else e.phi
         if isinstance(phi, MaxPool):
-            self.steps.append(Maxima(*windows.pooled(phi, z.slots, state.slots)))
+            self.steps.append(Maxima(windows.pooled(phi, z.slots, state.slots)))
             return
 
         def apply(arena: Tensor, n: int) -> None:
@@ -242,7 +223,7 @@ class _Lowering:
         whole = len(joined) == 1 or apart or joined[0].places == e.size
         if not whole or any(own is None for own in biases[: len(joined) if apart else 1]):
             # a number of its own for every entry, and what there is is added to it
-            constant = self._place(Layout((e.size,)), key="constant")
+            constant = self._place(Layout((e.size,)), alone=True)
             self._constant(constant.slots, bias)
             self.steps.append(Moves(runs(constant.slots, z.slots)))
             biases, apart = [None] * len(joined), False
@@ -252,14 +233,14 @@ class _Lowering:
         for k, (part, own) in enumerate(zip(joined, biases, strict=True)):
             ends = apart or (k == last and part.places == e.size)
             number = code if ends else 0
-            step = Sums(e.name, part.rows, own, part.outs, part.segments, number, slope)
+            step = Sums(e.name, part, own, number, slope)
             if len(joined) == 1 and len(e.terms) == 1 and not e.fixed and own is not None:
                 step = replace(step, dense=self._dense(e.terms[0], z, own, phi))
             self.steps.append(step)
         if code and not (apart or joined[last].places == e.size):
             none = np.zeros(0, np.int64)
             nothing = Rows.of(none, none, np.zeros(0), e.size)
-            self.steps.append(Sums(e.name, nothing, None, z.slots, Segments(), code, slope))
+            self.steps.append(Sums(e.name, Part(nothing, z.slots), None, code, slope))
 
     def _term(self, term: Term, z: Place) -> list[Part]:
         linear = term.map
@@ -268,8 +249,7 @@ class _Lowering:
             apart = self._place(Layout(shape, *_none(shape)))
             self.temporary.append(apart)
             for part in self._term(term, apart):
-                zeros = np.zeros(len(part.outs))
-                self.steps.append(Sums("apart", part.rows, zeros, part.outs, part.segments))
+                self.steps.append(Sums("apart", part, np.zeros(len(part.outs))))
             own = np.arange(linear.rows)
             return [Part(Rows.of(own, apart.slots, np.ones(linear.rows), linear.rows), z.slots)]
         if isinstance(linear, Dense):
@@ -281,33 +261,26 @@ class _Lowering:
 
     # slots of what a term reads, entry by entry; −1 for zero
     def _read(self, term: Term) -> Slots:
+        if _written(term):
+            place = self._place(Layout((term.map.columns,)))
+            self.temporary.append(place)
+            self._entries(term, place.slots)
+            return place.slots
         slots = self.places[term.source].slots
-        if not _written(term) and term.fixed is None:
+        if not isinstance(term.fixed, Gather):
             return slots
-        if not _written(term) and isinstance(term.fixed, Gather):
-            index = term.fixed.index.cpu().numpy()
-            return np.where(index < 0, -1, slots[index])
-        place = self._place(Layout((term.map.columns,)))
-        self.temporary.append(place)
-        self._entries(term, place.slots)
-        return place.slots
+        index = term.fixed.index.cpu().numpy()
+        return np.where(index < 0, -1, slots[index])
 
     # what a term reads, computed into slots: F s + c where convolutions read it, F s elsewhere
     def _entries(self, term: Term, outs: Slots) -> None:
-        source, columns = self.places[term.source].slots, term.map.columns
-        row, column, values = np.arange(columns), np.arange(columns), np.ones(columns)
-        if isinstance(term.fixed, Gather):
-            index = term.fixed.index.cpu().numpy()
-            row = np.flatnonzero(index >= 0)
-            column, values = index[row], np.ones(len(row))
-        elif term.fixed is not None:
-            row, column = term.fixed.row.cpu().numpy(), term.fixed.column.cpu().numpy()
-            values = term.fixed.value.detach().cpu().double().numpy()
+        columns = term.map.columns
+        fixed = identity(columns) if term.fixed is None else term.fixed
         bias = np.zeros(columns)
-        if term.offset is not None and _written(term):
+        if term.offset is not None:
             bias = term.offset.detach().cpu().double().numpy()
-        rows = Rows.of(row, source[column], values, columns)
-        self.steps.append(Sums("read", rows, bias, outs, Segments()))
+        rows = _fixed_rows(fixed, self.places[term.source].slots)
+        self.steps.append(Sums("read", Part(rows, outs), bias))
 
     # that, as an image with the border that a convolution needs
     def _image(self, term: Term, linear: Conv | ConvTranspose) -> Place:
@@ -319,7 +292,7 @@ class _Lowering:
             self.temporary.append(place)
             self._entries(term, place.slots)
             return place
-        place, read = self._place(layout, key=object()), self._read(term)
+        place, read = self._place(layout, alone=True), self._read(term)
         self.steps.append(Moves(runs(read[read >= 0], place.slots[read >= 0])))
         return place
 
@@ -338,7 +311,7 @@ class _Lowering:
         return Part(rows, z.slots[:K], Segments(each))
 
     def _copied(self, read: Slots) -> Slots:
-        place = self._place(Layout((len(read),)), key=("copy", read.tobytes()))
+        place = self._place(Layout((len(read),)), alone=True)
         self.steps.append(Moves(runs(read[read >= 0], place.slots[read >= 0])))
         return place.slots
 
@@ -353,14 +326,7 @@ class _Lowering:
                 outs = z.start + there.corner + channels * there.strides[0]
                 rows = Rows.of(channels, offsets, np.ones(len(channels)), len(channels))
                 return Part(rows, outs, segments)
-            index = fixed.index.cpu().numpy()
-            row = np.flatnonzero(index >= 0)
-            rows = Rows.of(row, source.slots[index[row]], np.ones(len(row)), fixed.rows)
-        else:
-            row, column = fixed.row.cpu().numpy(), fixed.column.cpu().numpy()
-            values = fixed.value.detach().cpu().double().numpy()
-            rows = Rows.of(row, source.slots[column], values, fixed.rows)
-        return Part(rows, z.slots)
+        return Part(_fixed_rows(fixed, source.slots), z.slots)
 
     # --- convolutions
 
@@ -372,12 +338,9 @@ class _Lowering:
         shifts, phases = zip(*(windows.shifts(linear, axis) for axis in axes), strict=True)
         if direct and place.layout.shape == linear.input_shape:
             layout = place.layout
-            at = sum(
-                np.ix_(*(shift for shift in shifts))[axis] * layout.strides[axis + 1]
-                for axis in axes
-            )
-            kernel = np.broadcast_to(at, linear.weight.shape[2:]) + layout.corner
-            offsets = place.start + kernel
+            apart = zip(shifts, layout.strides[1:], strict=True)
+            along = [shift * stride for shift, stride in apart]
+            offsets = summed(along, place.start + layout.corner)
             channel, strides = layout.strides[0], layout.strides[1:]
         else:
             offsets, channel, strides = self._framed(term, linear, shifts, phases)
@@ -399,7 +362,7 @@ class _Lowering:
         used = sorted(set(product(*(np.unique(phase).tolist() for phase in phases))))
         channels = linear.input_shape[0]
         layout = Layout((len(used) * channels * plane,))
-        place = self._place(layout, key=object())
+        place = self._place(layout, alone=True)
         sources, outs = [], []
         for k, phase in enumerate(used):
             # place i of the copy is entry stride · (i + lowest) + phase of the input
@@ -411,10 +374,9 @@ class _Lowering:
             kept = [np.flatnonzero(some) for some in inside]
             ranges = [a[some] for a, some in zip(along, kept, strict=True)]
             sources.append(read[np.ix_(np.arange(channels), *ranges)].reshape(-1))
-            to = np.arange(channels) * plane + place.start + k * channels * plane
-            for some, stride in zip(kept, strides, strict=True):
-                to = (to[:, None] + some * stride).reshape(-1)
-            outs.append(to)
+            apart = [some * stride for some, stride in zip(kept, strides, strict=True)]
+            first = place.start + k * channels * plane
+            outs.append(summed([np.arange(channels) * plane, *apart], first))
         source, out = np.concatenate(sources), np.concatenate(outs)
         self.steps.append(Moves(runs(source[source >= 0], out[source >= 0])))
         number = {phase: k for k, phase in enumerate(used)}
@@ -432,7 +394,7 @@ class _Lowering:
         place = self.places[term.source]
         if not (_direct(term) and place.layout.shape == linear.input_shape):
             place = self._image(term, linear)
-        layout, parts = place.layout, []
+        layout, corner, parts = place.layout, place.layout.corner, []
         outs = z.start + z.layout.corner + np.arange(z.layout.shape[0]) * z.layout.strides[0]
         every = [list(enumerate(windows.phases(linear, axis))) for axis in axes]
         size = linear.weight.shape[2:]
@@ -440,16 +402,15 @@ class _Lowering:
             shifts = [shift for _, (shift, _, _) in combination]
             entries = [entry for _, (_, entry, _) in combination]
             counts = tuple(count for _, (_, _, count) in combination)
-            at = np.zeros((1,), np.int64) + place.start + layout.corner
-            which = np.zeros((1,), np.int64)
-            for axis in axes:
-                at = (at[:, None] + shifts[axis] * layout.strides[axis + 1]).reshape(-1)
-                which = (which[:, None] * size[axis] + entries[axis]).reshape(-1)
+            pairs = zip(shifts, layout.strides[1:], strict=True)
+            at = summed([shift * stride for shift, stride in pairs], place.start + corner)
+            pairs = zip(entries, steps(size), strict=True)
+            which = summed([entry * stride for entry, stride in pairs])
             rows = windows.kernel_rows(linear, at, layout.strides[0], which)
             first = sum(r * z.layout.strides[axis + 1] for axis, (r, _) in enumerate(combination))
-            inside = windows.grid(counts, layout.strides[1:])
+            inside = grid(counts, layout.strides[1:])
             apart = [s * step for s, step in zip(linear.stride, z.layout.strides[1:], strict=True)]
-            out = windows.grid(counts, apart, first)
+            out = grid(counts, apart, first)
             each = runs(inside, out)
             parts.append(Part(rows, outs, Segments(each)))
         return parts
@@ -480,6 +441,16 @@ class _Lowering:
 
             return convolve
         return None
+
+
+# a fixed map as rows over the slots of what it reads
+def _fixed_rows(fixed: Gather | Sparse, source: Slots) -> Rows:
+    if isinstance(fixed, Gather):
+        index = fixed.index.cpu().numpy()
+        row = np.flatnonzero(index >= 0)
+        return Rows.of(row, source[index[row]], np.ones(len(row)), fixed.rows)
+    row, column = fixed.row.cpu().numpy(), fixed.column.cpu().numpy()
+    return Rows.of(row, source[column], fixed.value.detach().cpu().double().numpy(), fixed.rows)
 
 
 def _none(shape: Grid) -> tuple[Grid, Grid]:

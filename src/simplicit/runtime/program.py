@@ -1,4 +1,4 @@
-"""What a compiled model does, step by step, in slots; and the same for slots of n numbers."""
+"""What a compiled model does, step by step, in slots."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -139,20 +139,16 @@ class Sums:
 
     Args:
         name: Of the layer.
-        rows: Its rows.
+        part: Its rows, and where.
         bias: One number per row; what is there already is added to if None.
-        outs: Slots.
-        segments: Where.
         phi: Number of φ, see `kernel.PHI`.
         slope: Of a leaky ReLU.
         dense: The same by torch on an arena of so many numbers a slot, or None.
     """
 
     name: str
-    rows: Rows
+    part: Part
     bias: np.ndarray | None
-    outs: np.ndarray
-    segments: Segments
     phi: int = 0
     slope: float = 0.0
     dense: Callable[[Tensor, int], None] | None = None
@@ -160,7 +156,7 @@ class Sums:
     @property
     def products(self) -> int:
         """Multiply-adds a sample."""
-        return len(self.rows.values) * int(self.segments.each[:, 2].sum())
+        return len(self.part.rows.values) * int(self.part.segments.each[:, 2].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +164,10 @@ class Maxima:
     """X[out + t] = max X[offset + t].
 
     Args:
-        rows: Windows; weights do not count.
-        outs: Slots.
-        segments: Where.
+        part: Windows, whose weights do not count, and where.
     """
 
-    rows: Rows
-    outs: np.ndarray
-    segments: Segments
+    part: Part
 
 
 @dataclass(frozen=True, eq=False)

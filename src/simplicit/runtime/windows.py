@@ -8,8 +8,8 @@ import numpy as np
 
 from simplicit.equations.layer_phi import MaxPool
 from simplicit.equations.weighted_maps import Conv, ConvTranspose
-from simplicit.runtime.layout import Layout, Slots, runs
-from simplicit.runtime.program import Rows, Segments
+from simplicit.runtime.layout import Layout, Slots, grid, runs
+from simplicit.runtime.program import Part, Rows, Segments
 
 Grid = tuple[int, ...]
 
@@ -99,23 +99,6 @@ def kernel_rows(
     return Rows.of(row, places, weight[row, own, entry], K)
 
 
-def grid(sizes: Grid, strides: Sequence[int], start: int = 0) -> Slots:
-    """List the places of a grid.
-
-    Args:
-        sizes: Places along each axis.
-        strides: Slots from one to the next.
-        start: Slot of the first.
-
-    Returns:
-        All, row by row.
-    """
-    found = np.full(1, start, np.int64)
-    for size, stride in zip(sizes, strides, strict=True):
-        found = (found[:, None] + np.arange(size) * stride).reshape(-1)
-    return found
-
-
 def segments(sizes: Grid, strides: Sequence[int], out: Layout) -> Segments:
     """Say where a convolution is computed.
 
@@ -138,7 +121,7 @@ def segments(sizes: Grid, strides: Sequence[int], out: Layout) -> Segments:
     return Segments(each, np.array([[0, 0, length]], np.int64), gaps)
 
 
-def pooled(phi: MaxPool, z: Slots, x: Slots) -> tuple[Rows, Slots, Segments]:
+def pooled(phi: MaxPool, z: Slots, x: Slots) -> Part:
     """Write max-pooling as windows: places are rows, and channels the segments.
 
     Args:
@@ -147,7 +130,7 @@ def pooled(phi: MaxPool, z: Slots, x: Slots) -> tuple[Rows, Slots, Segments]:
         x: Slots of its results.
 
     Returns:
-        The windows, slots of the results of the first channel, and the channels.
+        The windows.
     """
     spatial, channels = phi.shape[1:], phi.shape[0]
     slots = np.arange(prod(spatial)).reshape(spatial)
@@ -164,4 +147,4 @@ def pooled(phi: MaxPool, z: Slots, x: Slots) -> tuple[Rows, Slots, Segments]:
     shift = np.stack([source[:, 0] - source[0, 0], out[:, 0] - out[0, 0], np.ones(channels)], 1)
     window = np.concatenate(windows)
     rows = Rows.of(row, source[0][window], np.zeros(len(window)), len(windows))
-    return rows, out[0], Segments(shift.astype(np.int64))
+    return Part(rows, out[0], Segments(shift.astype(np.int64)))

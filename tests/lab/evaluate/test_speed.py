@@ -1,6 +1,5 @@
 import csv
 import json
-import math
 from functools import partial
 
 import pytest
@@ -59,11 +58,28 @@ def test_a_measurement_has_a_row_for_every_way_batch_and_number_of_threads():
         assert len(set(ways)) == len(ways)
         assert {("torch", True), ("runtime", False), ("SciPy CSR", False)} <= set(ways)
     assert all(0 < row["low"] <= row["milliseconds"] <= row["high"] < 1e3 for row in rows)
-    found = speed.summed_up(rows)
-    network, own = (speed.best(rows, dense, 1, 7) for dense in (True, False))
-    assert network is not None and own is not None
-    assert found["milliseconds"] == own["milliseconds"]
-    assert found["times_faster"] == network["milliseconds"] / own["milliseconds"]
+    assert speed.summed_up(rows, net, model, u) == {}  # nothing of batches of 64
+
+
+def row(way: str, dense: bool, milliseconds: float, threads: int = 1) -> speed.Row:
+    return {"way": way, "dense": dense, "threads": threads, "batch": 64} | {
+        "milliseconds": milliseconds
+    }
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_measurement_is_summed_up_by_the_fastest_ways(there, monkeypatch):
+    net, model, u = thin()
+    monkeypatch.setattr(speed, "installed", lambda _: there)
+    monkeypatch.setattr(speed, "pays_from", lambda *_: 0.95)
+    dense = [row("torch", True, 4.0), row("ONNX Runtime", True, 2.0), row("torch", True, 0.1, 2)]
+    fast = [row("torch modules", False, 9.0), row("runtime", False, 0.5)]
+    expected = {"milliseconds": 0.5, "way": "runtime", "times_faster": 4.0}
+    assert speed.summed_up([*dense, *fast], net, model, u) == expected
+    slow = speed.summed_up([*dense, fast[0]], net, model, u)
+    pays = {"pays_from": 0.95} if there else {}  # what cannot be compiled is not asked for
+    assert slow == {"milliseconds": 9.0, "way": "torch modules", "times_faster": 2 / 9} | pays
+    assert speed.summed_up(dense, net, None, u) == {"milliseconds": 2.0, "way": "ONNX Runtime"}
 
 
 def test_networks_that_were_pruned_are_timed_as_models_are():
@@ -79,9 +95,10 @@ def test_where_sparse_is_slower_the_report_says_from_where_it_pays(monkeypatch):
     times = iter([{"milliseconds": 5.0}, *({"milliseconds": t} for t in (9, 8, 7, 4, 3, 2))])
     monkeypatch.setattr(speed, "_timed", lambda ways, *_: dict(zip(ways, times, strict=True)))
     assert speed.pays_from(net, model, u, 4) == 0.9
-    row = {"model": "implicit", "milliseconds": 0.5, "times_faster": 0.5, "way": "runtime"}
-    assert "pays from a sparsity of 90.00 %" in faster([row | {"pays_from": 0.9}])[0]
-    assert "at every sparsity that was tried" in faster([row | {"pays_from": None}])[0]
+    metrics = {"model": "implicit", "milliseconds": 0.5, "times_faster": 0.5, "way": "runtime"}
+    assert "pays from a sparsity of 90.00 %" in faster([metrics | {"pays_from": 0.9}])[0]
+    assert "at every sparsity that was tried" in faster([metrics | {"pays_from": None}])[0]
+    assert faster([metrics])[0].endswith("sparse is slower here.")
     assert faster([{"model": "explicit", "milliseconds": 1.0}]) == []
 
 
@@ -105,8 +122,7 @@ def test_metric_sparsity_is_timed_unless_it_is_not_asked_for():
 
 def test_a_run_and_a_bench_of_it(tmp_path, capsys, monkeypatch):
     baselines = "evaluation.baselines=[explicit,implicit,magnitude]"
-    monkeypatch.setattr(speed, "BATCHES", (1, 8))
-    monkeypatch.setattr(speed, "measure", partial(speed.measure, threads=(1,), rounds=2))
+    monkeypatch.setattr(speed, "measure", partial(speed.measure, rounds=2))
     folder = small_run(tmp_path / "run", "evaluation.speed=true", baselines)
     metrics = {row["model"]: row for row in json.loads((folder / "metrics.json").read_text())}
     assert all(row["milliseconds"] > 0 for row in metrics.values())
@@ -123,7 +139,12 @@ def test_a_run_and_a_bench_of_it(tmp_path, capsys, monkeypatch):
         rows = list(csv.DictReader(file))
     assert {row["batch"] for row in rows if row["model"] == "implicit"} == {"4"}
     assert {row["batch"] for row in rows if row["model"] == "magnitude"} == {"1", "8", "64"}
+    # `metrics.json` speaks of batches of 64
     after = {row["model"]: row for row in json.loads((folder / "metrics.json").read_text())}
-    assert not math.isclose(after["implicit"]["milliseconds"], metrics["implicit"]["milliseconds"])
+    assert after == metrics
+    app(["bench", str(folder), "--batch", "64", "--threads", "1"], standalone_mode=False)
+    after = {row["model"]: row for row in json.loads((folder / "metrics.json").read_text())}
+    assert after["implicit"]["milliseconds"] != metrics["implicit"]["milliseconds"]
+    assert after["magnitude"] == metrics["magnitude"]
     with pytest.raises(simplicit.InputError, match="the processors there are"):
         app(["bench", str(folder), "--threads", "99"], standalone_mode=False)

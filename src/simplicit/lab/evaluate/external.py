@@ -1,7 +1,5 @@
 """Attacks of other packages, the extra `attacks`: AutoAttack (pyautoattack) and foolbox."""
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from simplicit.errors import InputError
 from simplicit.lab.evaluate.attacks import Predict
+from simplicit.system.extras import package
 
 
 class _AsImages(nn.Module):
@@ -44,10 +43,10 @@ def autoattack(
     Returns:
         Other inputs in the balls.
     """
-    package = _package("pyautoattack")
+    module = package("pyautoattack")
     options: dict[str, Any] = {"version": "custom", "attacks": list(only)} if only else {}
     model = _AsImages(predict, u)
-    attack = package.AutoAttack(model, eps=eps, seed=seed, device=u.device, **options)
+    attack = module.AutoAttack(model, eps=eps, seed=seed, device=u.device, **options)
     found = attack.run_standard_evaluation(_images(u), y, batch_size=max(1, len(u)))
     found = found[0] if isinstance(found, tuple) else found
     return found.reshape(u.shape).to(u)
@@ -67,9 +66,9 @@ def foolbox_pgd(
     Returns:
         Other inputs in the balls.
     """
-    package = _package("foolbox")
-    model = package.PyTorchModel(_AsImages(predict, u).eval(), bounds=(0, 1), device=u.device)
-    attack = package.attacks.LinfProjectedGradientDescentAttack()
+    module = package("foolbox")
+    model = module.PyTorchModel(_AsImages(predict, u).eval(), bounds=(0, 1), device=u.device)
+    attack = module.attacks.LinfProjectedGradientDescentAttack()
     _, found, _ = attack(model, _images(u), y, epsilons=eps)
     return found.reshape(u.shape).to(u)
 
@@ -84,7 +83,7 @@ def available(name: str) -> bool:
         True if it is.
     """
     try:
-        _package({"autoattack": "pyautoattack"}.get(name, name))
+        package({"autoattack": "pyautoattack"}.get(name, name))
     except InputError:
         return False
     return True
@@ -96,12 +95,3 @@ def _images(u: Tensor) -> Tensor:
     return (
         flat if u.ndim == 4 else flat.reshape(len(u), 1, *(u.shape[1:] if u.ndim == 3 else (1, -1)))
     )
-
-
-def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"attack {name}: the package is not installed; pip install 'simplicit[attacks]'"
-        ) from error

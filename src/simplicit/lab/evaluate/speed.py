@@ -5,15 +5,11 @@ of them. A figure is the median of the rounds, its spread the quartiles.
 """
 
 import copy
-import importlib.util
-import io
-import logging
 import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +18,11 @@ from torch import Tensor, nn
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.model.export.extra import of_onnx
+from simplicit.model.export.onnx_file import session
+from simplicit.model.export.onnx_graph import traced
 from simplicit.model.implicit import ImplicitModel
 from simplicit.system import threads as processors
+from simplicit.system.extras import installed
 
 Row = dict[str, Any]
 Way = Callable[[Tensor], Any]
@@ -141,7 +139,7 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
         if not model.equations.structured:
             ways["SciPy CSR"] = _products(model.equations, _scipy)
             ways["torch CSR"] = _products(model.equations, _torch)
-    if importlib.util.find_spec("llvmlite"):
+    if installed("runtime"):
         from simplicit.runtime.compiled import compile
 
         ways[RUNTIME] = compile(model, batch=len(x), threads=torch.get_num_threads())
@@ -180,23 +178,31 @@ def best(rows: Sequence[Row], dense: bool, threads: int, batch: int) -> Row | No
     return min(own, key=lambda row: row["milliseconds"], default=None)
 
 
-def summed_up(rows: Sequence[Row]) -> Row:
-    """Sum a measurement up: at the largest batch, on one thread.
+def summed_up(rows: Sequence[Row], net: nn.Module, made: nn.Module | None, inputs: Tensor) -> Row:
+    """Sum a measurement up: in batches of 64, on one thread.
 
     Args:
-        rows: Of `measure`.
+        rows: Of `measure`, of the same networks and inputs.
+        net: The network.
+        made: The model, or None.
+        inputs: Samples.
 
     Returns:
         Columns of `metrics.json`: `milliseconds` a sample of the fastest way, this `way`, and, of a
-        model, how many `times_faster` it is than the fastest way of the network.
+        model, how many `times_faster` it is than the fastest way of the network. Where it is
+        slower, and can be compiled, also the sparsity that it `pays_from`. Nothing, if that batch
+        was not measured on one thread.
     """
-    batch = max(row["batch"] for row in rows)
+    batch = max(BATCHES)
     network, model = best(rows, True, 1, batch), best(rows, False, 1, batch)
     own = model or network
-    assert own is not None and network is not None
+    if own is None or network is None:
+        return {}
     found: Row = {"milliseconds": own["milliseconds"], "way": own["way"]}
-    if model is not None:
+    if model is not None and made is not None:
         found["times_faster"] = network["milliseconds"] / model["milliseconds"]
+        if found["times_faster"] < 1 and installed("runtime"):
+            found["pays_from"] = pays_from(net, made, inputs, batch)
     return found
 
 
@@ -273,43 +279,22 @@ def _timed(ways: dict[Any, Way], x: Tensor, rounds: int) -> dict[Any, Row]:
     return found
 
 
-# the network for any batch, where the packages are there and the exporter can write it
+# the network for any batch, as the exporter of models writes it, where it can
 def _onnx(net: nn.Module, x: Tensor) -> bytes | None:
-    if not (importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript")):
+    if not installed("onnx"):
         return None
-    file = io.BytesIO()
     try:
-        with _quiet():
-            batch = {0: torch.export.Dim("batch")}
-            program: Any = torch.onnx.export(
-                net, (x,), dynamo=True, verbose=False, dynamic_shapes=(batch,)
-            )
-            program.save(file)
-    except Exception:  # whatever it is: there is no such way
+        written = traced(capture(net, x)).SerializeToString()
+        _session(written)(x)
+    except Exception:  # of the exporter and of the runtime, whatever they raise: no such way
         return None
-    return file.getvalue()
+    return written
 
 
 def _session(written: bytes) -> Way:
-    onnxruntime: Any = of_onnx("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(written, options, ["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    return lambda u: session.run(None, {given.name: u.numpy()})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    running = session(written)
+    (given,) = running.get_inputs()
+    return lambda u: running.run(None, {given.name: u.numpy()})
 
 
 # a network of matrices by products with sparse ones, features first

@@ -31,12 +31,12 @@ def faster(metrics: Sequence[Row]) -> list[str]:
             f"{times:.3g} times as fast as the fastest way of the explicit network"
         )
         if times < 1:
+            sentence += "; sparse is slower here"
             least = read.number(row.get("pays_from"))
-            sentence += (
-                f"; sparse is slower here, and pays from a sparsity of {percent(least)}"
-                if least > 0
-                else "; sparse is slower here, at every sparsity that was tried"
-            )
+            if least > 0:
+                sentence += f", and pays from a sparsity of {percent(least)}"
+            elif "pays_from" in row:
+                sentence += ", at every sparsity that was tried"
         said.append(f"{sentence}.")
     return said
 

@@ -49,20 +49,17 @@ def bench(
     dataset = data.load(settings.evaluation.dataset, settings.data_dir)
     first = SeedRun(settings, dataset, settings.seeds[0], folder)
     net, model = first.build(), load(folder)
+    inputs = first.dataset.test_inputs[: max(batches)]
     rows = speed.measure(
-        "implicit", net, model, first.dataset.test_inputs[: max(batches)],
-        batches=batches, threads=counts, compiler=compiler,
-    )  # fmt: skip
-    path = folder / "speed.csv"
-    kept = (
-        [r for r in read.table(path, ["model"]) if r["model"] != "implicit"]
-        if path.exists()
-        else []
+        "implicit", net, model, inputs, batches=batches, threads=counts, compiler=compiler
     )
+    path = folder / "speed.csv"
+    before = read.table(path, ["model"]) if path.exists() else []
+    kept = [row for row in before if row["model"] != "implicit"]
     files.write_csv(path, [*kept, *({"seed": first.seed, **row} for row in rows)])
-    found = speed.summed_up(rows)
+    found = speed.summed_up(rows, net, model, inputs)
     for row in metrics:
-        if row["model"] == "implicit" and row.get("seed") == first.seed:
+        if found and row["model"] == "implicit" and row.get("seed") == first.seed:
             row.pop("pays_from", None)
             row |= found
     files.write_csv(folder / "metrics.csv", metrics)

@@ -341,10 +341,7 @@ class SeedRun:
             # the network is timed again beside each of its models
             some = {"batches": speed.BATCHES[-1:], "threads": (1,)} if made is None else {}
             rows = self._tables["speed"] = speed.measure(name, net, made, inputs, **some)
-            found = speed.summed_up(rows)
-            if made is not None and found["times_faster"] < 1:
-                pays = speed.pays_from(net, made, inputs, max(speed.BATCHES))
-                found["pays_from"] = pays
+            found = speed.summed_up(rows, net, made, inputs)
             step(1)
         return found
 

@@ -20,11 +20,11 @@ from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator
 from simplicit.errors import InputError
 from simplicit.model.equilibrium import iterated
-from simplicit.model.export.extra import of_onnx
 from simplicit.model.export.onnx_graph import traced
 from simplicit.model.export.onnx_loop import looped
 from simplicit.model.fixed_point import MAX_STEPS, TOLERANCE
 from simplicit.model.into_network import apart, outputs_of, some_inputs
+from simplicit.system.extras import package
 from simplicit.system.files import replace_with
 
 CLOSE = 1e-5
@@ -54,7 +54,7 @@ def write_onnx(
         InputError: If the extra `onnx` is missing, an operation has no ONNX form, ONNX Runtime
             predicts something else, or the file cannot be written; then nothing is left behind.
     """
-    onnx = of_onnx("onnx")
+    onnx = package("onnx")
     if not equations.feedback and (tol, max_steps) != (None, MAX_STEPS):
         raise InputError("to_onnx: tol and max_steps are accepted for structure 'full' only")
     equations = _as_computed(equations)
@@ -80,6 +80,21 @@ def write_onnx(
             os.fsync(file.fileno())
     except OSError as error:
         raise InputError(f"{path}: cannot write the model ({error.strerror})") from None
+
+
+def session(written: bytes) -> Any:
+    """Load an ONNX file into ONNX Runtime, on the processor and torch's number of threads.
+
+    Args:
+        written: The file.
+
+    Returns:
+        The `onnxruntime.InferenceSession`. If the package is missing that is an `InputError`.
+    """
+    runtime: Any = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
+    return runtime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
 
 
 # on the processor, and in the dtype of the weights: the model of a bfloat16 network has float32
@@ -125,16 +140,13 @@ def _expected(
 def _runs(
     equations: StateEquations, payload: bytes, batches: list[Float[Tensor, "_ p"]]
 ) -> list[list[Tensor]]:
-    runtime: Any = of_onnx("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
     runs = []
     try:
-        session = runtime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
+        running = session(payload)
+        names = [given.name for given in running.get_inputs()]
         for u in batches:
             values = [part.numpy() for part in parted(equations.inputs, u)]
-            found = session.run(None, dict(zip(names, values, strict=True)))
+            found = running.run(None, dict(zip(names, values, strict=True)))
             runs.append([torch.from_numpy(y) for y in found])
     except Exception as error:  # its exceptions have no common class
         reason = str(error).strip().splitlines()[0]

@@ -13,9 +13,9 @@ import torch
 from simplicit.equations.interface import parted
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.model.export.extra import of_onnx
 from simplicit.model.into_network import some_inputs
 from simplicit.model.to_torch import as_modules
+from simplicit.system.extras import package
 
 
 def input_names(equations: StateEquations) -> list[str]:
@@ -59,7 +59,7 @@ def traced(equations: StateEquations) -> Any:
     Raises:
         InputError: If an operation has no ONNX form.
     """
-    of_onnx("onnxscript")
+    package("onnxscript")
     module = as_modules(equations).eval().requires_grad_(False)
     u = some_inputs(equations).to(equations.like)
     # views of u would have the strides of u in the graph

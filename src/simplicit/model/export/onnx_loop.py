@@ -14,8 +14,8 @@ from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import BlockOperator, constants
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Block
-from simplicit.model.export.extra import of_onnx
 from simplicit.model.export.onnx_graph import input_names, output_names
+from simplicit.system.extras import package
 
 OPSET, FORMAT = 18, 9
 """Of ONNX: from 18 on, ReduceMax takes its axes as a tensor; runtimes of 2023 read both."""
@@ -70,7 +70,7 @@ def looped(equations: StateEquations, tol: float, max_steps: int) -> Any:
     Returns:
         The `onnx.ModelProto`; the first axis of inputs and outputs has any length.
     """
-    onnx = of_onnx("onnx")
+    onnx = package("onnx")
     kind = equations.like.detach().numpy().dtype
     real = TYPES[kind.name]
     takes = [f"given_{k}" for k in range(len(equations.inputs))]

@@ -13,9 +13,9 @@ from pathlib import Path
 from simplicit.errors import InputError
 from simplicit.model.archive.format import HEADER, NUMBERS
 from simplicit.model.export.card import card
-from simplicit.model.export.extra import package
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
+from simplicit.system.extras import package
 from simplicit.system.files import replace_with
 
 CONFIG, CARD = "config.json", "README.md"
@@ -77,7 +77,7 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> ImplicitMo
         return load(name)
     if not HUB_ID.fullmatch(str(name)):
         raise InputError(f"{name}: accepted are a folder of save_pretrained and an id owner/name")
-    hub = package("huggingface_hub", "huggingface_hub")
+    hub = package("huggingface_hub")
     try:
         # no other file of a repository is asked for
         fetched = hub.snapshot_download(
