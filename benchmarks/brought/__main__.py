@@ -74,9 +74,11 @@ def row(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.5, 0.7, 0.9])
     asked = parser.parse_args()
+    for name in set(asked.networks) - set(NETWORKS):  # argparse has no choices of none or several
+        parser.error(f"network {name!r}: accepted are {', '.join(NETWORKS)}")
     torch.set_num_threads(os.cpu_count() or 1)
     names = (
         "network",

@@ -12,8 +12,8 @@ import argparse
 import time
 from pathlib import Path
 
-import networks
 import torch
+from networks import NETWORKS, network
 
 import simplicit
 from simplicit.lab.evaluate import speed
@@ -22,14 +22,16 @@ from simplicit.lab.evaluate import speed
 def main() -> None:
     """Measure and print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(networks.NETWORKS))
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.8, 0.9, 0.95, 0.98])
     parser.add_argument("--batch", nargs="+", type=int, default=list(speed.BATCHES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DATA")
     asked = parser.parse_args()
+    for name in set(asked.networks) - set(NETWORKS):  # argparse has no choices of none or several
+        parser.error(f"network {name!r}: accepted are {', '.join(NETWORKS)}")
     for name in asked.networks:
-        net, inputs = networks.network(name, asked.data)
+        net, inputs = network(name, asked.data)
         print(f"\n{name}, microseconds a sample, and times faster than the fastest dense way\n")
         print(
             "| sparsity | threads | batch | fastest dense | µs | way | µs | times | compiled, s |"
