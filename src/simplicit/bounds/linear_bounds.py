@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.bounds.intervals import TINY, Box, Boxes, image, slack
@@ -83,6 +83,8 @@ class Function:
         self.constant = self.constant + _dot(up, around.below) + _dot(down, around.above)
         self.size = self.size + _dot(c.abs(), torch.maximum(around.below.abs(), around.above.abs()))
         mu = _sloped(c, around)
+        if around.held is not None:
+            mu = mu + around.held[:, None]
         at = z.size if around.entry is None else z.size.gather(1, around.entry)
         self.size = self.size + _dot(mu.abs(), at)
         if around.entry is None:
@@ -154,6 +156,42 @@ class Substitution:
         )
         read = whole if layer.own is not None else self
         return replace(whole, sizes=(*self.sizes, layer.size([s.size for s in read.sources])))
+
+    def rows(self, which: Int[Tensor, " r"]) -> "Substitution":
+        """Take samples, as often as they are asked for.
+
+        Args:
+            which: Their indices.
+
+        Returns:
+            The network with their boxes and lines.
+        """
+
+        def taken(box: Box) -> Box:
+            return Box(box.low[which], box.high[which])
+
+        return replace(
+            self,
+            u=taken(self.u),
+            boxes=tuple(Boxes(taken(z), taken(x)) for z, x in self.boxes),
+            around=tuple(
+                Lines(*(None if part is None else part[which] for part in one))  # pyright: ignore
+                for one in self.around
+            ),
+            sizes=tuple(size[which] for size in self.sizes),
+        )
+
+    def lowest(self, at: int, mu: Float[Tensor, "s rows"]) -> Float[Tensor, " s"]:
+        """Bound one linear function of the next layer's pre-activations, a sample.
+
+        Args:
+            at: The layer that is next.
+            mu: Coefficients.
+
+        Returns:
+            Lower bounds by substitution, differentiable in the lines.
+        """
+        return self._lowest(self._read(at, mu[:, None]))[:, 0]
 
     def margins(self, mu: Float[Tensor, "s k q"], deep: bool = True) -> Float[Tensor, "s k"]:
         """Bound linear functions of the outputs from below.

@@ -2,7 +2,9 @@
 
 For a piecewise linear φ: the chord on one side and, on the other, a line through the kink
 (Zhang, Weng, Chen, Hsieh, Daniel, "Efficient Neural Network Robustness Certification with General
-Activation Functions", NeurIPS 2018: CROWN, with its adaptive slope). For tanh and the sigmoid: two
+Activation Functions", NeurIPS 2018: CROWN, with its adaptive slope). Every slope between those of
+the two sides is sound there, so that it can be chosen for what is bounded (Xu et al., "Fast and
+Complete", ICLR 2021: α-CROWN). For tanh and the sigmoid: two
 parallel lines of the least slope in the interval, since φ(z) − d z rises where d is at most that;
 the same for SiLU and GELU. For the maximum of a window: below, its entry with the largest lower
 end; above, the same entry if no other can be larger, otherwise the largest upper end.
@@ -34,6 +36,8 @@ class Lines(NamedTuple):
         slope_above: Slope of the line above.
         above: Its offset, rounded up.
         entry: For a maximum, the entry of z that the lines of each state speak of.
+        held: Multipliers λ of z, where its sign is known to make λ z at most 0: what is bounded
+            from below may have λ z added (Wang et al., NeurIPS 2021: β-CROWN).
     """
 
     slope_below: Float[Tensor, "m states"]
@@ -41,14 +45,17 @@ class Lines(NamedTuple):
     slope_above: Float[Tensor, "m states"]
     above: Float[Tensor, "m states"]
     entry: Int[Tensor, "m states"] | None = None
+    held: Float[Tensor, "m rows"] | None = None
 
 
-def lines(phi: StatePhi, z: Box) -> Lines:
+def lines(phi: StatePhi, z: Box, slope: Float[Tensor, "m rows"] | None = None) -> Lines:
     """Hold every state of a layer between two lines in its pre-activation.
 
     Args:
         phi: φ of the layer.
         z: Boxes of its pre-activations.
+        slope: Of the line through a kink, where there is a choice (`chosen`); otherwise the one
+            with the smaller area.
 
     Returns:
         The lines.
@@ -58,7 +65,10 @@ def lines(phi: StatePhi, z: Box) -> Lines:
     """
     match phi:
         case Stacked():
-            parts = [lines(block.phi, part)[:4] for block, part in _split(phi, z)]
+            sizes = [block.size for block in phi.blocks]
+            slopes = [None] * len(sizes) if slope is None else slope.split(sizes, 1)
+            every = zip(_split(phi, z), slopes, strict=True)
+            parts = [lines(block.phi, part, own)[:4] for (block, part), own in every]
             return Lines(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
         case MaxPool():
             return _largest(phi, z)
@@ -66,9 +76,9 @@ def lines(phi: StatePhi, z: Box) -> Lines:
             one, zero = torch.ones_like(z.low), torch.zeros_like(z.low)
             return Lines(one, zero, one, zero)
         case Phi("relu"):
-            return _kinked(0.0, z)
+            return _kinked(0.0, z, slope)
         case Phi("leaky_relu"):
-            return _kinked(phi.slope, z)
+            return _kinked(phi.slope, z, slope)
         case Phi("relu6"):
             return _clipped(z)
         case Phi():
@@ -104,6 +114,26 @@ def unsettled(phi: StatePhi, z: Box) -> Bool[Tensor, "m rows"]:
         case Phi("relu6"):
             return ((z.low < 0) & (z.high > 0)) | ((z.low < 6) & (z.high > 6))
     return z.low < z.high
+
+
+def chosen(phi: StatePhi, z: Box) -> tuple[Bool[Tensor, "m rows"], Float[Tensor, "m rows"]]:
+    """Say where the slope of the line below φ may be chosen.
+
+    Args:
+        phi: φ of the layer.
+        z: Boxes of its pre-activations.
+
+    Returns:
+        Where, and the least slope there; the largest is 1.
+    """
+    match phi:
+        case Stacked():
+            parts = [chosen(block.phi, part) for block, part in _split(phi, z)]
+            return torch.cat([where for where, _ in parts], 1), torch.cat([a for _, a in parts], 1)
+        case Phi("relu") | Phi("leaky_relu"):
+            least = phi.slope if phi.name == "leaky_relu" else 0.0
+            return (z.low < 0) & (z.high > 0) & (least < 1), torch.full_like(z.low, least)
+    return torch.zeros_like(z.low, dtype=torch.bool), torch.zeros_like(z.low)
 
 
 def windows(phi: MaxPool) -> Int[Tensor, "states reads"]:
@@ -151,12 +181,14 @@ def _largest(phi: MaxPool, z: Box) -> Lines:
 
 
 # φ = z above 0 and slope · z below: the chord is above it if slope < 1, below it otherwise
-def _kinked(slope: float, z: Box) -> Lines:
+def _kinked(slope: float, z: Box, through: Tensor | None = None) -> Lines:
     width = (z.high - z.low).clamp_min(TINY)
     left = slope * z.low
     chord = ((z.high - left) / width).clamp(min(slope, 1.0), max(slope, 1.0))
     # the smaller of the two areas between the lines; a ReLU that is surely on or off is exact
-    through = torch.where(z.high >= -z.low, 1.0, slope).to(z.low)
+    if through is None or slope >= 1:
+        through = torch.where(z.high >= -z.low, 1.0, slope).to(z.low)
+    through = through.clamp(min(slope, 1.0), max(slope, 1.0))
     on, off = z.low >= 0, z.high <= 0
     chord, through = (
         torch.where(on, 1.0, torch.where(off, slope, t)).to(z.low) for t in (chord, through)

@@ -1,0 +1,304 @@
+"""Slopes and multipliers chosen for the function that is bounded: α-CROWN and β-CROWN.
+
+A line through a kink may have any slope α in [0, 1], and where a branch knows the sign of z a
+multiple −β z or β z of the right sign may be added: each choice gives a lower bound, and the best
+one is found by ascent (Xu et al., "Fast and Complete", ICLR 2021; Wang et al., "Beta-CROWN",
+NeurIPS 2021). The ascent is float32; what it finds is bounded again in float64, rounded outward, so
+that nothing rests on how well it went.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from simplicit.bounds.intervals import Box, Boxes, image
+from simplicit.bounds.layer_boxes import Layer, prepared
+from simplicit.bounds.linear_bounds import Substitution
+from simplicit.bounds.relaxation import Lines, chosen, lines
+from simplicit.equations.network import StateEquations
+
+RATES = 0.25, 0.1
+"""Steps of α and β at first."""
+
+DECAY = 0.9
+"""What remains of a step's length after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """Functions of one layer, each on a part of its sample's box.
+
+    Args:
+        mu: Coefficients of the layer's pre-activations, a function a row.
+        slopes: α by layer.
+        signs: 1 where z ≥ 0 on this part, −1 where z ≤ 0, otherwise 0, by layer.
+        multipliers: β ≥ 0 by layer, 0 where no sign is known.
+    """
+
+    mu: Float[Tensor, "s rows"]
+    slopes: tuple[Float[Tensor, "s _"], ...]
+    signs: tuple[Float[Tensor, "s _"], ...]
+    multipliers: tuple[Float[Tensor, "s _"], ...]
+
+    def taken(self, which: Tensor) -> "Branches":
+        """Take some.
+
+        Args:
+            which: Their indices, or a mask.
+
+        Returns:
+            These.
+        """
+        parts = (self.slopes, self.signs, self.multipliers)
+        return Branches(self.mu[which], *(tuple(t[which] for t in part) for part in parts))
+
+    def and_(self, other: "Branches") -> "Branches":
+        """Put others behind them.
+
+        Args:
+            other: Of the same layer.
+
+        Returns:
+            All.
+        """
+        mine, theirs = ((b.slopes, b.signs, b.multipliers) for b in (self, other))
+        joined = (
+            tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
+            for a, b in zip(mine, theirs, strict=True)
+        )
+        return Branches(torch.cat([self.mu, other.mu]), *joined)
+
+    def split(self, layer: Int[Tensor, " s"], state: Int[Tensor, " s"]) -> "Branches":
+        """Cut each where a pre-activation is 0.
+
+        Args:
+            layer: Of the pre-activation.
+            state: Its index there.
+
+        Returns:
+            Those of z ≥ 0, then those of z ≤ 0.
+        """
+        halves = []
+        for sign in (1.0, -1.0):
+            signs = [t.clone() for t in self.signs]
+            for at, t in enumerate(signs):
+                mine = (layer == at).nonzero()[:, 0]
+                t[mine, state[mine]] = sign
+            halves.append(replace(self, signs=tuple(signs)))
+        return halves[0].and_(halves[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the ascent ended with.
+
+    Args:
+        branches: With their best slopes and multipliers.
+        bound: Their bounds in float32: an estimate.
+        layer: Of the pre-activation that makes the bound loosest; −1 if there is none.
+        state: Its index there.
+        inputs: Where in the box of inputs the bound is reached, if it is.
+    """
+
+    branches: Branches
+    bound: Float[Tensor, " s"]
+    layer: Int[Tensor, " s"]
+    state: Int[Tensor, " s"]
+    inputs: Float[Tensor, "s p"]
+
+
+class Ascent:
+    """A network in both precisions.
+
+    Args:
+        equations: Float64, on the CPU, without gradients.
+    """
+
+    def __init__(self, equations: StateEquations) -> None:
+        single = equations.changed(lambda t: t.float() if t.is_floating_point() else t)
+        self.layers = prepared(equations)
+        self._single = prepared(single)
+
+    def begun(self, at: Substitution, mu: Float[Tensor, "s rows"]) -> Branches:
+        """Begin with the lines of backward substitution.
+
+        Args:
+            at: The network up to the layer, one sample.
+            mu: Functions of the layer's pre-activations.
+
+        Returns:
+            A branch for each, on the whole box.
+        """
+        count = len(mu)
+        slopes = tuple(
+            a.slope_below.float().expand(count, -1)
+            if a.slope_below.shape == z.low.shape
+            else z.low.float().expand(count, -1)
+            for a, (z, _) in zip(at.around, at.boxes, strict=True)
+        )
+        zero = tuple(torch.zeros_like(t) for t in slopes)
+        return Branches(mu.float(), slopes, zero, zero)
+
+    def bound(self, at: Substitution, some: Branches) -> Float[Tensor, " s"]:
+        """Bound each from below, rounded outward.
+
+        Args:
+            at: The network up to the layer, one sample.
+            some: Branches.
+
+        Returns:
+            The bounds.
+        """
+        with torch.no_grad():
+            on = _on(at, some, self.layers)
+            around = [
+                lines(layer.equation.phi, z, slope.double())._replace(held=_held(some, k, z.low))
+                for k, (layer, (z, _), slope) in enumerate(
+                    zip(self.layers, on.boxes, some.slopes, strict=False)
+                )
+            ]
+            on = replace(on, around=tuple(around))
+            return on.lowest(len(on.boxes), some.mu.double())
+
+    def climbed(self, at: Substitution, some: Branches, steps: int) -> Found:
+        """Choose slopes and multipliers.
+
+        Args:
+            at: The network up to the layer, one sample.
+            some: Branches to begin with.
+            steps: Of the ascent.
+
+        Returns:
+            Better ones; none is worse than it was.
+        """
+        on = _on(_in_single(at, self._single), some, self._single)
+        where = [
+            chosen(layer.equation.phi, z)
+            for layer, (z, _) in zip(self._single, on.boxes, strict=False)
+        ]
+        slopes = [t.clone().requires_grad_() for t in some.slopes]
+        betas = [t.clone().requires_grad_() for t in some.multipliers]
+        groups = [{"params": slopes, "lr": RATES[0]}, {"params": betas, "lr": RATES[1]}]
+        adam = torch.optim.Adam(groups) if slopes else None
+        best = torch.full((len(some.mu),), -torch.inf)
+        kept = some
+        for step in range(steps + 1):
+            around = tuple(
+                _lined(base, free, slope, beta * -sign)
+                for base, (free, _), slope, beta, sign in zip(
+                    on.around, where, slopes, betas, some.signs, strict=True
+                )
+            )
+            bound = replace(on, around=around).lowest(len(on.boxes), some.mu)
+            with torch.no_grad():
+                better = (bound > best)[:, None]
+                best = torch.maximum(bound, best)
+                kept = replace(
+                    kept,
+                    slopes=_where(better, slopes, kept.slopes),
+                    multipliers=_where(better, betas, kept.multipliers),
+                )
+            if step == steps or adam is None:
+                break
+            adam.zero_grad()
+            (-bound.sum()).backward()
+            adam.step()
+            with torch.no_grad():
+                for slope, (_, least) in zip(slopes, where, strict=True):
+                    slope.copy_(slope.clamp(max=1.0).maximum(least))
+                for beta in betas:
+                    beta.clamp_(min=0.0)
+            for group in adam.param_groups:
+                group["lr"] *= DECAY
+        return self._read(on, kept, where, best)
+
+    # what the bound depends on: coefficients are the derivatives by offsets and by ends of the box
+    def _read(self, on: Substitution, some: Branches, where: Sequence, bound: Tensor) -> Found:
+        offsets, around = [], []
+        for k, (base, (free, _)) in enumerate(zip(on.around, where, strict=True)):
+            line = _lined(base, free, some.slopes[k], _held(some, k, base.below))
+            line = line._replace(
+                below=line.below.clone().requires_grad_(),
+                above=line.above.clone().requires_grad_(),
+            )
+            offsets += [line.below, line.above]
+            around.append(line)
+        ends = [end.clone().requires_grad_() for end in (on.u.low, on.u.high)]
+        last = replace(on, around=tuple(around), u=Box(*ends)).lowest(len(on.boxes), some.mu)
+        found = torch.autograd.grad(last.sum(), [*offsets, *ends], allow_unused=True)
+        zero = [torch.zeros_like(t) for t in [*offsets, *ends]]
+        *cs, low, high = (z if g is None else g for g, z in zip(found, zero, strict=True))
+        inputs = torch.where(low + high > 0, on.u.low, on.u.high)
+        scores = []
+        for k, ((free, _), (z, _)) in enumerate(zip(where, on.boxes, strict=True)):
+            up, down, slope = cs[2 * k], cs[2 * k + 1], some.slopes[k]
+            apart = torch.minimum(-slope * z.low, (1 - slope) * z.high).clamp_min(0)
+            score = up * apart - down * on.around[k].above
+            scores.append(torch.where(free, score, -1.0))
+        sizes = [score.shape[1] for score in scores]
+        if not sizes:
+            none = torch.full((len(bound),), -1)
+            return Found(some, bound, none, none, inputs)
+        most, flat = torch.cat(scores, 1).max(1)
+        starts = torch.tensor([0, *sizes]).cumsum(0)
+        layer = torch.bucketize(flat, starts[1:], right=True)
+        state = flat - starts[layer]
+        return Found(some, bound, torch.where(most < 0, -1, layer), state, inputs)
+
+
+# boxes of branches: a known sign cuts a pre-activation's
+def _on(at: Substitution, some: Branches, layers: Sequence[Layer]) -> Substitution:
+    rows = at.rows(torch.zeros(len(some.mu), dtype=torch.long))
+    boxes, around = list(rows.boxes), list(rows.around)
+    for k, sign in enumerate(some.signs):
+        if not bool(sign.any()):
+            continue
+        z, phi = boxes[k].z, layers[k].equation.phi
+        low = torch.where(sign > 0, z.low.clamp_min(0), z.low)
+        high = torch.where(sign < 0, z.high.clamp_max(0), z.high)
+        # on a part that is empty any bound holds: a box of one point keeps arithmetic finite
+        z = Box(torch.minimum(low, high), torch.maximum(low, high))
+        boxes[k] = Boxes(z, image(phi, z))
+        around[k] = lines(phi, z)
+    return replace(rows, boxes=tuple(boxes), around=tuple(around))
+
+
+def _in_single(at: Substitution, layers: Sequence[Layer]) -> Substitution:
+    def single(box: Box) -> Box:
+        return Box(box.low.float(), box.high.float())
+
+    return Substitution(
+        layers,
+        single(at.u),
+        tuple(Boxes(single(z), single(x)) for z, x in at.boxes),
+        tuple(_cast(one) for one in at.around),
+        tuple(size.float() for size in at.sizes),
+    )
+
+
+def _cast(one: Lines) -> Lines:
+    numbers = (part.float() for part in one[:4] if part is not None)
+    return Lines(*numbers, entry=one.entry)
+
+
+def _lined(base: Lines, free: Tensor, slope: Tensor, held: Tensor | None) -> Lines:
+    if base.entry is not None:
+        return base
+    return base._replace(
+        slope_below=torch.where(free, slope, base.slope_below),
+        below=torch.where(free, 0.0, base.below),
+        held=held,
+    )
+
+
+def _held(some: Branches, k: int, like: Tensor) -> Tensor | None:
+    if not bool(some.signs[k].any()):
+        return None
+    return (-some.signs[k] * some.multipliers[k]).to(like)
+
+
+def _where(better: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.where(better, a.detach(), b) for a, b in zip(new, old, strict=True))
