@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of
 from simplicit.bounds.intervals import Box
-from simplicit.bounds.slopes import Ascent
+from simplicit.bounds.layer_boxes import prepared
 from simplicit.bounds.verify import decide
 
 SAID = {"proved": "unsat", "counterexample": "sat", "open": "unknown"}
@@ -146,9 +146,9 @@ def main() -> None:
         for file in (row[1] for row in instances if row[0] == name):
             box, label = asked(options.folder / file)
             model = as_model(net, box.centre)
-            ascent, start = Ascent(equations_of(model)), time.monotonic()
+            layers, start = prepared(equations_of(model)), time.monotonic()
             found = decide(
-                ascent, model.outputs, box, label, deadline=start + options.seconds, nodes=10**6
+                layers, model.outputs, box, label, deadline=start + options.seconds, nodes=10**6
             )
             seconds, key = time.monotonic() - start, (Path(name).stem, Path(file).stem)
             counts.setdefault(key[0], Counter())[found.status] += 1

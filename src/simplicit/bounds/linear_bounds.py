@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.bounds.intervals import TINY, Box, Boxes, image, slack
@@ -48,22 +48,34 @@ class Function:
         coefficients: c_s by source, (s, k, states) for k functions of each of s samples.
         constant: The constants (s, k).
         size: Sum of the sizes of all products that were made (s, k): rounding is relative to it.
+            None where it is not counted: then nothing is rounded outward.
     """
 
     coefficients: dict[int, Tensor]
     constant: Float[Tensor, "s k"]
-    size: Float[Tensor, "s k"]
+    size: Float[Tensor, "s k"] | None
 
-    def read(self, layer: Layer, mu: Float[Tensor, "s k rows"], sizes: Tensor) -> None:
+    def sized(self, c: Float[Tensor, "s k n"], v: Float[Tensor, "s n"]) -> None:
+        """Count products.
+
+        Args:
+            c: Their coefficients.
+            v: Largest sizes of what they are multiplied with.
+        """
+        if self.size is not None:
+            self.size = self.size + _dot(c.abs(), v)
+
+    def read(self, layer: Layer, mu: Float[Tensor, "s k rows"], sizes: Tensor | None) -> None:
         """Add μ z of a layer, in what the layer reads.
 
         Args:
             layer: The layer.
             mu: Coefficients of z.
-            sizes: `Layer.size` at every sample.
+            sizes: `Layer.size` at every sample; None if sizes are not counted.
         """
         self.constant = self.constant + mu @ layer.shift
-        self.size = self.size + _dot(mu.abs(), sizes)
+        if sizes is not None:
+            self.sized(mu, sizes)
         for source, c in pull(layer.equation, mu).items():
             known = self.coefficients.get(source)
             self.coefficients[source] = c if known is None else known + c
@@ -81,12 +93,13 @@ class Function:
         """
         up, down = c.clamp_min(0), c.clamp_max(0)
         self.constant = self.constant + _dot(up, around.below) + _dot(down, around.above)
-        self.size = self.size + _dot(c.abs(), torch.maximum(around.below.abs(), around.above.abs()))
+        if self.size is not None:
+            self.sized(c, torch.maximum(around.below.abs(), around.above.abs()))
         mu = _sloped(c, around)
         if around.held is not None:
             mu = mu + around.held[:, None]
-        at = z.size if around.entry is None else z.size.gather(1, around.entry)
-        self.size = self.size + _dot(mu.abs(), at)
+        if self.size is not None:
+            self.sized(mu, z.size if around.entry is None else z.size.gather(1, around.entry))
         if around.entry is None:
             return mu
         places = around.entry[:, None].expand_as(mu)
@@ -100,7 +113,8 @@ class Function:
             box: Of s.
         """
         self.constant = self.constant + _dot(c, box.centre) - _dot(c.abs(), box.radius)
-        self.size = self.size + 2 * _dot(c.abs(), box.size)
+        if self.size is not None:
+            self.sized(c, 2 * box.size)
 
     def both(self) -> "Function":
         """Put the negative of every function behind them.
@@ -111,7 +125,7 @@ class Function:
         return Function(
             {s: torch.cat([c, -c], 1) for s, c in self.coefficients.items()},
             torch.cat([self.constant, -self.constant], 1),
-            torch.cat([self.size, self.size], 1),
+            None if self.size is None else torch.cat([self.size, self.size], 1),
         )
 
 
@@ -124,12 +138,14 @@ class Substitution:
         u: Boxes of inputs.
         boxes: Of the first hidden layers.
         around: Lines of each of them.
+        rounded: Whether bounds are rounded outward: not while slopes are looked for.
     """
 
     layers: Sequence[Layer]
     u: Box
     boxes: tuple[Boxes, ...] = ()
     around: tuple[Lines, ...] = ()
+    rounded: bool = True
     sizes: tuple[Tensor, ...] = field(default=(), repr=False)
 
     @property
@@ -157,36 +173,12 @@ class Substitution:
         read = whole if layer.own is not None else self
         return replace(whole, sizes=(*self.sizes, layer.size([s.size for s in read.sources])))
 
-    def rows(self, which: Int[Tensor, " r"]) -> "Substitution":
-        """Take samples, as often as they are asked for.
-
-        Args:
-            which: Their indices.
-
-        Returns:
-            The network with their boxes and lines.
-        """
-
-        def taken(box: Box) -> Box:
-            return Box(box.low[which], box.high[which])
-
-        return replace(
-            self,
-            u=taken(self.u),
-            boxes=tuple(Boxes(taken(z), taken(x)) for z, x in self.boxes),
-            around=tuple(
-                Lines(*(None if part is None else part[which] for part in one))  # pyright: ignore
-                for one in self.around
-            ),
-            sizes=tuple(size[which] for size in self.sizes),
-        )
-
     def lowest(self, at: int, mu: Float[Tensor, "s rows"]) -> Float[Tensor, " s"]:
-        """Bound one linear function of the next layer's pre-activations, a sample.
+        """Bound one linear function of the next layer's pre-activations a row.
 
         Args:
             at: The layer that is next.
-            mu: Coefficients.
+            mu: Coefficients. Boxes and lines are of as many samples, or of one that is that of all.
 
         Returns:
             Lower bounds by substitution, differentiable in the lines.
@@ -245,9 +237,9 @@ class Substitution:
     # μ z of a layer in what it reads
     def _read(self, at: int, mu: Tensor) -> Function:
         nothing = mu.new_zeros(mu.shape[:2])
-        function = Function({}, nothing, nothing)
+        function = Function({}, nothing, nothing if self.rounded else None)
         sizes = self.sizes[at] if at < len(self.sizes) else None
-        if sizes is None:
+        if sizes is None and self.rounded:
             sizes = self.layers[at].size([s.size for s in self.sources])
         function.read(self.layers[at], mu, sizes)
         return function
@@ -263,12 +255,15 @@ class Substitution:
                 continue
             layer, around, (z, x) = self.layers[at], self.around[at], self.boxes[at]
             lam = c if layer.own is None else _fixed(c, layer, around)
-            function.read(layer, function.relax(lam, around, z), self.sizes[at])
+            sizes = self.sizes[at] if self.rounded else None
+            function.read(layer, function.relax(lam, around, z), sizes)
             if layer.own is not None:
                 function.least(left.pop(at) + c - lam, x)
-                function.size = function.size + _dot(c.abs() + lam.abs(), x.size)
+                function.sized(c.abs() + lam.abs(), x.size)
         if -1 in left:
             function.least(left.pop(-1), self.u)
+        if function.size is None:
+            return function.constant
         return function.constant - 2 * slack(_sums(self.layers)) * function.size - TINY
 
 
@@ -295,6 +290,10 @@ def refined(layers: Sequence[Layer], u: Box, found: Boxes | None = None) -> Subs
 
 
 def _dot(c: Float[Tensor, "s k n"], v: Float[Tensor, "s n"]) -> Float[Tensor, "s k"]:
+    if len(v) == 1:
+        return c @ v[0]
+    if c.shape[1] == 1:  # a product of matrices would take three times as long
+        return (c[:, 0] * v).sum(1, keepdim=True)
     return (c @ v[:, :, None])[:, :, 0]
 
 

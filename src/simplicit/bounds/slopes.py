@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.bounds.intervals import Box, Boxes, image
-from simplicit.bounds.layer_boxes import Layer, prepared
 from simplicit.bounds.linear_bounds import Substitution
+from simplicit.bounds.reduced import reduced
 from simplicit.bounds.relaxation import Lines, chosen, lines
-from simplicit.equations.network import StateEquations
 
 RATES = 0.25, 0.1
 """Steps of α and β at first."""
@@ -109,24 +108,40 @@ class Found:
     state: Int[Tensor, " s"]
     inputs: Float[Tensor, "s p"]
 
+    @classmethod
+    def all_of(cls, some: Sequence["Found"]) -> "Found":
+        """Put several behind each other.
+
+        Args:
+            some: At least one.
+
+        Returns:
+            All.
+        """
+        branches = some[0].branches
+        for one in some[1:]:
+            branches = branches.and_(one.branches)
+        columns = ([f.bound, f.layer, f.state, f.inputs] for f in some)
+        return cls(branches, *(torch.cat(column) for column in zip(*columns, strict=True)))
+
 
 class Ascent:
-    """A network in both precisions.
+    """A network on the box of one sample, and how functions of its next layer are bounded.
 
     Args:
-        equations: Float64, on the CPU, without gradients.
+        network: The network up to a layer, without feedback, one sample.
     """
 
-    def __init__(self, equations: StateEquations) -> None:
-        single = equations.changed(lambda t: t.float() if t.is_floating_point() else t)
-        self.layers = prepared(equations)
-        self._single = prepared(single)
+    def __init__(self, network: Substitution) -> None:
+        layer = network.layers[len(network.boxes)]
+        size = layer.size([source.size for source in network.sources])
+        self._network = replace(network, sizes=(*network.sizes, size))
+        self._single, self._columns = reduced(network)
 
-    def begun(self, at: Substitution, mu: Float[Tensor, "s rows"]) -> Branches:
+    def begun(self, mu: Float[Tensor, "s rows"]) -> Branches:
         """Begin with the lines of backward substitution.
 
         Args:
-            at: The network up to the layer, one sample.
             mu: Functions of the layer's pre-activations.
 
         Returns:
@@ -134,50 +149,55 @@ class Ascent:
         """
         count = len(mu)
         slopes = tuple(
-            a.slope_below.float().expand(count, -1)
-            if a.slope_below.shape == z.low.shape
-            else z.low.float().expand(count, -1)
-            for a, (z, _) in zip(at.around, at.boxes, strict=True)
+            (z.low if one.entry is not None else one.slope_below).expand(count, -1)
+            for one, (z, _) in zip(self._single.around, self._single.boxes, strict=True)
         )
         zero = tuple(torch.zeros_like(t) for t in slopes)
         return Branches(mu.float(), slopes, zero, zero)
 
-    def bound(self, at: Substitution, some: Branches) -> Float[Tensor, " s"]:
-        """Bound each from below, rounded outward.
+    def bound(self, some: Branches) -> Float[Tensor, " s"]:
+        """Bound each from below, in float64 and rounded outward.
 
         Args:
-            at: The network up to the layer, one sample.
             some: Branches.
 
         Returns:
             The bounds.
         """
         with torch.no_grad():
-            on = _on(at, some, self.layers)
+            whole = self._network
+            every = [z.low.new_zeros(len(some.mu), z.low.shape[1]) for z, _ in whole.boxes]
+            slopes, signs, betas = (
+                [
+                    zero.index_copy(1, left, t.double())
+                    for zero, left, t in zip(every, self._columns, part, strict=True)
+                ]
+                for part in (some.slopes, some.signs, some.multipliers)
+            )
+            on = _on(whole, signs)
             around = [
-                lines(layer.equation.phi, z, slope.double())._replace(held=_held(some, k, z.low))
-                for k, (layer, (z, _), slope) in enumerate(
-                    zip(self.layers, on.boxes, some.slopes, strict=False)
+                lines(layer.equation.phi, z, slope)._replace(held=_held(sign, beta))
+                for layer, (z, _), slope, sign, beta in zip(
+                    whole.layers, on.boxes, slopes, signs, betas, strict=False
                 )
             ]
             on = replace(on, around=tuple(around))
             return on.lowest(len(on.boxes), some.mu.double())
 
-    def climbed(self, at: Substitution, some: Branches, steps: int) -> Found:
+    def climbed(self, some: Branches, steps: int) -> Found:
         """Choose slopes and multipliers.
 
         Args:
-            at: The network up to the layer, one sample.
             some: Branches to begin with.
             steps: Of the ascent.
 
         Returns:
             Better ones; none is worse than it was.
         """
-        on = _on(_in_single(at, self._single), some, self._single)
+        on = _on(self._single, some.signs)
         where = [
             chosen(layer.equation.phi, z)
-            for layer, (z, _) in zip(self._single, on.boxes, strict=False)
+            for layer, (z, _) in zip(on.layers, on.boxes, strict=False)
         ]
         slopes = [t.clone().requires_grad_() for t in some.slopes]
         betas = [t.clone().requires_grad_() for t in some.multipliers]
@@ -187,7 +207,7 @@ class Ascent:
         kept = some
         for step in range(steps + 1):
             around = tuple(
-                _lined(base, free, slope, beta * -sign)
+                _lined(base, free, slope, -sign * beta)
                 for base, (free, _), slope, beta, sign in zip(
                     on.around, where, slopes, betas, some.signs, strict=True
                 )
@@ -217,16 +237,17 @@ class Ascent:
 
     # what the bound depends on: coefficients are the derivatives by offsets and by ends of the box
     def _read(self, on: Substitution, some: Branches, where: Sequence, bound: Tensor) -> Found:
-        offsets, around = [], []
+        offsets, around, count = [], [], len(bound)
         for k, (base, (free, _)) in enumerate(zip(on.around, where, strict=True)):
-            line = _lined(base, free, some.slopes[k], _held(some, k, base.below))
+            held = _held(some.signs[k], some.multipliers[k])
+            line = _lined(base, free, some.slopes[k], held)
             line = line._replace(
-                below=line.below.clone().requires_grad_(),
-                above=line.above.clone().requires_grad_(),
+                below=line.below.expand(count, -1).clone().requires_grad_(),
+                above=line.above.expand(count, -1).clone().requires_grad_(),
             )
             offsets += [line.below, line.above]
             around.append(line)
-        ends = [end.clone().requires_grad_() for end in (on.u.low, on.u.high)]
+        ends = [end.expand(count, -1).clone().requires_grad_() for end in (on.u.low, on.u.high)]
         last = replace(on, around=tuple(around), u=Box(*ends)).lowest(len(on.boxes), some.mu)
         found = torch.autograd.grad(last.sum(), [*offsets, *ends], allow_unused=True)
         zero = [torch.zeros_like(t) for t in [*offsets, *ends]]
@@ -250,38 +271,18 @@ class Ascent:
 
 
 # boxes of branches: a known sign cuts a pre-activation's
-def _on(at: Substitution, some: Branches, layers: Sequence[Layer]) -> Substitution:
-    rows = at.rows(torch.zeros(len(some.mu), dtype=torch.long))
-    boxes, around = list(rows.boxes), list(rows.around)
-    for k, sign in enumerate(some.signs):
+def _on(network: Substitution, signs: Sequence[Tensor]) -> Substitution:
+    boxes, around = list(network.boxes), list(network.around)
+    for k, sign in enumerate(signs):
         if not bool(sign.any()):
             continue
-        z, phi = boxes[k].z, layers[k].equation.phi
+        z, phi = boxes[k].z, network.layers[k].equation.phi
         low = torch.where(sign > 0, z.low.clamp_min(0), z.low)
         high = torch.where(sign < 0, z.high.clamp_max(0), z.high)
-        # on a part that is empty any bound holds: a box of one point keeps arithmetic finite
-        z = Box(torch.minimum(low, high), torch.maximum(low, high))
+        z = Box(low, high)
         boxes[k] = Boxes(z, image(phi, z))
         around[k] = lines(phi, z)
-    return replace(rows, boxes=tuple(boxes), around=tuple(around))
-
-
-def _in_single(at: Substitution, layers: Sequence[Layer]) -> Substitution:
-    def single(box: Box) -> Box:
-        return Box(box.low.float(), box.high.float())
-
-    return Substitution(
-        layers,
-        single(at.u),
-        tuple(Boxes(single(z), single(x)) for z, x in at.boxes),
-        tuple(_cast(one) for one in at.around),
-        tuple(size.float() for size in at.sizes),
-    )
-
-
-def _cast(one: Lines) -> Lines:
-    numbers = (part.float() for part in one[:4] if part is not None)
-    return Lines(*numbers, entry=one.entry)
+    return replace(network, boxes=tuple(boxes), around=tuple(around))
 
 
 def _lined(base: Lines, free: Tensor, slope: Tensor, held: Tensor | None) -> Lines:
@@ -294,10 +295,8 @@ def _lined(base: Lines, free: Tensor, slope: Tensor, held: Tensor | None) -> Lin
     )
 
 
-def _held(some: Branches, k: int, like: Tensor) -> Tensor | None:
-    if not bool(some.signs[k].any()):
-        return None
-    return (-some.signs[k] * some.multipliers[k]).to(like)
+def _held(sign: Tensor, beta: Tensor) -> Tensor | None:
+    return -sign * beta if bool(sign.any()) else None
 
 
 def _where(better: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ few kinks; and branches on signs of pre-activations, the loosest first. Proofs a
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +19,12 @@ from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of, require_well_posed
 from simplicit.bounds.falsify import counterexample
 from simplicit.bounds.intervals import Box, around
-from simplicit.bounds.linear_bounds import WORK, Substitution, refined
+from simplicit.bounds.layer_boxes import Layer, prepared
+from simplicit.bounds.leaves import Leaves
+from simplicit.bounds.linear_bounds import Substitution, refined
 from simplicit.bounds.radii import Margins
 from simplicit.bounds.relaxation import unsettled
-from simplicit.bounds.slopes import Ascent, Branches, Found
+from simplicit.bounds.slopes import Ascent
 from simplicit.errors import InputError
 
 SECONDS = 15.0
@@ -31,14 +33,12 @@ SECONDS = 15.0
 NODES = 50_000
 """Branches a sample may take."""
 
-STEPS = 20
-"""Steps of the ascent for a whole box."""
+PARTS, MORE, MOST = 4, 4, 100
+"""Parts of the box for each bound of a pre-activation, at first; times how many more in the next
+round; and from how many there is none."""
 
-SHORT = 10
-"""Steps for a branch, which begins where its parent ended."""
-
-CUTS = 2
-"""Kinks at which a box is cut for one bound of a pre-activation."""
+SHARE, LEAST = 0.5, 0.5
+"""Time for branches on margins in a round: a part of that for its boxes, and seconds at least."""
 
 ROWS = 512
 """Functions side by side."""
@@ -132,12 +132,12 @@ def verify(
     with torch.no_grad():
         found = require_well_posed(exact)
     equations = equations_of(exact)
-    ascent = None if equations.feedback else Ascent(equations)
+    layers = None if equations.feedback else prepared(equations)
     verdicts = []
     for k in range(len(u)):
         one, label, start = u[k : k + 1], int(y[k]), time.monotonic()
         box = around(one, wanted[k : k + 1], limits)
-        if ascent is None:
+        if layers is None:
             with torch.no_grad():
                 margins = Margins(equations, found, one, y[k : k + 1], limits)
                 good = bool(margins.proved(wanted[k : k + 1], torch.arange(1)))
@@ -147,7 +147,7 @@ def verify(
                 decided = _Decided("counterexample", point, 0)
         else:
             decided = decide(
-                ascent, exact.outputs, box, label, deadline=start + seconds, nodes=nodes
+                layers, exact.outputs, box, label, deadline=start + seconds, nodes=nodes
             )
         taken = time.monotonic() - start
         at = decided.point
@@ -164,7 +164,7 @@ class _Decided:
 
 
 def decide(
-    ascent: Ascent,
+    layers: Sequence[Layer],
     predict: Callable[[Tensor], Tensor],
     box: Box,
     label: int,
@@ -175,7 +175,7 @@ def decide(
     """Decide whether all inputs of a box have a class.
 
     Args:
-        ascent: The network, without feedback.
+        layers: Of the network, without feedback.
         predict: The same network, differentiable.
         box: Of the inputs, (1, p).
         label: The class.
@@ -187,66 +187,58 @@ def decide(
     """
     if (point := counterexample(predict, box, label)) is not None:
         return _Decided("counterexample", point, 0)
-    q = ascent.layers[-1].equation.size
+    q = layers[-1].equation.size
     one = torch.eye(q, dtype=torch.float64)
     mu = torch.stack([one[label] - one[k] for k in range(q) if k != label])
     with torch.no_grad():
-        network = refined(ascent.layers, box)
+        network = refined(layers, box)
         left = ~(network.margins(mu[None])[0] > 0)
     if not bool(left.any()):
         return _Decided("proved", None, 0)
-    search = _Search(ascent, predict, box, label, deadline, nodes)
-    return search.run(mu[left])
+    search = _Search(layers, predict, box, label, deadline, nodes)
+    return search.run(mu[left], network)
 
 
 class _Search:
     def __init__(
         self,
-        ascent: Ascent,
+        layers: Sequence[Layer],
         predict: Callable[[Tensor], Tensor],
         box: Box,
         label: int,
         deadline: float,
         nodes: int,
     ) -> None:
-        self.ascent, self.predict, self.box, self.label = ascent, predict, box, label
+        self.layers, self.predict, self.box, self.label = layers, predict, box, label
         self.deadline, self.nodes, self.seen = deadline, nodes, 0
 
-    def run(self, mu: Float[Tensor, "k q"]) -> _Decided:
-        network = self._refined()
-        found = self.ascent.climbed(network, self.ascent.begun(network, mu), STEPS)
-        open_, layer, state, bound = self._open(network, found)
-        if (point := self._falsified(found.inputs)) is not None:
-            return _Decided("counterexample", point, self.seen)
-        while len(open_.mu):
-            if self._over or bool((layer < 0).all()):
+    # boxes, then branches for as long as the boxes took; what is open gets boxes of more parts
+    def run(self, mu: Float[Tensor, "k q"], network: Substitution) -> _Decided:
+        parts = PARTS
+        while True:
+            begun = time.monotonic()
+            network = self._refined(network, parts)
+            now = time.monotonic()
+            until = min(self.deadline, now + max(SHARE * (now - begun), LEAST))
+            leaves = Leaves(Ascent(network), mu)
+            while True:
+                if (point := self._falsified(leaves.inputs)) is not None:
+                    return _Decided("counterexample", point, self.seen)
+                leaves.drop_proved()
+                if not len(leaves):
+                    return _Decided("proved", None, self.seen)
+                front = leaves.loosest(FRONT)
+                if not len(front) or self._over or time.monotonic() > until:
+                    break
+                leaves.cut(front)
+                self.seen += 2 * len(front)
+            if self._over or parts > MOST:
                 return _Decided("open", None, self.seen)
-            order = torch.where(layer < 0, torch.inf, bound).argsort()
-            front, rest = order[:FRONT], order[FRONT:]
-            front, stuck = front[layer[front] >= 0], front[layer[front] < 0]
-            rest = torch.cat([rest, stuck])
-            children = open_.taken(front).split(layer[front], state[front])
-            self.seen += len(children.mu)
-            found = self.ascent.climbed(network, children, SHORT)
-            if (point := self._falsified(found.inputs)) is not None:
-                return _Decided("counterexample", point, self.seen)
-            more, layers, states, bounds = self._open(network, found)
-            open_ = open_.taken(rest).and_(more)
-            layer, state = torch.cat([layer[rest], layers]), torch.cat([state[rest], states])
-            bound = torch.cat([bound[rest], bounds])
-        return _Decided("proved", None, self.seen)
+            parts *= MORE
 
     @property
     def _over(self) -> bool:
         return time.monotonic() > self.deadline or self.seen >= self.nodes
-
-    # those that are not proved
-    def _open(self, network: Substitution, found: Found) -> tuple[Branches, Tensor, Tensor, Tensor]:
-        likely = (found.bound > 0).nonzero()[:, 0]
-        left = torch.ones(len(found.bound), dtype=torch.bool)
-        if len(likely):
-            left[likely] = ~(self.ascent.bound(network, found.branches.taken(likely)) > 0)
-        return found.branches.taken(left), found.layer[left], found.state[left], found.bound[left]
 
     # where a relaxation has its minimum the network may have a low margin, too
     def _falsified(self, inputs: Float[Tensor, "s p"]) -> Tensor | None:
@@ -258,48 +250,30 @@ class _Search:
             best = margin.amin(1).argsort()[:2]
         return counterexample(self.predict, self.box, self.label, u[best], steps=8)
 
-    # boxes layer by layer, with slopes of their own
-    def _refined(self) -> Substitution:
-        ascent = self.ascent
-        now = Substitution(ascent.layers, self.box)
-        work = torch.full((1,), WORK, dtype=torch.float64)
-        for at, layer in enumerate(ascent.layers[:-1]):
-            with torch.no_grad():
-                z = now.tighter(at, layer.box(now.sources), work)
-            if at and not self._over:
-                z = self._tighter(now, layer.equation.phi, z)
-            with torch.no_grad():
+    # boxes layer by layer, each pre-activation on so many parts
+    def _refined(self, network: Substitution, parts: int) -> Substitution:
+        now = Substitution(self.layers, self.box)
+        with torch.no_grad():
+            for at, (layer, old) in enumerate(zip(self.layers, network.boxes, strict=False)):
+                z = old.z.meet(layer.box(now.sources))
+                if at and not self._over:
+                    with torch.enable_grad():
+                        z = self._tighter(now, layer.equation.phi, z, parts)
                 now = now.beyond(z)
         return now
 
-    def _tighter(self, now: Substitution, phi: Any, z: Box) -> Box:
+    def _tighter(self, now: Substitution, phi: Any, z: Box, parts: int) -> Box:
         rows = unsettled(phi, z)[0].nonzero()[:, 0]
-        low, high = z.low.clone(), z.high.clone()
+        low, high, ascent = z.low.clone(), z.high.clone(), Ascent(now)
         for some in rows.split(ROWS // 2):
-            if self._over:
-                break
             one = torch.zeros(len(some), z.low.shape[1]).scatter(1, some[:, None], 1.0)
-            found = self.ascent.climbed(now, self.ascent.begun(now, torch.cat([one, -one])), STEPS)
-            least = self.ascent.bound(now, found.branches)
-            least = torch.maximum(least, self._cut(now, found))
-            down, up = least.chunk(2)
+            leaves = Leaves(ascent, torch.cat([one, -one]))
+            while len(leaves) < 2 * len(some) * parts and not self._over:
+                front = leaves.loosest_of_each()
+                if not len(front):
+                    break
+                leaves.cut(front)
+            down, up = leaves.bounds().chunk(2)
             low[0, some] = torch.maximum(low[0, some], down)
             high[0, some] = torch.minimum(high[0, some], -up)
         return Box(low, high)
-
-    # the least over the parts of a box that is cut at a few kinks
-    def _cut(self, now: Substitution, found: Found) -> Tensor:
-        count = len(found.bound)
-        owner, closed = torch.arange(count), torch.full((count,), torch.inf, dtype=torch.float64)
-        for _ in range(CUTS):
-            cut = found.layer >= 0
-            if not bool(cut.all()):  # exact already: its bound stands
-                ended = self.ascent.bound(now, found.branches.taken(~cut))
-                closed = closed.scatter_reduce(0, owner[~cut], ended, "amin")
-            if not bool(cut.any()):
-                return closed
-            halves = found.branches.taken(cut).split(found.layer[cut], found.state[cut])
-            owner = owner[cut].repeat(2)
-            found = self.ascent.climbed(now, halves, SHORT)
-        ended = self.ascent.bound(now, found.branches)
-        return closed.scatter_reduce(0, owner, ended, "amin")
