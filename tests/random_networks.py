@@ -21,6 +21,9 @@ from simplicit.equations.weighted_maps import (
 
 PHIS: list[PhiName] = ["relu", "leaky_relu", "relu6", "tanh", "sigmoid", "gelu", "identity"]
 
+LARGE = 1_000_000
+"""Most weights of a matrix, and a thousand times the states from which no layer makes them more."""
+
 Shape = tuple[int, ...]
 
 
@@ -66,7 +69,7 @@ class _Draw:
         terms = [self.term(source, first, prod(shapes[source]))]
         size = prod(shape)
         for other in shapes:
-            if self.r.random() < 0.3:
+            if self.r.random() < 0.3 and size * prod(shapes[other]) <= LARGE:
                 dense = Dense(self.weight(size, prod(shapes[other])))
                 terms.append(self.term(other, dense, prod(shapes[other])))
             if shapes[other] == shapes[source] and self.r.random() < 0.3:
@@ -122,6 +125,7 @@ class _Draw:
         if kind == "positions":
             positions, outputs = prod(sizes), self.r.randint(1, 5)
             return Dense(self.weight(outputs, channels), positions), (positions * outputs,)
+        kind = "conv" if prod(shape) > LARGE / 1000 else kind
         groups = self.r.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
         outputs = groups * self.r.randint(1, 3)
         spatial = len(sizes)

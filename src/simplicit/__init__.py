@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from simplicit.bounds.certify import certify
+    from simplicit.bounds.verify import verify
     from simplicit.convex.gram import Gram
     from simplicit.convex.penalty import Ball, Penalty
     from simplicit.convex.problem import RowProblem
@@ -42,6 +43,7 @@ __all__ = [
     "implicitize",
     "load",
     "solve",
+    "verify",
 ]
 
 # imported when first used: `simplicit --version` does not wait for torch
@@ -61,6 +63,7 @@ _HOME = {
     "implicitize": "fit",
     "load": "model.saved",
     "solve": "solvers",
+    "verify": "bounds.verify",
 }
 _MODULES = ("capture", "data", "equations", "explicit", "fit", "model", "recipe", "solvers")
 

@@ -6,13 +6,16 @@ loss for PGD-based adversarial testing", 2019). Steps go to the corners of the b
 linear function has its maximum, and become shorter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.bounds.intervals import Box
+from simplicit.bounds.layer_boxes import Layer
+from simplicit.bounds.linear_bounds import refined
+from simplicit.bounds.slopes import Ascent
 
 STEPS = 24
 """Steps of a climb."""
@@ -70,3 +73,35 @@ def counterexample(
             width = box.high - box.low
             u = (u + lengths[step] * width * slope.sign()).clamp(box.low, box.high)
     return None
+
+
+def relaxed(layers: Sequence[Layer], box: Box, label: int) -> Float[Tensor, "k p"]:
+    """Find where the bound of each margin by backward substitution has its least value.
+
+    Args:
+        layers: Of a network without feedback.
+        box: Of one sample.
+        label: Its class.
+
+    Returns:
+        An input for each wrong class.
+    """
+    with torch.no_grad():
+        network = refined(layers, box)
+    ascent = Ascent(network)
+    return ascent.climbed(ascent.begun(margins(layers, label)), 0).inputs
+
+
+def margins(layers: Sequence[Layer], label: int) -> Float[Tensor, "k q"]:
+    """Write the margins of a class as functions of the outputs.
+
+    Args:
+        layers: Of the network.
+        label: The class.
+
+    Returns:
+        Coefficients of y_label − y_k for every other class k.
+    """
+    q = layers[-1].equation.size
+    one = torch.eye(q, dtype=torch.float64)
+    return torch.stack([one[label] - one[k] for k in range(q) if k != label])

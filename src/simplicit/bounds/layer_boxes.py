@@ -41,13 +41,6 @@ class Layer:
         """Its summands."""
         return (*self.equation.terms, *self.equation.fixed)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its numbers."""
-        e = self.equation
-        known = [*(term.weight for term in e.terms), e.full_bias]
-        return next((t.dtype for t in known if t is not None), torch.float64)
-
     @cached_property
     def shift(self) -> Float[Tensor, " rows"]:
         """Σ W c + b."""
@@ -60,7 +53,7 @@ class Layer:
 
     def _constant(self, change: Callable[[Tensor], Tensor], maps: Equation) -> Tensor:
         e = self.equation
-        total = torch.zeros(e.size, dtype=self.dtype)
+        total = torch.zeros(e.size, dtype=torch.float64)
         for term, along in zip(e.terms, maps.terms, strict=True):
             if term.offset is not None:
                 total = total + along.map(change(term.offset)[None])[0]

@@ -48,6 +48,11 @@ class Leaves:
         """
         return len(self.owner)
 
+    @property
+    def branches(self) -> Branches:
+        """The parts, with their slopes and multipliers."""
+        return self._found.branches
+
     def loosest(self, most: int) -> Int[Tensor, " f"]:
         """List the parts with the lowest bounds that can be cut.
 

@@ -55,7 +55,7 @@ class Function:
     constant: Float[Tensor, "s k"]
     size: Float[Tensor, "s k"] | None
 
-    def sized(self, c: Float[Tensor, "s k n"], v: Float[Tensor, "s n"]) -> None:
+    def sized(self, c: Float[Tensor, "s k n"], v: Float[Tensor, "#s n"]) -> None:
         """Count products.
 
         Args:
@@ -73,7 +73,7 @@ class Function:
             mu: Coefficients of z.
             sizes: `Layer.size` at every sample; None if sizes are not counted.
         """
-        self.constant = self.constant + mu @ layer.shift
+        self.constant = self.constant + mu @ layer.shift.to(mu)
         if sizes is not None:
             self.sized(mu, sizes)
         for source, c in pull(layer.equation, mu).items():
@@ -289,7 +289,7 @@ def refined(layers: Sequence[Layer], u: Box, found: Boxes | None = None) -> Subs
     return now
 
 
-def _dot(c: Float[Tensor, "s k n"], v: Float[Tensor, "s n"]) -> Float[Tensor, "s k"]:
+def _dot(c: Float[Tensor, "s k n"], v: Float[Tensor, "#s n"]) -> Float[Tensor, "s k"]:
     if len(v) == 1:
         return c @ v[0]
     if c.shape[1] == 1:  # a product of matrices would take three times as long

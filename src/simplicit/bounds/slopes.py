@@ -99,14 +99,15 @@ class Found:
         bound: Their bounds in float32: an estimate.
         layer: Of the pre-activation that makes the bound loosest; −1 if there is none.
         state: Its index there.
-        inputs: Where in the box of inputs the bound is reached, if it is.
+        inputs: Where in the box of inputs bounds are reached, if they are: of those that were
+            bounded last.
     """
 
     branches: Branches
     bound: Float[Tensor, " s"]
     layer: Int[Tensor, " s"]
     state: Int[Tensor, " s"]
-    inputs: Float[Tensor, "s p"]
+    inputs: Float[Tensor, "_ p"]
 
     @classmethod
     def all_of(cls, some: Sequence["Found"]) -> "Found":
@@ -255,12 +256,15 @@ class Ascent:
         inputs = torch.where(low + high > 0, on.u.low, on.u.high)
         scores = []
         for k, ((free, _), (z, _)) in enumerate(zip(where, on.boxes, strict=True)):
+            if not bool(free.any()):  # also a maximum, whose lines are no rows of z
+                scores.append(torch.full((count, z.low.shape[1]), -1.0))
+                continue
             up, down, slope = cs[2 * k], cs[2 * k + 1], some.slopes[k]
             apart = torch.minimum(-slope * z.low, (1 - slope) * z.high).clamp_min(0)
             score = up * apart - down * on.around[k].above
             scores.append(torch.where(free, score, -1.0))
         sizes = [score.shape[1] for score in scores]
-        if not sizes:
+        if not sum(sizes):
             none = torch.full((len(bound),), -1)
             return Found(some, bound, none, none, inputs)
         most, flat = torch.cat(scores, 1).max(1)

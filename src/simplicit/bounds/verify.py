@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from simplicit.bounds.asked import classes, radii, samples, with_two_classes, within
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of, require_well_posed
-from simplicit.bounds.falsify import counterexample
+from simplicit.bounds.falsify import counterexample, margins
 from simplicit.bounds.intervals import Box, around
 from simplicit.bounds.layer_boxes import Layer, prepared
 from simplicit.bounds.leaves import Leaves
@@ -139,8 +139,8 @@ def verify(
         box = around(one, wanted[k : k + 1], limits)
         if layers is None:
             with torch.no_grad():
-                margins = Margins(equations, found, one, y[k : k + 1], limits)
-                good = bool(margins.proved(wanted[k : k + 1], torch.arange(1)))
+                bounded = Margins(equations, found, one, y[k : k + 1], limits)
+                good = bool(bounded.proved(wanted[k : k + 1], torch.arange(1)))
             point = None if good else counterexample(exact.outputs, box, label)
             decided = _Decided("proved" if good else "open", None, 0)
             if point is not None:
@@ -187,9 +187,7 @@ def decide(
     """
     if (point := counterexample(predict, box, label)) is not None:
         return _Decided("counterexample", point, 0)
-    q = layers[-1].equation.size
-    one = torch.eye(q, dtype=torch.float64)
-    mu = torch.stack([one[label] - one[k] for k in range(q) if k != label])
+    mu = margins(layers, label)
     with torch.no_grad():
         network = refined(layers, box)
         left = ~(network.margins(mu[None])[0] > 0)

@@ -48,7 +48,10 @@ def adversarial(task: Task, sparsity: float) -> nn.Module:
 
     def objective(net: nn.Module, u: Tensor, y: Tensor) -> Tensor:
         with evaluating(net):
-            moved = pgd(net, u, y, task.eps, (0.0, 1.0), steps=STEPS, restarts=1, seed=next(seeds))
+            moved = pgd(
+                    net, u, y, task.eps, (0.0, 1.0),
+                    steps=STEPS, restarts=1, targets=0, seed=next(seeds),
+                )  # fmt: skip
         return F.cross_entropy(net(moved), y)
 
     return _trained(task, sparsity, objective)

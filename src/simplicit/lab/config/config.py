@@ -50,6 +50,16 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _attacks_that_need_no_feedback(self) -> "Config":
+        wanted = self.evaluation.metric == "robustness" and "relaxation" in self.evaluation.attacks
+        if wanted and self.implicit.structure == "full":
+            raise ValueError(
+                "evaluation.attacks: relaxation is for models without feedback; accepted with it "
+                "is implicit.structure layered or triangular"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load` reads back to an equal one.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simplicit.bounds.certify import as_model, certify
 from simplicit.bounds.lipschitz import sensitivity_matrix
 from simplicit.lab.evaluate import corruptions, external
-from simplicit.lab.evaluate.attacks import Predict, fgsm, pgd, right
+from simplicit.lab.evaluate.attacks import Predict, fgsm, pgd, relaxation, right
 from simplicit.lab.evaluate.routes import Judge
 from simplicit.model.implicit import ImplicitModel
 
@@ -21,6 +21,7 @@ Attack = Literal[
     "pgd",
     "pgd-100",
     "pgd-l2",
+    "relaxation",
     "transfer",
     "corners",
     "brightness",
@@ -32,7 +33,10 @@ Attack = Literal[
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 """What `evaluation.attacks` accepts."""
 
-INSIDE = {"fgsm", "pgd", "pgd-100", "transfer", "corners", "brightness", "autoattack", "foolbox"}
+INSIDE = {
+    "fgsm", "pgd", "pgd-100", "relaxation", "transfer", "corners", "brightness", "autoattack",
+    "foolbox",
+}  # fmt: skip
 """Attacks that stay in the l∞ ball: none may change the class of a sample certified there."""
 
 BLIND = {"corners", "brightness", "gaussian", "blur"}
@@ -164,6 +168,8 @@ def _survive(
     attack: Attack, judge: Judge, other: Judge, u: Tensor, y: Tensor, eps: float, seed: int
 ) -> Bool[Tensor, "m"]:
     stays = torch.ones(len(y), dtype=torch.bool)
+    if attack == "relaxation":
+        return right(judge.predict, relaxation(as_model(judge.model, u), u, y, eps, BOUNDS), y)
     routes = other.routes if attack == "transfer" else judge.routes
     for route in routes[:1] if attack in BLIND else routes:
         stays &= right(judge.predict, _move(attack, route, u, y, eps, seed), y)
