@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from simplicit.bounds.branches.search import decide
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of
 from simplicit.bounds.intervals import Box
 from simplicit.bounds.layer_boxes import prepared
-from simplicit.bounds.verify import decide
 
 SAID = {"proved": "unsat", "counterexample": "sat", "open": "unknown"}
 """Verdicts in the words of the competition: of a property that should have no solution."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simplicit.bounds.branches.slopes import Ascent
 from simplicit.bounds.intervals import Box
 from simplicit.bounds.layer_boxes import Layer
 from simplicit.bounds.linear_bounds import refined
-from simplicit.bounds.slopes import Ascent
 
 STEPS = 24
 """Steps of a climb."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.bounds.slopes import Ascent, Branches, Found
+from simplicit.bounds.branches.slopes import Ascent, Branches, Found
 
 STEPS = 20
 """Steps of the ascent for a whole box."""

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simplicit.bounds.branches.reduced import reduced
 from simplicit.bounds.intervals import Box, Boxes, image
 from simplicit.bounds.linear_bounds import Substitution
-from simplicit.bounds.reduced import reduced
 from simplicit.bounds.relaxation import Lines, chosen, lines
 
 RATES = 0.25, 0.1

@@ -1,0 +1,1 @@
+"""Bounds by cutting a box into parts: chosen slopes, multipliers, and the search."""
