@@ -12,7 +12,7 @@ from simplicit import verify
 from simplicit.bounds.branches.leaves import Leaves
 from simplicit.bounds.branches.reduced import reduced
 from simplicit.bounds.branches.slopes import Ascent
-from simplicit.bounds.certify import as_model, proved
+from simplicit.bounds.certify import as_model, certify, proved
 from simplicit.bounds.exact import equations_of
 from simplicit.bounds.falsify import counterexample, relaxed
 from simplicit.bounds.intervals import around
@@ -177,3 +177,21 @@ def test_a_budget_that_is_none_is_refused(budget):
     net, u = perceptron(2, 12, 3), torch.rand(1, 2).double()
     with pytest.raises(InputError, match="accepted are numbers above 0"):
         verify(net, u, net(u).argmax(1), 0.1, **budget)
+
+
+def test_radii_on_branches_are_larger_and_no_attack_reaches_into_them():
+    net, u = perceptron(6, 24, 24, 4), torch.rand(4, 6).double()
+    y = net(u).argmax(1)
+    linear = certify(net, u, y, 0.1, methods=["linear"]).radius
+    radius = certify(net, u, y, 0.1, methods=["branches"]).radius
+    assert (radius >= linear * 0.99).all() and float((radius / linear).mean()) > 1.05
+    model = as_model(net, u)
+    for one, label, r in zip(u, y, radius, strict=True):
+        assert counterexample(model.outputs, around(one[None], r[None]), int(label)) is None
+
+
+def test_branches_with_feedback_are_refused():
+    model = implicit_model("full", MIXED)
+    u = inputs(model, 2)
+    with pytest.raises(InputError, match="method branches of a model with feedback"):
+        certify(model, u, model(u).argmax(1), 0.1, methods=["branches"])

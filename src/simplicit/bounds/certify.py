@@ -54,6 +54,8 @@ def certify(
       sample and radius it takes at most `linear_bounds.WORK` multiplications and those of two
       predictions a class; in networks that need more, some boxes are not refined;
     - `interval`: with feedback, boxes without the mixed-monotone refinement. Only if named.
+    - `branches`: as `linear`, with slopes that are chosen for each bound, on a few parts of the
+      ball (`branches`). Only if named: it takes seconds a sample. Without feedback.
 
     Networks with operations that are kept as they are cannot be certified.
 

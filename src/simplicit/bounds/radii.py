@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.bounds.intervals import LEAST, Boxes, around
+from simplicit.bounds.branches.search import lowest
+from simplicit.bounds.intervals import LEAST, Box, Boxes, around
 from simplicit.bounds.layer_boxes import boxes, prepared
 from simplicit.bounds.linear_bounds import Substitution, refined
 from simplicit.bounds.lipschitz import margin_lipschitz
@@ -21,7 +22,7 @@ from simplicit.equations.stacked import Stacked
 from simplicit.errors import InputError
 from simplicit.model.certificate import Certificate
 
-Method = Literal["lipschitz", "interval", "mixed-monotone", "linear"]
+Method = Literal["lipschitz", "interval", "mixed-monotone", "linear", "branches"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """From the loosest and cheapest to the tightest; without feedback intervals are mixed-monotone."""
 
@@ -70,6 +71,8 @@ class Margins:
         methods = ("lipschitz", "mixed-monotone", "linear") if methods is None else methods
         if unknown := set(methods) - set(METHODS):
             raise InputError(f"method {min(unknown)!r}: accepted are {', '.join(METHODS)}")
+        if equations.feedback and "branches" in methods:
+            raise InputError("method branches of a model with feedback: accepted are the others")
         known = _known(equations)
         plain: Method = "mixed-monotone" if "mixed-monotone" in known else "interval"
         methods = [plain if method == "mixed-monotone" else method for method in methods]
@@ -111,6 +114,8 @@ class Margins:
     # lower bounds of y_label − y_k for every k; infinite for the label itself
     def _lower(self, eps: Tensor, which: Tensor, method: Method) -> Float[Tensor, "s q"]:
         layers, u = self.layers, around(self.u[which], eps, self.bounds)
+        if method == "branches":
+            return self._on_branches(u, self.label[which])
         own = self.label[which][:, None]
         one = torch.eye(layers[-1].equation.size, dtype=u.low.dtype)
         found: Boxes | None = None
@@ -123,6 +128,14 @@ class Margins:
             walked = Substitution(layers, u, boxes(layers, u) if found is None else (found,))
         bound = walked.margins(one[own] - one, deep=method == "linear")
         return bound.scatter(1, own, torch.inf)
+
+    # one sample after another: each has parts of its own
+    def _on_branches(self, u: Box, label: Tensor) -> Float[Tensor, "s q"]:
+        found = []
+        for low, high, own in zip(u.low, u.high, label.tolist(), strict=True):
+            margins = lowest(self.layers, Box(low[None], high[None]), own)
+            found.append(torch.cat([margins[:own], margins.new_tensor([torch.inf]), margins[own:]]))
+        return torch.stack(found)
 
     def radii(self, guess: float | Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Find the radius of each sample up to which its class provably stays ahead.

@@ -8,7 +8,7 @@ gets boxes of more parts.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -108,7 +108,7 @@ class _Search:
         parts = PARTS
         while True:
             begun = time.monotonic()
-            network = self._refined(network, parts)
+            network = smaller(network, parts, lambda: self._over)
             now = time.monotonic()
             until = min(self.deadline, now + max(SHARE * (now - begun), LEAST))
             leaves = Leaves(Ascent(network), mu)
@@ -141,30 +141,64 @@ class _Search:
             best = margin.amin(1).argsort()[:2]
         return counterexample(self.predict, self.box, self.label, u[best], steps=8)
 
-    # boxes layer by layer, each pre-activation on so many parts
-    def _refined(self, network: Substitution, parts: int) -> Substitution:
-        now = Substitution(self.layers, self.box)
-        with torch.no_grad():
-            for at, (layer, old) in enumerate(zip(self.layers, network.boxes, strict=False)):
-                z = old.z.meet(layer.box(now.sources))
-                if at and not self._over:
-                    with torch.enable_grad():
-                        z = self._tighter(now, layer.equation.phi, z, parts)
-                now = now.beyond(z)
-        return now
 
-    def _tighter(self, now: Substitution, phi: Any, z: Box, parts: int) -> Box:
-        rows = unsettled(phi, z)[0].nonzero()[:, 0]
-        low, high, ascent = z.low.clone(), z.high.clone(), Ascent(now)
-        for some in rows.split(ROWS // 2):
+def lowest(layers: Sequence[Layer], box: Box, label: int) -> Float[Tensor, " k"]:
+    """Bound the margins of a class from below: chosen slopes, every bound on a few parts.
+
+    Args:
+        layers: Of the network, without feedback.
+        box: Of the inputs, (1, p).
+        label: The class.
+
+    Returns:
+        Bounds of y_label − y_k for every other class k, rounded outward.
+    """
+    with torch.no_grad():
+        network = smaller(refined(layers, box), PARTS)
+        mu = margins(layers, label)
+        plain = network.margins(mu[None])[0]
+    return torch.maximum(plain, _on_parts(Ascent(network), mu, PARTS))
+
+
+@torch.no_grad()
+def smaller(
+    network: Substitution, parts: int, over: Callable[[], bool] = lambda: False
+) -> Substitution:
+    """Make boxes smaller, layer by layer: each pre-activation is bounded on some parts.
+
+    Args:
+        network: All hidden layers, one sample.
+        parts: How many, for each bound.
+        over: Whether to stop, and to keep the boxes that are left as they are.
+
+    Returns:
+        The network with smaller boxes.
+    """
+    now = Substitution(network.layers, network.u)
+    for at, (layer, old) in enumerate(zip(network.layers, network.boxes, strict=False)):
+        z = old.z.meet(layer.box(now.sources))
+        rows = unsettled(layer.equation.phi, z)[0].nonzero()[:, 0]
+        low, high = z.low.clone(), z.high.clone()
+        # the first layer's boxes are exact already
+        for some in rows.split(ROWS // 2) if at and len(rows) and not over() else ():
             one = torch.zeros(len(some), z.low.shape[1]).scatter(1, some[:, None], 1.0)
-            leaves = Leaves(ascent, torch.cat([one, -one]))
-            while len(leaves) < 2 * len(some) * parts and not self._over:
-                front = leaves.loosest_of_each()
-                if not len(front):
-                    break
-                leaves.cut(front)
-            down, up = leaves.bounds().chunk(2)
+            least = _on_parts(Ascent(now), torch.cat([one, -one]), parts, over)
+            down, up = least.chunk(2)
             low[0, some] = torch.maximum(low[0, some], down)
             high[0, some] = torch.minimum(high[0, some], -up)
-        return Box(low, high)
+        now = now.beyond(Box(low, high))
+    return now
+
+
+# the least over some parts of the box, of each function
+@torch.enable_grad()
+def _on_parts(
+    ascent: Ascent, mu: Tensor, parts: int, over: Callable[[], bool] = lambda: False
+) -> Tensor:
+    leaves = Leaves(ascent, mu)
+    while len(leaves) < len(mu) * parts and not over():
+        front = leaves.loosest_of_each()
+        if not len(front):
+            break
+        leaves.cut(front)
+    return leaves.bounds()
