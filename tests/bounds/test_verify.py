@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from conv_networks import images
 from random_models import MIXED, implicit_model, inputs
 from simplicit import verify
+from simplicit.bounds.branches.falsify import counterexample, relaxed
 from simplicit.bounds.branches.leaves import Leaves
 from simplicit.bounds.branches.reduced import reduced
 from simplicit.bounds.branches.slopes import Ascent
 from simplicit.bounds.certify import as_model, certify, proved
 from simplicit.bounds.exact import equations_of
-from simplicit.bounds.falsify import counterexample, relaxed
 from simplicit.bounds.intervals import around
 from simplicit.bounds.layer_boxes import prepared
 from simplicit.bounds.linear_bounds import Substitution, refined

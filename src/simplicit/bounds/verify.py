@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from simplicit.bounds.asked import classes, radii, samples, with_two_classes, within
+from simplicit.bounds.branches.falsify import counterexample
 from simplicit.bounds.branches.search import NODES, Decided, Status, decide
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of, require_well_posed
-from simplicit.bounds.falsify import counterexample
 from simplicit.bounds.intervals import around
 from simplicit.bounds.layer_boxes import prepared
 from simplicit.bounds.radii import Margins

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simplicit.bounds.branches.falsify import counterexample, margins
 from simplicit.bounds.branches.leaves import Leaves
 from simplicit.bounds.branches.slopes import Ascent
-from simplicit.bounds.falsify import counterexample, margins
 from simplicit.bounds.intervals import Box
 from simplicit.bounds.layer_boxes import Layer
 from simplicit.bounds.linear_bounds import Substitution, refined

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.bounds.branches.falsify import counterexample, relaxed
 from simplicit.bounds.exact import equations_of
-from simplicit.bounds.falsify import counterexample, relaxed
 from simplicit.bounds.intervals import around
 from simplicit.bounds.layer_boxes import prepared
 from simplicit.errors import InputError
