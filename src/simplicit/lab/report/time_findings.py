@@ -27,7 +27,7 @@ def faster(metrics: Sequence[Row]) -> list[str]:
         if not times > 0:
             continue
         sentence = (
-            f"{row['model']}: {own:.4g} ms a sample ({row.get('way')}), "
+            f"{row['model']}: {1e3 * own:.3g} µs a sample ({row.get('way')}), "
             f"{times:.3g} times as fast as the fastest way of the explicit network"
         )
         if times < 1:
@@ -48,7 +48,8 @@ def times(rows: Sequence[Mapping[str, str]]) -> Row:
         rows: Of `speed.csv`.
 
     Returns:
-        `columns`, and `lines` with `model`, `way` and `cells`; empty if there are none.
+        `columns`, and `lines` with `model`, `way` and `cells` in microseconds a sample; empty if
+        there are none.
     """
     timed = [row for row in rows if row["model"] != "explicit"] or list(rows)
     places = list(dict.fromkeys((row["threads"], row["batch"]) for row in timed))
@@ -57,7 +58,7 @@ def times(rows: Sequence[Mapping[str, str]]) -> Row:
         for row in (row for row in timed if row["model"] == model):
             name = f"explicit, beside {model}" if row["dense"] == "True" else model
             cell = found.setdefault((name, row["way"]), {})
-            cell[row["threads"], row["batch"]] = float(f"{float(row['milliseconds']):.4g}")
+            cell[row["threads"], row["batch"]] = float(f"{1e3 * float(row['milliseconds']):.3g}")
     if not found:
         return {}
     columns = [f"batch {batch}, {count} thread{'s' * (count != '1')}" for count, batch in places]
