@@ -195,3 +195,13 @@ def test_branches_with_feedback_are_refused():
     u = inputs(model, 2)
     with pytest.raises(InputError, match="method branches of a model with feedback"):
         certify(model, u, model(u).argmax(1), 0.1, methods=["branches"])
+
+
+def test_where_all_signs_are_known_nothing_is_chosen():
+    net, u = perceptron(5, 16, 16, 3), torch.rand(1, 5).double()
+    network, mu = ball(as_model(net, u), u, 1e-9), torch.eye(3, dtype=torch.float64)
+    assert not sum(map(len, reduced(network)[1]))
+    leaves = Leaves(Ascent(network), mu)
+    assert not len(leaves.loosest(8)) and not len(leaves.loosest_of_each())
+    y = net(u)[0]
+    assert ((leaves.bounds() <= y) & (leaves.bounds() >= y - 1e-6)).all()

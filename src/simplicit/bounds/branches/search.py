@@ -32,6 +32,9 @@ round; and from how many there is none."""
 SHARE, LEAST = 0.5, 0.5
 """Time for branches on margins in a round: a part of that for its boxes, and seconds at least."""
 
+FINE = 16, 64
+"""Parts for the boxes and for the margins, where the radius is asked for."""
+
 ROWS = 512
 """Functions side by side."""
 
@@ -153,11 +156,12 @@ def lowest(layers: Sequence[Layer], box: Box, label: int) -> Float[Tensor, " k"]
     Returns:
         Bounds of y_label − y_k for every other class k, rounded outward.
     """
+    boxes, parts = FINE
     with torch.no_grad():
-        network = smaller(refined(layers, box), PARTS)
+        network = smaller(refined(layers, box), boxes)
         mu = margins(layers, label)
         plain = network.margins(mu[None])[0]
-    return torch.maximum(plain, _on_parts(Ascent(network), mu, PARTS))
+    return torch.maximum(plain, _on_parts(Ascent(network), mu, parts))
 
 
 @torch.no_grad()

@@ -222,8 +222,8 @@ class Ascent:
                     slopes=_where(better, slopes, kept.slopes),
                     multipliers=_where(better, betas, kept.multipliers),
                 )
-            if step == steps or adam is None:
-                break
+            if step == steps or adam is None or not bound.requires_grad:
+                break  # or nothing can be chosen
             adam.zero_grad()
             (-bound.sum()).backward()
             adam.step()
