@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from conv_networks import images
 from random_models import MIXED, implicit_model, inputs
 from simplicit import verify
+from simplicit.bounds.branches import search
 from simplicit.bounds.branches.falsify import counterexample, relaxed
 from simplicit.bounds.branches.leaves import Leaves
 from simplicit.bounds.branches.reduced import reduced
@@ -179,8 +180,9 @@ def test_a_budget_that_is_none_is_refused(budget):
         verify(net, u, net(u).argmax(1), 0.1, **budget)
 
 
-def test_radii_on_branches_are_larger_and_no_attack_reaches_into_them():
-    net, u = perceptron(6, 24, 24, 4), torch.rand(4, 6).double()
+def test_radii_on_branches_are_larger_and_no_attack_reaches_into_them(monkeypatch):
+    monkeypatch.setattr(search, "FINE", (2, 4))  # fewer parts take less time
+    net, u = perceptron(4, 12, 12, 3), torch.rand(2, 4).double()
     y = net(u).argmax(1)
     linear = certify(net, u, y, 0.1, methods=["linear"]).radius
     radius = certify(net, u, y, 0.1, methods=["branches"]).radius
