@@ -13,9 +13,9 @@ counterexample is checked. It gates nothing.
 import argparse
 import csv
 import re
-import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import torch
@@ -24,14 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from simplicit.bounds.branches.search import decide
+from simplicit.bounds.branches.search import Status, decide
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of
 from simplicit.bounds.intervals import Box
 from simplicit.bounds.layer_boxes import prepared
 
-SAID = {"proved": "unsat", "counterexample": "sat", "open": "unknown"}
-"""Verdicts in the words of the competition: of a property that should have no solution."""
+STATUSES = get_args(Status)
 
 
 def network(path: Path) -> nn.Sequential:
@@ -147,14 +146,12 @@ def main() -> None:
         for file in (row[1] for row in instances if row[0] == name):
             box, label = asked(options.folder / file)
             model = as_model(net, box.centre)
-            layers, start = prepared(equations_of(model)), time.monotonic()
-            found = decide(
-                layers, model.outputs, box, label, deadline=start + options.seconds, nodes=10**6
-            )
-            seconds, key = time.monotonic() - start, (Path(name).stem, Path(file).stem)
+            layers = prepared(equations_of(model))
+            found = decide(layers, model.outputs, box, label, seconds=options.seconds, nodes=10**6)
+            seconds, key = found.seconds, (Path(name).stem, Path(file).stem)
             counts.setdefault(key[0], Counter())[found.status] += 1
             spent.setdefault((key[0], found.status), []).append(seconds)
-            if found.point is not None and not violated(net, box, label, found.point):
+            if found.input is not None and not violated(net, box, label, found.input):
                 wrong.append(f"{key}: no counterexample")
             said = {who: every.get(key, "") for who, every in others.items()}
             if found.status == "proved":
@@ -163,14 +160,14 @@ def main() -> None:
                 f"{key[0]} {key[1]}: {found.status}, {seconds:.1f} s, {found.nodes} branches",
                 flush=True,
             )
-    table = Table("network", *SAID, "s a proof", "s an instance")
+    table = Table("network", *STATUSES, "s a proof", "s an instance")
     for name, count in counts.items():
         proofs = spent.get((name, "proved"), [0.0])
         every = [s for (n, _), some in spent.items() if n == name for s in some]
         means = (f"{sum(some) / len(some):.2f}" for some in (proofs, every))
-        table.add_row(name, *(str(count[s]) for s in SAID), *means)
+        table.add_row(name, *(str(count[s]) for s in STATUSES), *means)
     total = sum(counts.values(), Counter())
-    table.add_row("all", *(str(total[s]) for s in SAID), "", "")
+    table.add_row("all", *(str(total[s]) for s in STATUSES), "", "")
     console = Console(width=100)
     console.print(table)
     for who, every in others.items():

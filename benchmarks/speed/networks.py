@@ -1,5 +1,6 @@
 """Trained networks to make sparse and to time."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,23 @@ IMAGES = 1000
 """Calibration images, unlabelled."""
 
 Case = tuple[nn.Module, Tensor]
+
+
+def known(name: str) -> str:
+    """Check a name on the command line: argparse has no choices of none or several.
+
+    Args:
+        name: Of a network.
+
+    Returns:
+        The name.
+
+    Raises:
+        ArgumentTypeError: If there is no such network.
+    """
+    if name not in NETWORKS:
+        raise argparse.ArgumentTypeError(f"{name!r}: accepted are {', '.join(NETWORKS)}")
+    return name
 
 
 def _mlp(*widths: int) -> nn.Module:

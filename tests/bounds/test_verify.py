@@ -100,11 +100,14 @@ def test_branches_bound_what_is_on_their_side(name):
     points = u.flatten(1) + eps * part
     pre, y = equations_of(model).replay(points)
     columns = reduced(network)[1]
+    met = torch.zeros(3, len(points), dtype=torch.long)
     for k, owner in enumerate(leaves.owner):
         inside = torch.ones(len(points), dtype=torch.bool)
         for z, sign, column in zip(pre, some.signs, columns, strict=True):
             inside &= (sign[k] * z[:, column] >= 0).all(1)
+        met[owner] += inside
         assert (y[inside, owner] >= bound[k]).all()
+    assert (met >= 1).all()  # the parts of a function are the whole ball
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -130,8 +133,8 @@ def test_multiplied_out_networks_have_the_same_bounds():
     network, mu = ball(as_model(net, u), u, 0.1), torch.eye(3, dtype=torch.float64)
     small, columns = reduced(network)
     assert sum(map(len, columns)) < 48
-    whole = network.lowest(3, mu)
-    part = small.lowest(3, mu.float())
+    whole = network.lowest(mu)
+    part = small.lowest(mu.float())
     assert torch.allclose(part.double(), whole, atol=1e-4)
 
 
@@ -168,9 +171,11 @@ def test_what_a_verdict_says():
     assert wrong.status == "counterexample" and wrong.input is not None
     assert torch.equal(wrong.input, u[0])
     assert "another class" in str(wrong)
-    (short,) = verify(perceptron(6, 40, 40, 40, 4), torch.rand(1, 6), [0], 0.05, nodes=1)
-    assert short.status in ("open", "counterexample", "proved")
-    assert short.nodes <= 256
+    deep, u = perceptron(6, 24, 24, 4), torch.rand(12, 6).double()[1:2]
+    y = deep(u).argmax(1)
+    (long,), (short,) = (verify(deep, u, y, 0.4, nodes=most) for most in (10_000, 1))
+    assert long.status == "proved" and short.status == "open" and "open" in str(short)
+    assert 0 < short.nodes < long.nodes
 
 
 @pytest.mark.parametrize("budget", [{"seconds": 0}, {"nodes": -1}, {"seconds": True}])

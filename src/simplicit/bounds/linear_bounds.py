@@ -173,17 +173,16 @@ class Substitution:
         read = whole if layer.own is not None else self
         return replace(whole, sizes=(*self.sizes, layer.size([s.size for s in read.sources])))
 
-    def lowest(self, at: int, mu: Float[Tensor, "s rows"]) -> Float[Tensor, " s"]:
+    def lowest(self, mu: Float[Tensor, "s rows"]) -> Float[Tensor, " s"]:
         """Bound one linear function of the next layer's pre-activations a row.
 
         Args:
-            at: The layer that is next.
             mu: Coefficients. Boxes and lines are of as many samples, or of one that is that of all.
 
         Returns:
             Lower bounds by substitution, differentiable in the lines.
         """
-        return self._lowest(self._read(at, mu[:, None]))[:, 0]
+        return self._lowest(self._read(len(self.boxes), mu[:, None]))[:, 0]
 
     def margins(self, mu: Float[Tensor, "s k q"], deep: bool = True) -> Float[Tensor, "s k"]:
         """Bound linear functions of the outputs from below.

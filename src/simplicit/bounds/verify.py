@@ -6,7 +6,7 @@ few kinks; and branches on signs of pre-activations, the loosest first. Proofs a
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,47 +14,14 @@ from torch import Tensor, nn
 
 from simplicit.bounds.asked import classes, radii, samples, with_two_classes, within
 from simplicit.bounds.branches.falsify import counterexample
-from simplicit.bounds.branches.search import NODES, Decided, Status, decide
+from simplicit.bounds.branches.search import NODES, SECONDS, Verdict, decide
 from simplicit.bounds.certify import as_model
 from simplicit.bounds.exact import equations_of, require_well_posed
-from simplicit.bounds.intervals import around
+from simplicit.bounds.intervals import Box, around
 from simplicit.bounds.layer_boxes import prepared
 from simplicit.bounds.radii import Margins
 from simplicit.errors import InputError
-
-SECONDS = 15.0
-"""Time a sample may take."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is known of one sample.
-
-    Args:
-        status: `proved`: no input of the ball has another class. `counterexample`: one has.
-            `open`: neither was shown in the time given.
-        input: The counterexample, in the shape of a sample.
-        nodes: Branches that were looked at.
-        seconds: Time that it took.
-    """
-
-    status: Status
-    input: Tensor | None
-    nodes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        """Say it.
-
-        Returns:
-            A sentence.
-        """
-        after = f"after {self.seconds:.1f} s and {self.nodes} branches"
-        return {
-            "proved": f"proved: no input of the ball has another class ({after})",
-            "counterexample": f"counterexample: an input of the ball has another class ({after})",
-            "open": f"open: neither a proof nor a counterexample was found {after}",
-        }[self.status]
+from simplicit.model.implicit import ImplicitModel
 
 
 def verify(
@@ -112,22 +79,24 @@ def verify(
     layers = None if equations.feedback else prepared(equations)
     verdicts = []
     for k in range(len(u)):
-        one, label, start = u[k : k + 1], int(y[k]), time.monotonic()
+        one, label = u[k : k + 1], int(y[k])
         box = around(one, wanted[k : k + 1], limits)
         if layers is None:
-            with torch.no_grad():
-                bounded = Margins(equations, found, one, y[k : k + 1], limits)
-                good = bool(bounded.proved(wanted[k : k + 1], torch.arange(1)))
-            point = None if good else counterexample(exact.outputs, box, label)
-            decided = Decided("proved" if good else "open", None, 0)
-            if point is not None:
-                decided = Decided("counterexample", point, 0)
+            bounded = Margins(equations, found, one, y[k : k + 1], limits)
+            verdict = _without_branches(bounded, exact, box, wanted[k : k + 1], label)
         else:
-            decided = decide(
-                layers, exact.outputs, box, label, deadline=start + seconds, nodes=nodes
-            )
-        taken = time.monotonic() - start
-        at = decided.point
-        shaped = None if at is None else at.reshape(exact.input_shape).to(x.dtype)
-        verdicts.append(Verdict(decided.status, shaped, decided.nodes, taken))
+            verdict = decide(layers, exact.outputs, box, label, seconds=seconds, nodes=nodes)
+        at = None if verdict.input is None else verdict.input.reshape(exact.input_shape)
+        verdicts.append(replace(verdict, input=at))
     return verdicts
+
+
+def _without_branches(
+    bounded: Margins, exact: ImplicitModel, box: Box, eps: Tensor, label: int
+) -> Verdict:
+    begun = time.monotonic()
+    with torch.no_grad():
+        good = bool(bounded.proved(eps, torch.arange(1)))
+    point = None if good else counterexample(exact.outputs, box, label)
+    status = "proved" if good else "open" if point is None else "counterexample"
+    return Verdict(status, point, 0, time.monotonic() - begun)

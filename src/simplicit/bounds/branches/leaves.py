@@ -93,7 +93,7 @@ class Leaves:
         # a part is at least as good as the whole
         parent = old.bound[which].repeat(2)
         self._found = Found(
-            old.branches.taken(rest).and_(new.branches),
+            Branches.all_of([old.branches.taken(rest), new.branches]),
             torch.cat([old.bound[rest], torch.maximum(new.bound, parent)]),
             torch.cat([old.layer[rest], new.layer]),
             torch.cat([old.state[rest], new.state]),

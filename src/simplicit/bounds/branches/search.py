@@ -22,8 +22,8 @@ from simplicit.bounds.layer_boxes import Layer
 from simplicit.bounds.linear_bounds import Substitution, refined
 from simplicit.bounds.relaxation import unsettled
 
-NODES = 50_000
-"""Branches a sample may take."""
+SECONDS, NODES = 15.0, 50_000
+"""Time and branches that a sample may take."""
 
 PARTS, MORE, MOST = 4, 4, 100
 """Parts of the box for each bound of a pre-activation, at first; times how many more in the next
@@ -45,18 +45,34 @@ Status = Literal["proved", "counterexample", "open"]
 
 
 @dataclass(frozen=True)
-class Decided:
-    """What is known of a box.
+class Verdict:
+    """What is known of one sample.
 
     Args:
-        status: Whether all of its inputs have the class, one has not, or neither is known.
-        point: An input with another class.
+        status: `proved`: no input of the ball has another class. `counterexample`: one has.
+            `open`: neither was shown in the time given.
+        input: The counterexample, float64: of `verify` in the shape of a sample.
         nodes: Branches that were looked at.
+        seconds: Time that it took.
     """
 
     status: Status
-    point: Float[Tensor, " p"] | None
+    input: Tensor | None
     nodes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Say it.
+
+        Returns:
+            A sentence.
+        """
+        after = f"after {self.seconds:.1f} s and {self.nodes} branches"
+        return {
+            "proved": f"proved: no input of the ball has another class ({after})",
+            "counterexample": f"counterexample: an input of the ball has another class ({after})",
+            "open": f"open: neither a proof nor a counterexample was found {after}",
+        }[self.status]
 
 
 def decide(
@@ -65,9 +81,9 @@ def decide(
     box: Box,
     label: int,
     *,
-    deadline: float,
+    seconds: float = SECONDS,
     nodes: int = NODES,
-) -> Decided:
+) -> Verdict:
     """Decide whether all inputs of a box have a class.
 
     Args:
@@ -75,22 +91,15 @@ def decide(
         predict: The same network, differentiable.
         box: Of the inputs, (1, p).
         label: The class.
-        deadline: When to stop, by `time.monotonic`.
+        seconds: When to stop; the work under way is finished.
         nodes: Most branches.
 
     Returns:
         The verdict.
     """
-    if (point := counterexample(predict, box, label)) is not None:
-        return Decided("counterexample", point, 0)
-    mu = margins(layers, label)
-    with torch.no_grad():
-        network = refined(layers, box)
-        left = ~(network.margins(mu[None])[0] > 0)
-    if not bool(left.any()):
-        return Decided("proved", None, 0)
-    search = _Search(layers, predict, box, label, deadline, nodes)
-    return search.run(mu[left], network)
+    search = _Search(layers, predict, box, label, seconds, nodes)
+    status, point = search.run()
+    return Verdict(status, point, search.seen, time.monotonic() - search.begun)
 
 
 class _Search:
@@ -100,14 +109,26 @@ class _Search:
         predict: Callable[[Tensor], Tensor],
         box: Box,
         label: int,
-        deadline: float,
+        seconds: float,
         nodes: int,
     ) -> None:
         self.layers, self.predict, self.box, self.label = layers, predict, box, label
-        self.deadline, self.nodes, self.seen = deadline, nodes, 0
+        self.begun, self.nodes, self.seen = time.monotonic(), nodes, 0
+        self.deadline = self.begun + seconds
+
+    def run(self) -> tuple[Status, Tensor | None]:
+        if (point := counterexample(self.predict, self.box, self.label)) is not None:
+            return "counterexample", point
+        mu = margins(self.layers, self.label)
+        with torch.no_grad():
+            network = refined(self.layers, self.box)
+            left = ~(network.margins(mu[None])[0] > 0)
+        return self._branched(mu[left], network) if bool(left.any()) else ("proved", None)
 
     # boxes, then branches for as long as the boxes took; what is open gets boxes of more parts
-    def run(self, mu: Float[Tensor, "k q"], network: Substitution) -> Decided:
+    def _branched(
+        self, mu: Float[Tensor, "k q"], network: Substitution
+    ) -> tuple[Status, Tensor | None]:
         parts = PARTS
         while True:
             begun = time.monotonic()
@@ -117,17 +138,17 @@ class _Search:
             leaves = Leaves(Ascent(network), mu)
             while True:
                 if (point := self._falsified(leaves.inputs)) is not None:
-                    return Decided("counterexample", point, self.seen)
+                    return "counterexample", point
                 leaves.drop_proved()
                 if not len(leaves):
-                    return Decided("proved", None, self.seen)
+                    return "proved", None
                 front = leaves.loosest(FRONT)
                 if not len(front) or self._over or time.monotonic() > until:
                     break
                 leaves.cut(front)
                 self.seen += 2 * len(front)
             if self._over or parts > MOST:
-                return Decided("open", None, self.seen)
+                return "open", None
             parts *= MORE
 
     @property
@@ -183,13 +204,13 @@ def smaller(
         z = old.z.meet(layer.box(now.sources))
         rows = unsettled(layer.equation.phi, z)[0].nonzero()[:, 0]
         low, high = z.low.clone(), z.high.clone()
-        # the first layer's boxes are exact already
-        for some in rows.split(ROWS // 2) if at and len(rows) and not over() else ():
-            one = torch.zeros(len(some), z.low.shape[1]).scatter(1, some[:, None], 1.0)
-            least = _on_parts(Ascent(now), torch.cat([one, -one]), parts, over)
-            down, up = least.chunk(2)
-            low[0, some] = torch.maximum(low[0, some], down)
-            high[0, some] = torch.minimum(high[0, some], -up)
+        if at and len(rows) and not over():  # the first layer's boxes are exact already
+            ascent = Ascent(now)
+            for some in rows.split(ROWS // 2):
+                one = torch.zeros(len(some), z.low.shape[1]).scatter(1, some[:, None], 1.0)
+                down, up = _on_parts(ascent, torch.cat([one, -one]), parts, over).chunk(2)
+                low[0, some] = torch.maximum(low[0, some], down)
+                high[0, some] = torch.minimum(high[0, some], -up)
         now = now.beyond(Box(low, high))
     return now
 

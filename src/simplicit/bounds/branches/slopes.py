@@ -54,21 +54,26 @@ class Branches:
         parts = (self.slopes, self.signs, self.multipliers)
         return Branches(self.mu[which], *(tuple(t[which] for t in part) for part in parts))
 
-    def and_(self, other: "Branches") -> "Branches":
-        """Put others behind them.
+    @classmethod
+    def all_of(cls, some: Sequence["Branches"]) -> "Branches":
+        """Put several behind each other.
 
         Args:
-            other: Of the same layer.
+            some: Of the same layer.
 
         Returns:
             All.
         """
-        mine, theirs = ((b.slopes, b.signs, b.multipliers) for b in (self, other))
-        joined = (
-            tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
-            for a, b in zip(mine, theirs, strict=True)
+
+        def joined(every: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+            return tuple(torch.cat(layer) for layer in zip(*every, strict=True))
+
+        return cls(
+            torch.cat([b.mu for b in some]),
+            joined([b.slopes for b in some]),
+            joined([b.signs for b in some]),
+            joined([b.multipliers for b in some]),
         )
-        return Branches(torch.cat([self.mu, other.mu]), *joined)
 
     def split(self, layer: Int[Tensor, " s"], state: Int[Tensor, " s"]) -> "Branches":
         """Cut each where a pre-activation is 0.
@@ -87,7 +92,7 @@ class Branches:
                 mine = (layer == at).nonzero()[:, 0]
                 t[mine, state[mine]] = sign
             halves.append(replace(self, signs=tuple(signs)))
-        return halves[0].and_(halves[1])
+        return Branches.all_of(halves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +124,8 @@ class Found:
         Returns:
             All.
         """
-        branches = some[0].branches
-        for one in some[1:]:
-            branches = branches.and_(one.branches)
         columns = ([f.bound, f.layer, f.state, f.inputs] for f in some)
+        branches = Branches.all_of([f.branches for f in some])
         return cls(branches, *(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
@@ -183,7 +186,7 @@ class Ascent:
                 )
             ]
             on = replace(on, around=tuple(around))
-            return on.lowest(len(on.boxes), some.mu.double())
+            return on.lowest(some.mu.double())
 
     def climbed(self, some: Branches, steps: int) -> Found:
         """Choose slopes and multipliers.
@@ -203,7 +206,8 @@ class Ascent:
         slopes = [t.clone().requires_grad_() for t in some.slopes]
         betas = [t.clone().requires_grad_() for t in some.multipliers]
         groups = [{"params": slopes, "lr": RATES[0]}, {"params": betas, "lr": RATES[1]}]
-        adam = torch.optim.Adam(groups) if slopes else None
+        adam = torch.optim.Adam(groups)
+        shorter = torch.optim.lr_scheduler.ExponentialLR(adam, DECAY)
         best = torch.full((len(some.mu),), -torch.inf)
         kept = some
         for step in range(steps + 1):
@@ -213,7 +217,7 @@ class Ascent:
                     on.around, where, slopes, betas, some.signs, strict=True
                 )
             )
-            bound = replace(on, around=around).lowest(len(on.boxes), some.mu)
+            bound = replace(on, around=around).lowest(some.mu)
             with torch.no_grad():
                 better = (bound > best)[:, None]
                 best = torch.maximum(bound, best)
@@ -222,7 +226,7 @@ class Ascent:
                     slopes=_where(better, slopes, kept.slopes),
                     multipliers=_where(better, betas, kept.multipliers),
                 )
-            if step == steps or adam is None or not bound.requires_grad:
+            if step == steps or not bound.requires_grad:
                 break  # or nothing can be chosen
             adam.zero_grad()
             (-bound.sum()).backward()
@@ -232,8 +236,7 @@ class Ascent:
                     slope.copy_(slope.clamp(max=1.0).maximum(least))
                 for beta in betas:
                     beta.clamp_(min=0.0)
-            for group in adam.param_groups:
-                group["lr"] *= DECAY
+            shorter.step()
         return self._read(on, kept, where, best)
 
     # what the bound depends on: coefficients are the derivatives by offsets and by ends of the box
@@ -249,7 +252,7 @@ class Ascent:
             offsets += [line.below, line.above]
             around.append(line)
         ends = [end.expand(count, -1).clone().requires_grad_() for end in (on.u.low, on.u.high)]
-        last = replace(on, around=tuple(around), u=Box(*ends)).lowest(len(on.boxes), some.mu)
+        last = replace(on, around=tuple(around), u=Box(*ends)).lowest(some.mu)
         found = torch.autograd.grad(last.sum(), [*offsets, *ends], allow_unused=True)
         zero = [torch.zeros_like(t) for t in [*offsets, *ends]]
         *cs, low, high = (z if g is None else g for g, z in zip(found, zero, strict=True))
