@@ -248,3 +248,10 @@ def test_a_section_that_is_none_is_one_line(write, text: str) -> None:
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert str(tmp_path / "no.yaml") in message(tmp_path / "no.yaml")
     assert "directory" in message(tmp_path)
+
+
+def test_an_attack_that_knows_no_feedback_is_refused_with_it(base: Path) -> None:
+    wanted = ["evaluation.metric=robustness", "evaluation.attacks=[relaxation]"]
+    assert load(base, [*wanted, "implicit.structure=layered"]).evaluation.attacks == ("relaxation",)
+    with pytest.raises(InputError, match="relaxation is for models without feedback"):
+        load(base, [*wanted, "implicit.structure=full"])

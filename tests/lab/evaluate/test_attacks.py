@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from random_models import implicit_model, inputs
+from simplicit.bounds.certify import as_model
+from simplicit.errors import InputError
 from simplicit.lab.evaluate import corruptions, external
-from simplicit.lab.evaluate.attacks import fgsm, pgd, right
+from simplicit.lab.evaluate.attacks import fgsm, pgd, relaxation, right
 from simplicit.lab.evaluate.routes import Judge
 
 
@@ -111,3 +113,31 @@ def test_a_package_that_is_missing_is_one_line(name, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'simplicit\[attacks\]'"):
         run(line(), u, torch.zeros(2, dtype=torch.int64), 0.1)
     assert not external.available(name)
+
+
+def six_classes() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network whose classes are near each other, samples, and their classes."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6))
+    net, u = net.double(), torch.rand(400, 8, dtype=torch.float64)
+    return net, u, net(u).argmax(1)
+
+
+def test_climbs_towards_each_class_find_what_others_miss():
+    net, u, y = six_classes()
+    without, with_ = (right(net, pgd(net, u, y, 0.2, targets=k), y) for k in (0, 5))
+    assert not (with_ & ~without).any()
+    assert int(with_.sum()) < int(without.sum())
+
+
+def test_where_a_relaxation_is_least_is_in_the_ball_and_feedback_is_refused():
+    net, u, y = six_classes()
+    u, y = u[:20], y[:20]
+    moved = relaxation(as_model(net, u), u, y, 0.2, (0.0, 1.0))
+    assert float((moved - u).abs().max()) <= 0.2 * (1 + 1e-12)
+    assert 0 <= float(moved.min()) and float(moved.max()) <= 1
+    wrong = ~right(net, moved, y)
+    assert wrong.any() and torch.equal(moved[~wrong], u[~wrong])
+    model = implicit_model("full")
+    with pytest.raises(InputError, match="relaxation of a model with feedback"):
+        relaxation(model, inputs(model, 2), torch.zeros(2, dtype=torch.long), 0.1)
