@@ -42,7 +42,7 @@ def counterexample(
         predict: Inputs (m, p) to logits (m, q), differentiable.
         box: Of one sample, (1, p).
         label: The class that should be kept.
-        starts: Inputs in the box to begin with; the middle and random corners by default.
+        starts: Inputs to begin with, moved into the box; the middle and random corners by default.
         steps: Steps of each climb.
         seed: Of the corners.
 
@@ -53,7 +53,7 @@ def counterexample(
         generator = torch.Generator().manual_seed(seed)
         corner = torch.rand(STARTS - 1, box.low.shape[1], generator=generator) < 0.5
         starts = torch.cat([box.centre, torch.where(corner, box.low, box.high)])
-    u = starts.to(box.low)
+    u = starts.to(box.low).clamp(box.low, box.high)  # those of an ascent are rounded to float32
     q = predict(u[:1]).shape[1]
     others = torch.tensor([k for k in range(q) if k != label])
     wanted = others.repeat_interleave(len(u))

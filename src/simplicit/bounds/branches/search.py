@@ -157,7 +157,7 @@ class _Search:
 
     # where a relaxation has its minimum the network may have a low margin, too
     def _falsified(self, inputs: Float[Tensor, "s p"]) -> Tensor | None:
-        u = inputs.double().clamp(self.box.low, self.box.high)
+        u = inputs.to(self.box.low)
         with torch.no_grad():
             y = self.predict(u)
             margin = y[:, self.label, None] - y
