@@ -107,7 +107,7 @@ class Leaves:
         found, left = self._found, torch.ones(len(self), dtype=torch.bool)
         likely = (found.bound > 0).nonzero()[:, 0]
         if len(likely):
-            left[likely] = ~(self._ascent.bound(found.branches.taken(likely)) > 0)
+            left[likely] = ~(self._bounded(found.branches.taken(likely)) > 0)
         columns = (found.bound[left], found.layer[left], found.state[left])
         self._found = Found(found.branches.taken(left), *columns, found.inputs)
         self.owner = self.owner[left]
@@ -118,7 +118,7 @@ class Leaves:
         Returns:
             The least of its parts' bounds.
         """
-        every = self._ascent.bound(self._found.branches)
+        every = self._bounded(self._found.branches)
         least = torch.full((self._count,), torch.inf, dtype=every.dtype)
         return least.scatter_reduce(0, self.owner, every, "amin")
 
@@ -126,3 +126,7 @@ class Leaves:
     def _climbed(self, some: Branches, steps: int) -> Found:
         every = torch.arange(len(some.mu)).split(ROWS)
         return Found.all_of([self._ascent.climbed(some.taken(part), steps) for part in every])
+
+    def _bounded(self, some: Branches) -> Tensor:
+        every = torch.arange(len(some.mu)).split(ROWS)
+        return torch.cat([self._ascent.bound(some.taken(part)) for part in every])
