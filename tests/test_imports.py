@@ -28,7 +28,7 @@ FLOORS = (
     ("model",),
     ("solvers", "calibration", "explicit", "bounds", "runtime"),
     ("sparsity",),
-    ("outputs", "recipe"),
+    ("outputs", "recipe", "units"),
     ("matching", "refine"),
     ("fit",),
     ("",),

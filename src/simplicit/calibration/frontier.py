@@ -4,7 +4,7 @@ Of the states, only those are kept that an equation further on still reads; beyo
 disk. So the memory they take does not grow with the number of samples.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,8 @@ class Frontier:
         executor: Takes samples side by side.
         folder: Where states are kept that are not in memory; the system's folder of temporary files
             by default.
+        left: Entries of each equation's pre-activations, and of each hidden equation's states, that
+            the model has; all without.
 
     Raises:
         InputError: If the states do not fit into memory, or onto the disk.
@@ -70,7 +72,9 @@ class Frontier:
         settle: Settle | None = None,
         executor: Executor | None = None,
         folder: Path | None = None,
+        left: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> None:
+        self._left = left
         self._every, self._settle, self._executor = equations.layers, settle, executor
         self._folder = folder
         like = equations.like
@@ -146,7 +150,16 @@ class Frontier:
         for states, given, target in zip(self._model, self._inputs, self._targets, strict=True):
             u, z = read(given), read(target)
             own = [self._every[self.index].phi(z)] if self._reads_itself() else []
-            yield [*self._sources(states, u)[:-1], *own, u], z
+            earlier = self._sources(states, u)[:-1]
+            if self._left is not None:
+                rows, kept = self._left
+                z = z[:, rows[self.index]]
+                if self._model is self._teacher:
+                    earlier = [
+                        x[:, some] if x.shape[1] else x
+                        for x, some in zip(earlier, kept, strict=False)
+                    ]
+            yield [*earlier, *own, u], z
 
     @torch.no_grad()
     def advance(self, equation: Equation) -> None:

@@ -1,0 +1,147 @@
+"""A network without some of its units: the same equations with fewer states."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from simplicit.equations.compose import Fixed, identity
+from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
+from simplicit.equations.layer_phi import MaxPool
+from simplicit.equations.network import StateEquations
+from simplicit.equations.weighted_maps import Dense, Gather, WeightedMap
+from simplicit.units.found import Units
+
+Kept = Bool[Tensor, "_"]
+"""True for what is left."""
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow:
+    """What is left of a network.
+
+    Attributes:
+        equations: Its equations, with the weights that it had.
+        rows: For each equation, which entries of z are left.
+        states: For each hidden equation, which states are left.
+        channels: For each equation, which channels of each term are left.
+    """
+
+    equations: StateEquations
+    rows: list[Kept]
+    states: list[Kept]
+    channels: list[list[Kept]]
+
+
+def narrow(equations: StateEquations, units: Units, stay: Kept) -> Narrow:
+    """Take units out of a network.
+
+    Args:
+        equations: The network.
+        units: Its units.
+        stay: For each of them, whether it stays; at least one of each layer.
+
+    Returns:
+        The network without the others. It computes what the network would if nothing read them, and
+        no constant in their place.
+    """
+    known = torch.cat([stay.cpu(), torch.ones(1, dtype=torch.bool)])  # what cannot go is −1
+    states = [known[own] for own in units.states] + [torch.ones(equations.p, dtype=torch.bool)]
+    rows = [known[own] for own in units.rows]
+    channels = [[known[own] for own in terms] for terms in units.channels]
+    weights: dict[int, Tensor] = {}
+    layers = []
+    for k, e in enumerate(equations.layers):
+        terms = []
+        for term, channel, feature in zip(e.terms, channels[k], units.features[k], strict=True):
+            source = states[term.source]
+            terms.append(_term(term, channel, known[feature], source, weights))
+        fixed = [Summand(s.source, _fixed(s.map, rows[k], states[s.source])) for s in e.fixed]
+        layers.append(_equation(e, tuple(terms), tuple(fixed), rows[k], channels[k]))
+    fewer = replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
+    return Narrow(fewer, rows, states[:-1], channels)
+
+
+def _equation(
+    e: Equation,
+    terms: tuple[Term, ...],
+    fixed: tuple[Summand, ...],
+    rows: Kept,
+    channels: list[Kept],
+) -> Equation:
+    def left(numbers: Tensor) -> Tensor:
+        own = rows if len(numbers) == e.size else channels[0]
+        return numbers[own.to(numbers.device)]
+
+    adjust = e.adjust and BiasParameter(e.adjust.name, left(e.adjust.factor), left(e.adjust.rest))
+    phi = e.phi
+    if isinstance(phi, MaxPool):
+        count = int(rows.view(phi.shape[0], -1)[:, 0].sum())
+        phi = replace(phi, shape=(count, *phi.shape[1:]))
+    bias = None if e.bias is None else left(e.bias)
+    return replace(e, terms=terms, fixed=fixed, bias=bias, adjust=adjust, phi=phi)
+
+
+def _term(
+    term: Term, channels: Kept, features: Bool[Tensor, "groups reads"], source: Kept,
+    weights: dict[int, Tensor],
+) -> Term:  # fmt: skip
+    device, whole = term.weight.device, term.map
+    if whole.groups > 1:
+        groups = features.all(1)
+        inputs = groups.repeat_interleave(term.weight.shape[1])
+        reads, count = slice(None), int(groups.sum())
+    else:
+        inputs = features[0].view(term.weight.shape[1], -1).all(1)
+        reads, count = inputs.to(device), 1
+    # what is shared stays shared
+    if id(term.weight) not in weights:
+        weights[id(term.weight)] = term.weight[channels.to(device)][:, reads]
+    fewer = _map(whole, weights[id(term.weight)], int(inputs.sum()), count)
+    if isinstance(whole, Dense):
+        entries = inputs.repeat(whole.positions)
+    else:
+        entries = inputs.repeat_interleave(whole.columns // len(inputs))
+    fixed = term.fixed or identity(len(source), device)
+    fixed = _fixed(fixed, entries, source)
+    own = term.fixed is None and isinstance(fixed, Gather) and fixed.is_identity
+    return replace(
+        term,
+        map=fewer,
+        fixed=None if own else fixed,
+        offset=None if term.offset is None else term.offset[entries.to(device)],
+        gain=None if term.gain is None else term.gain[channels.to(device)],
+    )
+
+
+def _map(whole: WeightedMap, weight: Tensor, inputs: int, groups: int) -> WeightedMap:
+    names = {field.name for field in fields(whole)}
+    changed: dict[str, object] = {"weight": weight}
+    if "input_shape" in names:
+        changed["input_shape"] = (inputs, *whole.input_shape[1:])
+    if "groups" in names:
+        changed["groups"] = groups
+    return replace(whole, **changed)
+
+
+# some results of a fixed map, of some states
+def _fixed(fixed: Fixed, rows: Kept, columns: Kept) -> Fixed:
+    if bool(rows.all()) and bool(columns.all()):
+        return fixed
+    device = (fixed.index if isinstance(fixed, Gather) else fixed.row).device
+    rows, columns = rows.to(device), columns.to(device)
+    place = torch.where(columns, columns.long().cumsum(0) - 1, -1)
+    if isinstance(fixed, Gather):
+        index = fixed.index[rows]
+        return Gather(place[index.clamp_min(0)].where(index >= 0, -1), int(columns.sum()))
+    entries = rows[fixed.row] & columns[fixed.column]
+    line = rows.long().cumsum(0) - 1
+    return replace(
+        fixed,
+        row=line[fixed.row[entries]],
+        column=place[fixed.column[entries]],
+        value=fixed.value[entries],
+        rows=int(rows.sum()),
+        columns=int(columns.sum()),
+    )
