@@ -29,21 +29,30 @@ from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.low_rank import Parts, choose, plan_ranks
 from simplicit.matching.plan import (
     Plan,
     Share,
     anchor,
     later_moments,
     plan_layers,
+    pose,
     require_finite,
     row_problem,
     together,
 )
-from simplicit.matching.records import Row, row_records, skipped_records, trace_records
+from simplicit.matching.records import (
+    Row,
+    channel_records,
+    row_records,
+    skipped_records,
+    trace_records,
+)
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
+from simplicit.model.factored import Factors, factored
 from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
@@ -73,6 +82,8 @@ class Matching:
         rows: One record per row problem.
         trace: Relative gaps against time.
         budgets: How many weights each layer has after each stage.
+        factors: Of the layers that are written by factors, by their number among `layers`. In
+            `model` these are multiplied out.
         earlier: Seconds of each phase before a stop.
     """
 
@@ -102,6 +113,7 @@ class Matching:
         self.rows: list[Row] = []
         self.trace: list[Row] = []
         self.budgets: list[Row] = []
+        self.factors: dict[int, Factors] = {}
         self.start = time.monotonic()
         self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
         self.sweeps = recipe.passes(not network.structured, structure)
@@ -175,17 +187,17 @@ class Matching:
         self.sweeps = 0
 
     def plan(self) -> None:
-        """Under a budget, find what is allowed and each row's share on the teacher's states."""
+        """Under a budget, or for a rank, find each row's share on the teacher's states."""
         if any(rows.uses for rows in self.layers):
             frontier = self._frontier(own=False)
             self.later = later_moments(self.equations, self.layers, frontier, self.executor)
-        if self.recipe.sparsity is None:
+        ranked = self.recipe.rank is not None
+        if self.recipe.sparsity is None and not ranked:
             return
         if saved := self._restore("plan", "level"):
             self.planned = _restored(saved, self.layers)
         else:
             begin = time.monotonic()
-            assert self.budget is not None
             found, budget = None, self.budget
             if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
@@ -193,19 +205,23 @@ class Matching:
                 )
             # sweeps remove no weight that equations share
             if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
+                assert budget is not None
                 budget = first_budget(budget, self.network.nonzeros)
-            self.planned = plan_layers(
+            posed = pose(
                 self.equations,
                 self.layers,
                 self._frontier(own=False),
                 self.recipe,
-                budget,
                 found,
                 self.balls,
                 self.executor,
                 self.later,
             )
-            if self.sweeps and not self.schedule.sweepable():
+            plan = plan_ranks if ranked else plan_layers
+            self.planned = plan(
+                self.equations, self.layers, self.recipe, budget, posed, self.executor
+            )
+            if self.sweeps and self.budget is not None and not self.schedule.sweepable():
                 self._no_sweeps()
                 self.planned = self.planned.cut(self.budget)
             self._keep_plan(self.planned, time.monotonic() - begin)
@@ -300,7 +316,8 @@ class Matching:
     @property
     def matched(self) -> StateEquations:
         """The model's equations, when all layers are matched."""
-        return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+        found = replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+        return factored(found, [*self.factors.values()])
 
     def take(self, equations: StateEquations, stage: str) -> None:
         """Take over a model that a later stage has made, and count its weights.
@@ -348,6 +365,7 @@ class Matching:
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
             found = saved[0].unflatten(0, (rows.groups, -1))
+            self._restore_factors(k, rows, found.shape[1], found.shape[2] - 1)
             return rows.put(equation, found[..., :-1], found[..., -1])
         begin = time.monotonic()
         events: list[tuple[float, Progress]] = []
@@ -369,10 +387,10 @@ class Matching:
         aware = chooses and self.recipe.relu_aware and _relu(equation) and not rows.uses
         readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
         grams = together(readings.moments(keep=aware), self.later[k])
-        parts = rows.sources(self.equations)
+        sources = rows.sources(self.equations)
         for gram in grams:
             require_finite(gram, rows.name)
-        problems = [row_problem(gram, self.recipe, parts, rows.biased, ball) for gram in grams]
+        problems = [row_problem(gram, self.recipe, sources, rows.biased, ball) for gram in grams]
         hurried = chooses and not self.sweeps and self.schedule.hurried(k)
         choice = Choice(
             self.recipe,
@@ -383,12 +401,17 @@ class Matching:
             hurried=hurried,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
+        parts: list[Parts] = []
         if planned is not None and chooses:
             anchors = [anchor(w, rows.biased) for w in rows.weights(equation)]
             given = planned.shares[k]
             if ball is None and self.constraint is not None:
                 given = [given[0].more(self._missing(k)), *given[1:]]
-            problems, W = choice.choose(problems, given, anchors, retarget)
+            if self.recipe.rank is None:
+                problems, W = choice.choose(problems, given, anchors, retarget)
+            else:
+                problems, parts = choose(choice, problems, given, anchors, retarget)
+                W = [own.whole for own in parts]
         solutions: list[Solution] = []
         solved: list[RowProblem] = []
         for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
@@ -405,6 +428,8 @@ class Matching:
         for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
             for row in row_records(rows.name, problem, solution, w):
                 records.append({**row, "row": row["row"] + g * len(w)})
+        if parts and parts[0].left.shape[1]:
+            records = self._factored(k, rows, parts, records)
         if any(row["status"] == "time_limit" for row in records):
             self.schedule.short("certificates")
         trace = list(trace_records(rows.name, events))
@@ -415,6 +440,34 @@ class Matching:
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
         return rows.put(equation, found.W, found.shift)
+
+    # as they are in the model, in its precision
+    def _factored(
+        self, k: int, rows: Rows, parts: Sequence[Parts], records: list[Row]
+    ) -> list[Row]:
+        like, d = self.equations.like, parts[0].right.shape[1]
+        left, right, sparse = (
+            torch.stack(own).to(like)
+            for own in zip(*((p.left, p.right, p.sparse[:, :d]) for p in parts), strict=True)
+        )
+        self.factors[k] = Factors(rows.index, rows.slots, left, right, sparse)
+        flat = torch.cat([part.flatten() for part in (left, right, sparse)])
+        self.checkpoint.keep(f"factors-{k}", flat[:, None], {"rank": left.shape[2]})
+        counts = left.count_nonzero(2) + sparse.count_nonzero(2)
+        for row, count in zip(records, counts.flatten().tolist(), strict=True):
+            row["nonzeros"] = count
+        channels = right.count_nonzero(2).flatten().tolist()
+        return [*records, *channel_records(rows.name, len(records), channels)]
+
+    def _restore_factors(self, k: int, rows: Rows, K: int, d: int) -> None:
+        if not (saved := self.checkpoint.restore(f"factors-{k}")):
+            return
+        flat, g, rank = saved[0][:, 0].to(self.equations.like), rows.groups, saved[1]["rank"]
+        left, right, sparse = flat.split([g * K * rank, g * rank * d, g * K * d])
+        self.factors[k] = Factors(
+            rows.index, rows.slots, left.view(g, K, rank), right.view(g, rank, d),
+            sparse.view(g, K, d),
+        )  # fmt: skip
 
     # weights for which balls of earlier layers had no room
     def _missing(self, k: int) -> int:
@@ -434,6 +487,8 @@ class Matching:
             "rows": [len(share.coupling) for share in flat],
             "keep": [share.keep for share in flat],
             "quota": [share.quota for share in flat],
+            "rank": [share.rank for share in flat],
+            "factors": [share.factors for share in flat],
             "sweeps": self.sweeps,
             "seconds": seconds,
         }
@@ -474,6 +529,9 @@ class Matching:
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:
         counts = [rows.weights(layers[rows.index]).count_nonzero() for rows in self.layers]
+        if stage == "match":
+            for k, own in self.factors.items():
+                counts[k] = sum(part.count_nonzero() for part in (own.left, own.right, own.sparse))
         self._note(stage, [int(count) for count in counts])
 
     def _note(self, stage: str, counts: Sequence[int]) -> None:
@@ -492,10 +550,11 @@ def _relu(equation: Equation) -> bool:
 
 def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> Plan:
     coupling, records = saved
-    shares = list(zip(*(records[name] for name in ("rows", "keep", "quota")), strict=True))
-    parts = coupling[:, 0].cpu().split([K * K for K, _, _ in shares])
+    names = ("rows", "keep", "quota", "rank", "factors")
+    shares = list(zip(*(records[name] for name in names), strict=True))
+    parts = coupling[:, 0].cpu().split([K * K for K, *_ in shares])
     flat = iter(
-        Share(S.view(K, K), keep, quota) for S, (K, keep, quota) in zip(parts, shares, strict=True)
+        Share(S.view(K, K), *others) for S, (K, *others) in zip(parts, shares, strict=True)
     )
     groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
     return Plan(records["price"], records["penalty_factor"], groups, records["coherence"])
