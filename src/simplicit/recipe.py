@@ -134,7 +134,9 @@ class Recipe:
         check(several, "skip", "a list of patterns")
         whole = isinstance(self.rank, int) and not isinstance(self.rank, bool) and self.rank >= 1
         check(
-            whole or self.rank in (None, "auto"), "rank", "None, auto, or a whole number, at least 1"
+            whole or self.rank in (None, "auto"),
+            "rank",
+            "None, auto, or a whole number, at least 1",
         )
         check(
             self.rank != "auto" or self.sparsity is not None,
@@ -270,7 +272,7 @@ class Recipe:
             ),
             "support": (
                 budget and not self._small_rows and self.rank != "auto",
-                "rank auto keeps no single weights, and objective robustness without a level has one "
+                "rank auto has no single weights, and objective robustness without a level has one "
                 "way to choose supports; accepted with a sparsity, and objective sparsity or a "
                 "level of robustness",
             ),

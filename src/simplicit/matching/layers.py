@@ -32,6 +32,7 @@ from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
 from simplicit.matching.low_rank import Parts, choose, plan_ranks
 from simplicit.matching.plan import (
     Plan,
+    Posed,
     Share,
     anchor,
     later_moments,
@@ -191,8 +192,7 @@ class Matching:
         if any(rows.uses for rows in self.layers):
             frontier = self._frontier(own=False)
             self.later = later_moments(self.equations, self.layers, frontier, self.executor)
-        ranked = self.recipe.rank is not None
-        if self.recipe.sparsity is None and not ranked:
+        if self.recipe.sparsity is None and self.recipe.rank is None:
             return
         if saved := self._restore("plan", "level"):
             self.planned = _restored(saved, self.layers)
@@ -217,15 +217,19 @@ class Matching:
                 self.executor,
                 self.later,
             )
-            plan = plan_ranks if ranked else plan_layers
-            self.planned = plan(
-                self.equations, self.layers, self.recipe, budget, posed, self.executor
-            )
+            self.planned = self._spend(budget, posed)
             if self.sweeps and self.budget is not None and not self.schedule.sweepable():
                 self._no_sweeps()
                 self.planned = self.planned.cut(self.budget)
             self._keep_plan(self.planned, time.monotonic() - begin)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
+
+    def _spend(self, budget: int | None, posed: Posed) -> Plan:
+        given = self.equations, self.layers, self.recipe
+        if self.recipe.rank is not None:
+            return plan_ranks(*given, budget, posed, self.executor)
+        assert budget is not None
+        return plan_layers(*given, budget, posed, self.executor)
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -365,7 +369,11 @@ class Matching:
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
             found = saved[0].unflatten(0, (rows.groups, -1))
-            self._restore_factors(k, rows, found.shape[1], found.shape[2] - 1)
+            if factors := self.checkpoint.restore(f"factors-{k}"):
+                groups, K, N = found.shape
+                flat = factors[0].to(self.equations.like)
+                shape, rank = (groups, K, N - 1), factors[1]["rank"]
+                self.factors[k] = Factors.of_flat(rows.index, rows.slots, shape, rank, flat)
             return rows.put(equation, found[..., :-1], found[..., -1])
         begin = time.monotonic()
         events: list[tuple[float, Progress]] = []
@@ -446,28 +454,18 @@ class Matching:
         self, k: int, rows: Rows, parts: Sequence[Parts], records: list[Row]
     ) -> list[Row]:
         like, d = self.equations.like, parts[0].right.shape[1]
-        left, right, sparse = (
-            torch.stack(own).to(like)
-            for own in zip(*((p.left, p.right, p.sparse[:, :d]) for p in parts), strict=True)
+        every = (
+            [p.left for p in parts],
+            [p.right for p in parts],
+            [p.sparse[:, :d] for p in parts],
         )
-        self.factors[k] = Factors(rows.index, rows.slots, left, right, sparse)
-        flat = torch.cat([part.flatten() for part in (left, right, sparse)])
-        self.checkpoint.keep(f"factors-{k}", flat[:, None], {"rank": left.shape[2]})
-        counts = left.count_nonzero(2) + sparse.count_nonzero(2)
-        for row, count in zip(records, counts.flatten().tolist(), strict=True):
+        own = Factors(rows.index, rows.slots, *(torch.stack(part).to(like) for part in every))
+        self.factors[k] = own
+        self.checkpoint.keep(f"factors-{k}", own.flat, {"rank": own.rank})
+        by_row, by_channel = own.nonzeros
+        for row, count in zip(records, by_row, strict=True):
             row["nonzeros"] = count
-        channels = right.count_nonzero(2).flatten().tolist()
-        return [*records, *channel_records(rows.name, len(records), channels)]
-
-    def _restore_factors(self, k: int, rows: Rows, K: int, d: int) -> None:
-        if not (saved := self.checkpoint.restore(f"factors-{k}")):
-            return
-        flat, g, rank = saved[0][:, 0].to(self.equations.like), rows.groups, saved[1]["rank"]
-        left, right, sparse = flat.split([g * K * rank, g * rank * d, g * K * d])
-        self.factors[k] = Factors(
-            rows.index, rows.slots, left.view(g, K, rank), right.view(g, rank, d),
-            sparse.view(g, K, d),
-        )  # fmt: skip
+        return [*records, *channel_records(rows.name, len(records), by_channel)]
 
     # weights for which balls of earlier layers had no room
     def _missing(self, k: int) -> int:
@@ -528,11 +526,13 @@ class Matching:
         return saved
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:
-        counts = [rows.weights(layers[rows.index]).count_nonzero() for rows in self.layers]
-        if stage == "match":
-            for k, own in self.factors.items():
-                counts[k] = sum(part.count_nonzero() for part in (own.left, own.right, own.sparse))
-        self._note(stage, [int(count) for count in counts])
+        counts = [int(r.weights(layers[r.index]).count_nonzero()) for r in self.layers]
+        if stage != "network":  # there factors are multiplied out
+            counts = [
+                sum(map(sum, self.factors[k].nonzeros)) if k in self.factors else count
+                for k, count in enumerate(counts)
+            ]
+        self._note(stage, counts)
 
     def _note(self, stage: str, counts: Sequence[int]) -> None:
         noted = [(r.index, r.name, n) for r, n in zip(self.layers, counts, strict=True)]
@@ -553,9 +553,7 @@ def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> P
     names = ("rows", "keep", "quota", "rank", "factors")
     shares = list(zip(*(records[name] for name in names), strict=True))
     parts = coupling[:, 0].cpu().split([K * K for K, *_ in shares])
-    flat = iter(
-        Share(S.view(K, K), *others) for S, (K, *others) in zip(parts, shares, strict=True)
-    )
+    flat = iter(Share(S.view(K, K), *others) for S, (K, *others) in zip(parts, shares, strict=True))
     groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
     return Plan(records["price"], records["penalty_factor"], groups, records["coherence"])
 

@@ -26,6 +26,7 @@ from simplicit.sparsity.choice import METHODS, allot
 from simplicit.sparsity.coupled import refit_coupled
 from simplicit.sparsity.low_rank import (
     Ranks,
+    Regression,
     Supports,
     allot_ranks,
     metric,
@@ -168,18 +169,26 @@ def _with_single_weights(
     anchors: Sequence[Sequence[Tensor]],
     executor: Executor | None,
 ) -> Plan:
+    flat = [problem for problems in posed.problems for problem in problems]
+    near = [own for every in anchors for own in every]
+    coupled = [S for coupling in posed.coupling for S in coupling]
+    each = [rank for rank, own in zip(ranks, posed.problems, strict=True) for _ in own]
+    worth = [S.diagonal() for S in coupled]
+    method = METHODS[recipe.method].supports
+    # Prices of single weights are those of the rows less their factors, and these those of the rows
+    # less their largest single weights: factors that had to stand for them would hide them.
+    _, keep = allot(flat, worth, budget, recipe.method, executor, near)
     left_over: list[RowProblem] = []
     nearest: list[Tensor] = []
-    for rank, problems, coupling, near in zip(
-        ranks, posed.problems, posed.coupling, anchors, strict=True
-    ):
-        for problem, S, own in zip(problems, coupling, near, strict=True):
-            W = torch.zeros_like(own)
-            if rank:
-                W[:, ~problem.free] = regress(*without_free(problem, own), metric(S)).weights(rank)
-            left_over.append(replace(problem, gram=_rest(problem.gram, W)))
-            nearest.append(own - W)
-    worth = [S.diagonal() for coupling in posed.coupling for S in coupling]
+    for rank, problem, S, own, counts in zip(each, flat, coupled, near, keep, strict=True):
+        W = torch.zeros_like(own)
+        if rank:
+            single = refit_near(problem, method(problem, counts, executor, own), own, executor)
+            others = replace(problem, gram=_rest(problem.gram, single))
+            system = without_free(others, own - single)
+            W[:, ~problem.free] = regress(*system, metric(S)).weights(rank)
+        left_over.append(replace(problem, gram=_rest(problem.gram, W)))
+        nearest.append(own - W)
     _, keep = allot(left_over, worth, budget, recipe.method, executor, nearest)
     counts = iter(keep)
     shares = [
@@ -257,14 +266,7 @@ def _step(
     if any(share.keep):
         inner = problem.restrict(own)
         inner = replace(inner, gram=Gram.of(G, R, problem.gram.t2, problem.gram.m))
-        sparse = sparse if before is None else before.sparse[:, own]
-        if part is None:
-            low, sparse, _ = with_sparse(inner, S, rank, _as_they_are(sparse), sparse, 1)
-        else:
-            keep = [round(part * n) for n in share.keep]
-            method = METHODS[choice.recipe.method].supports
-            chosen = partial(method, keep=keep, executor=choice.executor)
-            low, sparse, _ = with_sparse(inner, S, rank, chosen, sparse, ROUNDS)
+        low, sparse = _both(choice, part, inner, share, rank, before and before.sparse[:, own])
     else:
         low = regress(G, R, metric(S))
     W = torch.zeros_like(problem.gram.R)
@@ -272,6 +274,29 @@ def _step(
     fit_free(problem.gram, free, pseudo_inverse(problem.gram.G[free][:, free]), W)
     W[:, own] = sparse
     return Parts(low.left[:, :rank], low.right[:rank], W)
+
+
+def _both(
+    choice: Choice,
+    part: float | None,
+    inner: RowProblem,
+    share: Share,
+    rank: int,
+    before: Tensor | None,
+) -> tuple[Regression, Tensor]:
+    if part is None:
+        assert before is not None
+        return with_sparse(inner, share.coupling, rank, _as_they_are(before), before, 1)[:2]
+    keep = [round(part * n) for n in share.keep]
+    method = METHODS[choice.recipe.method].supports
+    chosen = partial(method, keep=keep, executor=choice.executor)
+    starts = [before] if before is not None else []
+    if not starts:  # either part may come first
+        none = torch.zeros_like(inner.gram.R)
+        starts = [none, refit_near(inner, chosen(inner), none, choice.executor)]
+    ways = [with_sparse(inner, share.coupling, rank, chosen, start, ROUNDS) for start in starts]
+    low, sparse, _ = min(ways, key=lambda way: way[2][-1])
+    return low, sparse
 
 
 def _as_they_are(sparse: Tensor) -> Supports:

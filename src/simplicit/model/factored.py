@@ -7,7 +7,9 @@ mixes the channels at each position.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import prod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from simplicit.equations.weighted_maps import Conv, Dense, WeightedMap
 
 CHANNELS = "@channels"
 """What the name of the equation of the channels ends with."""
+
+Slots = tuple[tuple[int, ...], ...]
+"""Terms of an equation, those that share their weight together."""
 
 NOWHERE = -2
 """Source of a term that is left out."""
@@ -36,10 +41,47 @@ class Factors:
     """
 
     index: int
-    slots: tuple[tuple[int, ...], ...]
+    slots: Slots
     left: Float[Tensor, "groups K r"]
     right: Float[Tensor, "groups r d"]
     sparse: Float[Tensor, "groups K d"]
+
+    @classmethod
+    def of_flat(
+        cls, index: int, slots: Slots, shape: tuple[int, int, int], rank: int, flat: Tensor
+    ) -> "Factors":
+        """Undo `flat`.
+
+        Args:
+            index: Which equation.
+            slots: Its terms.
+            shape: Of the weights: groups, K, d.
+            rank: Of the factors.
+            flat: All numbers.
+
+        Returns:
+            The factors.
+        """
+        groups, K, d = shape
+        shapes = (groups, K, rank), (groups, rank, d), shape
+        parts = flat.flatten().split([prod(own) for own in shapes])
+        return cls(index, slots, *(p.view(own) for p, own in zip(parts, shapes, strict=True)))
+
+    @property
+    def flat(self) -> Float[Tensor, "numbers 1"]:
+        """All numbers, one behind the other."""
+        return torch.cat([part.flatten() for part in (self.left, self.right, self.sparse)])[:, None]
+
+    @property
+    def rank(self) -> int:
+        """Channels of a group."""
+        return self.left.shape[2]
+
+    @property
+    def nonzeros(self) -> tuple[list[int], list[int]]:
+        """Non-zero weights of every row, and of every channel."""
+        rows = self.left.count_nonzero(2) + self.sparse.count_nonzero(2)
+        return rows.flatten().tolist(), self.right.count_nonzero(2).flatten().tolist()
 
 
 def factored(equations: StateEquations, factors: Sequence[Factors]) -> StateEquations:
