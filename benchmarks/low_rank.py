@@ -1,4 +1,4 @@
-"""Layers by factors at equal weights: this project's ranks beside two decompositions of the weights.
+"""Layers by factors at equal weights: regressions beside two decompositions of the weights.
 
     python benchmarks/low_rank.py configs/cifar10-resnet20.yaml --sparsity 0.5
     python benchmarks/low_rank.py configs/fashion-mnist-300-100.yaml --sparsity 0.5 0.75
@@ -50,7 +50,11 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5])
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--single", type=int, help="also factors of this rank and single weights")
+    parser.add_argument(
+        "--single",
+        type=int,
+        help="also factors of this rank and single weights, and single weights alone",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = config.load(options.config, ["implicit.sparsity=0.5"])
@@ -79,22 +83,22 @@ def main() -> None:
     plain, weighted = decomposed(equations, u)
     for sparsity in options.sparsity:
         print(f"sparsity {sparsity}")
-        recipes = {
-            "rank auto": Recipe(rank="auto", sparsity=sparsity),
-            "single weights": Recipe(sparsity=sparsity, structure="layered"),
-        }
-        if options.single:
-            recipes["both"] = Recipe(rank=options.single, sparsity=sparsity)
-        ranks: Ranks = {}
-        for name, recipe in recipes.items():
+
+        def matched(name: str, recipe: Recipe) -> ImplicitModel:
             begin = time.monotonic()
             model = fit(net, u, recipe, workers=1, batch_size=settings.evaluation.bs).model
             show(name, model, time.monotonic() - begin)
-            ranks = ranks or ranks_of(model)
+            return model
+
+        ranks = ranks_of(matched("rank auto", Recipe(rank="auto", sparsity=sparsity)))
         ways: dict[str, Ranks] = {"same ranks": ranks, "same part": alike(equations, sparsity)}
         for way, own in ways.items():
             show(f"svd, {way}", cut(equations, plain, own))
             show(f"weighted svd, {way}", cut(equations, weighted, own))
+        if options.single:
+            name = f"rank {options.single} and single weights"
+            matched(name, Recipe(rank=options.single, sparsity=sparsity))
+            matched("single weights", Recipe(sparsity=sparsity, structure="layered"))
 
 
 def decomposed(
