@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "l2": (2.0,),
     "tol": (0.5,),
     "skip": (("0",),),
+    "rank": (1, 2, "auto"),
 }
 """Values of every field: one of them must be heard, or refused. A new field needs one."""
 
@@ -43,6 +44,9 @@ BASES: dict[str, dict[str, Any]] = {
     "no budget": {},
     "a budget": {"sparsity": 0.5},
     "a budget, swept": {"sparsity": 0.5, "sweeps": 4},
+    "ranks": {"rank": 1},
+    "ranks to a budget": {"rank": "auto", "sparsity": 0.4},
+    "ranks and single weights": {"rank": 1, "sparsity": 0.2},
     "a budget, relaxed": {"sparsity": 0.5, "support": "relaxation"},
     "small rows": {"objective": "robustness", "lambda1": 10.0},
     "small rows to a budget": {"objective": "robustness", "sparsity": 0.6},

@@ -275,10 +275,13 @@ def structure_of(recipe: Recipe, network: StateEquations) -> Structure:
 
     Returns:
         The structure asked for; for `auto`, layered where the network is not all matrices, or uses
-        a weight several times.
+        a weight several times, or where layers are written by factors: those of a rank that reads
+        every earlier layer have a weight for each of its states.
     """
     if recipe.structure != "auto":
         return recipe.structure
+    if recipe.rank is not None:
+        return "layered"
     uses = [term.parameter for e in network.layers for term in e.terms if term.parameter]
     layered = network.structured or len(set(uses)) < len(uses)
     return "layered" if layered else "triangular"

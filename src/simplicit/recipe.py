@@ -97,6 +97,7 @@ class Recipe:
     l2: float = 0.2
     tol: float = 1e-4
     skip: tuple[str, ...] = ()
+    rank: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         def check(good: bool, name: str, accepted: str) -> None:
@@ -131,6 +132,17 @@ class Recipe:
         check(0 < self.tol < 1, "tol", "a number above 0 and below 1")
         several = isinstance(self.skip, tuple) and all(isinstance(p, str) for p in self.skip)
         check(several, "skip", "a list of patterns")
+        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool) and self.rank >= 1
+        check(
+            whole or self.rank in (None, "auto"),
+            "rank",
+            "None, auto, or a whole number, at least 1",
+        )
+        check(
+            self.rank != "auto" or self.sparsity is not None,
+            "rank",
+            "None or a whole number, unless there is a sparsity",
+        )
         check(self.loss in ("root", "squared"), "loss", "root or squared")
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
@@ -168,6 +180,8 @@ class Recipe:
             return self
         if preset not in PRESETS:
             raise InputError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
+        if self.rank is not None:
+            raise InputError(f"rank={self.rank!r}: accepted is None with preset {preset!r}")
         settings = dict(PRESETS[preset])
         if self.sparsity is not None:
             settings.pop("alpha", None)  # a budget takes its place
@@ -182,8 +196,14 @@ class Recipe:
     @property
     def chooses(self) -> bool:
         """Whether a budget is met by choosing supports, and not by a penalty."""
-        chosen = self.support != "relaxation" and self.sparsity is not None
+        few = self.sparsity is not None or self.rank is not None
+        chosen = self.support != "relaxation" and few
         return chosen and (self.objective == "sparsity" or self.robustness is not None)
+
+    @property
+    def both(self) -> bool:
+        """Whether there are single weights beside factors."""
+        return self.sparsity is not None and self.rank not in (None, "auto")
 
     @property
     def _free(self) -> bool:
@@ -200,6 +220,8 @@ class Recipe:
             Their number; 0 with feedback, or with a ball to stay in.
         """
         if not self.chooses or structure == "full" or self.constraint == "row":
+            return 0
+        if self.rank is not None:
             return 0
         return (SWEEPS if matrices else 0) if self.sweeps is None else self.sweeps
 
@@ -229,9 +251,10 @@ class Recipe:
         other = "for a network with convolutions, tokens or kept operations, "
         bounded = structure == "full" or self.constraint == "row"
         budget = self.sparsity is not None
-        seed_sparsity = not budget and self.objective == "sparsity"
+        factors = self.rank is not None
+        seed_sparsity = not budget and not factors and self.objective == "sparsity"
         relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
-        chosen = "accepted with a sparsity and any support but relaxation"
+        chosen = "accepted with a sparsity or a rank, and any support but relaxation"
         rules = {
             "structure": (
                 matrices or structure == "layered",
@@ -248,14 +271,20 @@ class Recipe:
                 "it is the loss of objective robustness without a level; accepted there",
             ),
             "support": (
-                budget and not self._small_rows,
-                "objective robustness without a level has one way to choose supports; accepted "
-                "with a sparsity, and objective sparsity or a level of robustness",
+                budget and not self._small_rows and self.rank != "auto",
+                "rank auto has no single weights, and objective robustness without a level has one "
+                "way to choose supports; accepted with a sparsity, and objective sparsity or a "
+                "level of robustness",
+            ),
+            "rank": (
+                not bounded and self.objective == "sparsity" and self.support != "relaxation",
+                "accepted with objective sparsity, structure triangular or layered, constraint "
+                "states, and any support but relaxation",
             ),
             "sweeps": (
-                not self.sweeps or (self.chooses and not bounded),
+                not self.sweeps or (self.chooses and not bounded and not factors),
                 "sweeps follow a choice of supports in structure triangular or layered; accepted "
-                "with a sparsity, any support but relaxation, and no ball",
+                "with a sparsity, any support but relaxation, no ball, and no rank",
             ),
             "relu_aware": (self.chooses, chosen),
             "sensitivity": (self.chooses, chosen),
@@ -266,15 +295,19 @@ class Recipe:
             ),
             "alpha": (
                 seed_sparsity,
-                "it is the penalty's weight of objective sparsity without a budget; accepted there",
+                "it is the penalty's weight of objective sparsity without a budget or a rank; "
+                "accepted there",
             ),
             "lambda1": (
                 seed_sparsity or (self._small_rows and not budget),
-                "it is the loss's weight in the first release's formulas, which a sparsity or a "
-                "level of robustness takes the place of; accepted without them, or with preset "
-                "'seed'",
+                "it is the loss's weight in the first release's formulas, which a sparsity, a "
+                "level of robustness or a rank takes the place of; accepted without them, or with "
+                "preset 'seed'",
             ),
-            "sparsity_ratio": (not budget, "a sparsity takes its place; accepted without one"),
+            "sparsity_ratio": (
+                not budget and not factors,
+                "a sparsity or a rank takes its place; accepted without one",
+            ),
             "l0": (relaxed, "accepted with a sparsity and support relaxation"),
             "l2": (relaxed, "accepted with a sparsity and support relaxation"),
         }
@@ -311,6 +344,6 @@ class Recipe:
             weight = sqrt(m) if self.loss == "root" else 2 * m
             level = 1.0 if self.sparsity is not None else 1 / (self.lambda1 * weight)
             return Penalty(l1=level, scales=ones)
-        if self.sparsity is None:
+        if self.sparsity is None and self.rank is None:
             return Penalty(l2=self.alpha / (m * self.lambda1), scales=ones)
         return Penalty(l0=self.l0, l1=1.0, l2=self.l2, scales=scales)

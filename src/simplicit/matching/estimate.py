@@ -15,6 +15,7 @@ from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
+from simplicit.matching import low_rank
 from simplicit.matching.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.outputs import downstream, sensitivity, sweeps
@@ -171,7 +172,8 @@ class Work:
         counted = sum(map(_products, every))
         pass_ = (self.forward(rates) if forward is None else forward) * m
         pass_ /= max(min(rates.parallel, m / BATCH), 1.0)
-        chosen = self.recipe.chooses and self.budget is not None
+        planned = self.budget is not None or self.recipe.rank is not None
+        chosen = self.recipe.chooses
         fractions = self._fractions()
         found, behind = [], pass_
         for rows in self.layers:
@@ -185,7 +187,7 @@ class Work:
             squares = sum(size.coupling for size in self._sizes(m, rates))
             directions = sensitivity.PROBES
             phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
-        if self.budget is not None:
+        if planned:
             phases[MOMENTS] = [layer.moments for layer in found]
             phases[PRICES] = [sum(layer.prices for layer in found)]
         phases[LAYERS] = [layer.matched for layer in found]
@@ -240,8 +242,7 @@ class Work:
         self, size: "Size", rows: Rows, own: float, behind: float, fractions: list[float]
     ) -> Layer:
         recipe, equation = self.recipe, self.equations.layers[rows.index]
-        chosen = recipe.chooses and self.budget is not None
-        budget = self.budget is not None
+        chosen, budget = recipe.chooses, self.budget is not None or recipe.rank is not None
         prices = first = further = 0.0
         certificate = size.certificate
         if chosen:
@@ -250,7 +251,9 @@ class Work:
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
             aware = recipe.relu_aware and _relu(equation)
-            if not self.sweeps:
+            if recipe.rank is not None:
+                prices, first, further = self._ranks(size, prices, first, aware)
+            elif not self.sweeps:
                 earlier = CHOICES[:-1] if aware or recipe.sensitivity else ()
                 again = REFITS if aware else 0
                 for part in earlier:
@@ -285,6 +288,19 @@ class Work:
             planning=size.planned,
             matching=size.matched,
         )
+
+    # by factors: prices, one choice, and all further ones
+    def _ranks(
+        self, size: "Size", prices: float, first: float, aware: bool
+    ) -> tuple[float, float, float]:
+        each, steps = size.regressed, len(CHOICES) if aware or self.recipe.sensitivity else 1
+        steps += REFITS if aware else 0
+        further = (steps - 1) * (size.retargeted if aware else 0.0)
+        if not self.recipe.both:
+            return each, each, further + (steps - 1) * each
+        once = low_rank.ROUNDS * first + (1 + low_rank.ROUNDS) * each
+        # prices are found twice, and the first step has two starts
+        return 2 * prices + first + each, 2 * once, further + (steps - 1) * once
 
     def _price(self, size: "Size") -> float:
         if screened_first(size.K, size.N) and self.recipe.method == "splitting":

@@ -29,21 +29,31 @@ from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.low_rank import Parts, choose, plan_ranks
 from simplicit.matching.plan import (
     Plan,
+    Posed,
     Share,
     anchor,
     later_moments,
     plan_layers,
+    pose,
     require_finite,
     row_problem,
     together,
 )
-from simplicit.matching.records import Row, row_records, skipped_records, trace_records
+from simplicit.matching.records import (
+    Row,
+    channel_records,
+    row_records,
+    skipped_records,
+    trace_records,
+)
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
+from simplicit.model.factored import Factors, factored
 from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
@@ -73,6 +83,8 @@ class Matching:
         rows: One record per row problem.
         trace: Relative gaps against time.
         budgets: How many weights each layer has after each stage.
+        factors: Of the layers that are written by factors, by their number among `layers`. In
+            `model` these are multiplied out.
         earlier: Seconds of each phase before a stop.
     """
 
@@ -102,6 +114,7 @@ class Matching:
         self.rows: list[Row] = []
         self.trace: list[Row] = []
         self.budgets: list[Row] = []
+        self.factors: dict[int, Factors] = {}
         self.start = time.monotonic()
         self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
         self.sweeps = recipe.passes(not network.structured, structure)
@@ -175,17 +188,16 @@ class Matching:
         self.sweeps = 0
 
     def plan(self) -> None:
-        """Under a budget, find what is allowed and each row's share on the teacher's states."""
+        """Under a budget, or for a rank, find each row's share on the teacher's states."""
         if any(rows.uses for rows in self.layers):
             frontier = self._frontier(own=False)
             self.later = later_moments(self.equations, self.layers, frontier, self.executor)
-        if self.recipe.sparsity is None:
+        if self.recipe.sparsity is None and self.recipe.rank is None:
             return
         if saved := self._restore("plan", "level"):
             self.planned = _restored(saved, self.layers)
         else:
             begin = time.monotonic()
-            assert self.budget is not None
             found, budget = None, self.budget
             if self.recipe.sensitivity and self.recipe.chooses:
                 found = sensitivity(
@@ -193,23 +205,31 @@ class Matching:
                 )
             # sweeps remove no weight that equations share
             if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
+                assert budget is not None
                 budget = first_budget(budget, self.network.nonzeros)
-            self.planned = plan_layers(
+            posed = pose(
                 self.equations,
                 self.layers,
                 self._frontier(own=False),
                 self.recipe,
-                budget,
                 found,
                 self.balls,
                 self.executor,
                 self.later,
             )
-            if self.sweeps and not self.schedule.sweepable():
+            self.planned = self._spend(budget, posed)
+            if self.sweeps and self.budget is not None and not self.schedule.sweepable():
                 self._no_sweeps()
                 self.planned = self.planned.cut(self.budget)
             self._keep_plan(self.planned, time.monotonic() - begin)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
+
+    def _spend(self, budget: int | None, posed: Posed) -> Plan:
+        given = self.equations, self.layers, self.recipe
+        if self.recipe.rank is not None:
+            return plan_ranks(*given, budget, posed, self.executor)
+        assert budget is not None
+        return plan_layers(*given, budget, posed, self.executor)
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -300,7 +320,8 @@ class Matching:
     @property
     def matched(self) -> StateEquations:
         """The model's equations, when all layers are matched."""
-        return replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+        found = replace(self.equations, hidden=tuple(self.model[:-1]), output=self.model[-1])
+        return factored(found, [*self.factors.values()])
 
     def take(self, equations: StateEquations, stage: str) -> None:
         """Take over a model that a later stage has made, and count its weights.
@@ -348,6 +369,11 @@ class Matching:
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
             found = saved[0].unflatten(0, (rows.groups, -1))
+            if factors := self.checkpoint.restore(f"factors-{k}"):
+                groups, K, N = found.shape
+                flat = factors[0].to(self.equations.like)
+                shape, rank = (groups, K, N - 1), factors[1]["rank"]
+                self.factors[k] = Factors.of_flat(rows.index, rows.slots, shape, rank, flat)
             return rows.put(equation, found[..., :-1], found[..., -1])
         begin = time.monotonic()
         events: list[tuple[float, Progress]] = []
@@ -369,10 +395,10 @@ class Matching:
         aware = chooses and self.recipe.relu_aware and _relu(equation) and not rows.uses
         readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
         grams = together(readings.moments(keep=aware), self.later[k])
-        parts = rows.sources(self.equations)
+        sources = rows.sources(self.equations)
         for gram in grams:
             require_finite(gram, rows.name)
-        problems = [row_problem(gram, self.recipe, parts, rows.biased, ball) for gram in grams]
+        problems = [row_problem(gram, self.recipe, sources, rows.biased, ball) for gram in grams]
         hurried = chooses and not self.sweeps and self.schedule.hurried(k)
         choice = Choice(
             self.recipe,
@@ -383,12 +409,17 @@ class Matching:
             hurried=hurried,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
+        parts: list[Parts] = []
         if planned is not None and chooses:
             anchors = [anchor(w, rows.biased) for w in rows.weights(equation)]
             given = planned.shares[k]
             if ball is None and self.constraint is not None:
                 given = [given[0].more(self._missing(k)), *given[1:]]
-            problems, W = choice.choose(problems, given, anchors, retarget)
+            if self.recipe.rank is None:
+                problems, W = choice.choose(problems, given, anchors, retarget)
+            else:
+                problems, parts = choose(choice, problems, given, anchors, retarget)
+                W = [own.whole for own in parts]
         solutions: list[Solution] = []
         solved: list[RowProblem] = []
         for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
@@ -405,6 +436,8 @@ class Matching:
         for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
             for row in row_records(rows.name, problem, solution, w):
                 records.append({**row, "row": row["row"] + g * len(w)})
+        if parts and parts[0].left.shape[1]:
+            records = self._factored(k, rows, parts, records)
         if any(row["status"] == "time_limit" for row in records):
             self.schedule.short("certificates")
         trace = list(trace_records(rows.name, events))
@@ -415,6 +448,24 @@ class Matching:
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
         return rows.put(equation, found.W, found.shift)
+
+    # as they are in the model, in its precision
+    def _factored(
+        self, k: int, rows: Rows, parts: Sequence[Parts], records: list[Row]
+    ) -> list[Row]:
+        like, d = self.equations.like, parts[0].right.shape[1]
+        every = (
+            [p.left for p in parts],
+            [p.right for p in parts],
+            [p.sparse[:, :d] for p in parts],
+        )
+        own = Factors(rows.index, rows.slots, *(torch.stack(part).to(like) for part in every))
+        self.factors[k] = own
+        self.checkpoint.keep(f"factors-{k}", own.flat, {"rank": own.rank})
+        by_row, by_channel = own.nonzeros
+        for row, count in zip(records, by_row, strict=True):
+            row["nonzeros"] = count
+        return [*records, *channel_records(rows.name, len(records), by_channel)]
 
     # weights for which balls of earlier layers had no room
     def _missing(self, k: int) -> int:
@@ -434,6 +485,8 @@ class Matching:
             "rows": [len(share.coupling) for share in flat],
             "keep": [share.keep for share in flat],
             "quota": [share.quota for share in flat],
+            "rank": [share.rank for share in flat],
+            "factors": [share.factors for share in flat],
             "sweeps": self.sweeps,
             "seconds": seconds,
         }
@@ -473,8 +526,13 @@ class Matching:
         return saved
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:
-        counts = [rows.weights(layers[rows.index]).count_nonzero() for rows in self.layers]
-        self._note(stage, [int(count) for count in counts])
+        counts = [int(r.weights(layers[r.index]).count_nonzero()) for r in self.layers]
+        if stage != "network":  # there factors are multiplied out
+            counts = [
+                sum(map(sum, self.factors[k].nonzeros)) if k in self.factors else count
+                for k, count in enumerate(counts)
+            ]
+        self._note(stage, counts)
 
     def _note(self, stage: str, counts: Sequence[int]) -> None:
         noted = [(r.index, r.name, n) for r, n in zip(self.layers, counts, strict=True)]
@@ -492,11 +550,10 @@ def _relu(equation: Equation) -> bool:
 
 def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> Plan:
     coupling, records = saved
-    shares = list(zip(*(records[name] for name in ("rows", "keep", "quota")), strict=True))
-    parts = coupling[:, 0].cpu().split([K * K for K, _, _ in shares])
-    flat = iter(
-        Share(S.view(K, K), keep, quota) for S, (K, keep, quota) in zip(parts, shares, strict=True)
-    )
+    names = ("rows", "keep", "quota", "rank", "factors")
+    shares = list(zip(*(records[name] for name in names), strict=True))
+    parts = coupling[:, 0].cpu().split([K * K for K, *_ in shares])
+    flat = iter(Share(S.view(K, K), *others) for S, (K, *others) in zip(parts, shares, strict=True))
     groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
     return Plan(records["price"], records["penalty_factor"], groups, records["coherence"])
 

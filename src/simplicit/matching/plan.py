@@ -36,11 +36,15 @@ class Share:
         coupling: What errors of the rows do to the outputs, one by one and together.
         keep: Weights of each row, where supports are chosen.
         quota: Weights of all rows, where they are relaxed.
+        rank: Of the factors that all rows share; 0 where there are none.
+        factors: Weights of these factors.
     """
 
     coupling: Float[Tensor, "K K"]
     keep: list[int]
     quota: int
+    rank: int = 0
+    factors: int = 0
 
     @property
     def importance(self) -> Float[Tensor, " K"]:
@@ -50,7 +54,7 @@ class Share:
     @property
     def weights(self) -> int:
         """Weights of all its rows."""
-        return sum(self.keep) or self.quota
+        return (sum(self.keep) or self.quota) + self.factors
 
     def more(self, count: int) -> "Share":
         """Give more weights, row after row.
@@ -144,32 +148,45 @@ def anchor(W: Float[Tensor, "K d"], bias: bool) -> Float[Tensor, "K N"]:
     return F.pad(W.double(), (0, int(bias)))
 
 
-def plan_layers(
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """The row problems of all layers on the teacher's states, group by group.
+
+    Attributes:
+        problems: Of every layer's groups.
+        coupling: What errors of their rows do to the outputs.
+        coherence: Of every layer's positions.
+    """
+
+    problems: list[list[RowProblem]]
+    coupling: list[list[Float[Tensor, "K K"]]]
+    coherence: list[float]
+
+
+def pose(
     equations: StateEquations,
     layers: Sequence[Rows],
     frontier: Frontier,
     recipe: Recipe,
-    budget: int,
     found: Sequence[Sensitivity] | None,
     balls: Sequence[Ball | None],
     executor: Executor | None,
     later: Sequence[list[Gram]],
-) -> Plan:
-    """Find the price of a weight, or the penalty's factor, and each row's share.
+) -> Posed:
+    """Write the row problems of all layers on the teacher's states.
 
     Args:
         equations: The teacher, in the structure that is solved.
         layers: Its rows.
         frontier: The teacher's states.
-        recipe: What is asked for, with a sparsity.
-        budget: Weights to spend.
+        recipe: What is asked for.
         found: What the outputs feel of each layer's rows; None to weigh rows alike.
         balls: What each layer's rows may not leave.
-        executor: Takes batches, and rows, side by side.
+        executor: Takes batches side by side.
         later: Moments of each layer's later uses, see `later_moments`.
 
     Returns:
-        The plan.
+        The problems, and what weighs them.
     """
     coherence = [0.0 for _ in layers] if found is None else [layer.coherence for layer in found]
     grams = [
@@ -188,6 +205,31 @@ def plan_layers(
         coupling = [[_inverse(p.gram.t2).diag() for p in groups] for groups in problems]
     else:
         coupling = [layer.coupling for layer in found]
+    return Posed(problems, coupling, coherence)
+
+
+def plan_layers(
+    equations: StateEquations,
+    layers: Sequence[Rows],
+    recipe: Recipe,
+    budget: int,
+    posed: Posed,
+    executor: Executor | None,
+) -> Plan:
+    """Find the price of a weight, or the penalty's factor, and each row's share.
+
+    Args:
+        equations: The teacher, in the structure that is solved.
+        layers: Its rows.
+        recipe: What is asked for, with a sparsity.
+        budget: Weights to spend.
+        posed: The row problems.
+        executor: Takes rows side by side.
+
+    Returns:
+        The plan.
+    """
+    problems, coupling = posed.problems, posed.coupling
     flat = [problem for groups in problems for problem in groups]
     coupled = [part for groups in coupling for part in groups]
     worth = [part.diagonal() for part in coupled]
@@ -215,7 +257,7 @@ def plan_layers(
             step(1, f"penalty factor {factor:.3g}")
     parts = iter(zip(coupled, keep, quota, strict=True))
     given = [[Share(*next(parts)) for _ in groups] for groups in problems]
-    return Plan(price, factor, given, coherence)
+    return Plan(price, factor, given, posed.coherence)
 
 
 def teacher_moments(

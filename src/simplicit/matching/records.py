@@ -55,8 +55,12 @@ def row_records(
     ]
 
 
-SKIPPED = "skipped"
-"""Status of the rows of layers that stay as they are."""
+SKIPPED, CHANNEL = "skipped", "channel"
+"""Status of the rows of layers that stay as they are, and of the channels between the factors of a
+layer: neither is a row problem."""
+
+UNSOLVED = (SKIPPED, CHANNEL)
+"""Status of what has no problem, hence no gap."""
 
 
 def skipped_records(layer: str, nonzeros: Sequence[int]) -> list[Row]:
@@ -69,12 +73,30 @@ def skipped_records(layer: str, nonzeros: Sequence[int]) -> list[Row]:
     Returns:
         One record per row.
     """
+    return _unsolved(layer, SKIPPED, 0, nonzeros)
+
+
+def channel_records(layer: str, first: int, nonzeros: Sequence[int]) -> list[Row]:
+    """Write down the channels that a layer's rows read: what they should be is given by no target.
+
+    Args:
+        layer: Its name.
+        first: Number of the first channel, behind the rows.
+        nonzeros: Of each channel.
+
+    Returns:
+        One record per channel.
+    """
+    return _unsolved(layer, CHANNEL, first, nonzeros)
+
+
+def _unsolved(layer: str, status: str, first: int, nonzeros: Sequence[int]) -> list[Row]:
     nothing = dict.fromkeys(("gap", "relative_gap", "objective", "bound"), math.nan)
     return [
-        {"layer": layer, "row": k, "status": SKIPPED}
+        {"layer": layer, "row": k, "status": status}
         | nothing
         | {"nonzeros": count, "iterations": 0}
-        for k, count in enumerate(nonzeros)
+        for k, count in enumerate(nonzeros, first)
     ]
 
 

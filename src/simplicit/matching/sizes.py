@@ -38,6 +38,10 @@ FOLLOWED = 0.2
 """Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
 """
 
+SINGULAR = 12.0
+"""Operations of singular values and both bases, for each entry and each of the shorter side: Golub,
+Van Loan, "Matrix Computations", section 8.6, have more for square matrices, fewer for long ones."""
+
 STAGES = 15_000.0
 """Operations on next to nothing of a certified solve. Fitted."""
 
@@ -172,6 +176,15 @@ class Size:
         one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
         rows = len(range(0, self.K, -(-self.K // PRICED)))
         return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
+
+    @property
+    def regressed(self) -> float:
+        """Seconds of the reduced-rank regressions of all ranks."""
+        short, long = sorted((self.K, self.N))
+        whole = self.N**3 / (3 * self.rates.factor)
+        triangular = 4.0 * self.K * self.N**2 / self.rates.float64
+        singular = SINGULAR * long * short**2 / self.rates.factor
+        return self.groups * (whole + triangular + singular + CALLS * self.rates.call)
 
     # one factorisation of each row, with so many times its share
     def _factorised(self, part: float) -> float:

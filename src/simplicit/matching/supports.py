@@ -53,6 +53,14 @@ class Choice:
     hurried: bool = False
     within: float | None = None
 
+    @property
+    def steps(self) -> tuple[float | None, ...]:
+        """Parts of a row's share, one choice after another; None for a refit."""
+        if self.swept or self.hurried:
+            return CHOICES[-1:]
+        steps = CHOICES if self.coupled or self.aware else CHOICES[-1:]
+        return (*steps, *[None] * REFITS) if self.aware else steps
+
     def choose(
         self,
         problems: list[RowProblem],
@@ -74,13 +82,8 @@ class Choice:
         Returns:
             The rows with their last targets, and the weights.
         """
-        steps: tuple[float | None, ...] = CHOICES if self.coupled or self.aware else CHOICES[-1:]
-        if self.aware:
-            steps = (*steps, *[None] * REFITS)
-        if self.swept or self.hurried:
-            steps = CHOICES[-1:]
         W: list[Tensor] = []
-        for part in steps:
+        for part in self.steps:
             if W and self.aware:
                 grams = retarget(W, [problem.gram for problem in problems])
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]

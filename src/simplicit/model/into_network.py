@@ -15,6 +15,7 @@ from simplicit.equations.interface import called
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import Equation, StateEquations, Term
 from simplicit.errors import InputError
+from simplicit.model.factored import CHANNELS
 
 CLOSE = 1e-3
 """Relative difference of outputs that is more than rounding."""
@@ -72,6 +73,11 @@ def _put_bias(found: dict[str, Tensor], e: Equation) -> None:
 
 
 def _nowhere(equations: StateEquations, e: Equation, term: Term) -> str:
+    if e.name.endswith(CHANNELS):
+        return (
+            f"load_into: layer {e.name.removesuffix(CHANNELS)} is written by two factors, and the "
+            "network has one weight there; accepted are models without a rank"
+        )
     if not any(t.parameter for layer in equations.layers for t in layer.terms):
         return (
             "load_into: the model has no names of a network's parameters; accepted are models "

@@ -174,6 +174,12 @@ class Implicit(Section):
         "a list of glob patterns of module paths",
         strict=False,
     )
+    rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = key(
+        None,
+        "layers by factors of at most this rank, with single weights beside them where there is a "
+        "sparsity; auto: ranks that meet the sparsity",
+        "null, auto, or a whole number, at least 1",
+    )
     closed_loop: bool = key(
         True,
         "match each layer on the states of the model so far; in full, the outputs on its own "
@@ -213,6 +219,14 @@ class Implicit(Section):
                 "implicit.robustness: only with objective robustness, a sparsity, any support but "
                 "relaxation, and structure triangular or layered"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rank_alone(self) -> "Implicit":
+        if self.rank == "auto" and self.sparsity is None:
+            raise ValueError("implicit.rank: auto only with a sparsity")
+        if self.rank is not None and self.preset is not None:
+            raise ValueError("implicit.rank: only without a preset")
         return self
 
     @field_validator("sweeps")

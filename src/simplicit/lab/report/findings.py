@@ -6,7 +6,7 @@ from typing import Any
 
 from simplicit.lab.methods import KINDS, Kind
 from simplicit.lab.results import read
-from simplicit.matching.records import SKIPPED
+from simplicit.matching.records import UNSOLVED
 
 Row = dict[str, Any]
 
@@ -186,7 +186,7 @@ def layers(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[
         solved = by_status.pop("solved", [])
         other = [
             f"{len(rows)} × {status}"
-            + (f" ({_worst(rows):.2g})" if status != SKIPPED else "")  # they have no bound
+            + (f" ({_worst(rows):.2g})" if status not in UNSOLVED else "")  # they have no bound
             for status, rows in by_status.items()
         ]
         found.append(

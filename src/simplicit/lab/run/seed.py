@@ -24,7 +24,7 @@ from simplicit.lab.evaluate import speed
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
-from simplicit.matching.records import SKIPPED
+from simplicit.matching.records import UNSOLVED
 from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
@@ -313,7 +313,7 @@ class SeedRun:
         if result.levels:
             self._tables["levels"] = result.levels
         self._count("implicit", measure.by_layer(result.rows, net))
-        matched = [row for row in result.rows if row["status"] != SKIPPED]
+        matched = [row for row in result.rows if row["status"] not in UNSOLVED]
         return result.model, {
             "seconds": sum(result.seconds.values()),
             "rows": len(matched),

@@ -1,0 +1,194 @@
+"""Layers by factors at equal weights: regressions beside two decompositions of the weights.
+
+    python benchmarks/low_rank.py configs/cifar10-resnet20.yaml --sparsity 0.5
+    python benchmarks/low_rank.py configs/fashion-mnist-300-100.yaml --sparsity 0.5 0.75
+
+`svd` cuts the singular values of each layer's weights, `weighted svd` those of the weights in the
+metric of what the layer reads, on the same calibration inputs; in either case with the ranks that
+`rank: auto` finds, and with ranks that leave every layer the same part of its weights. Batch norm
+is folded into the weights before. Nothing is trained. `--held-out` measures on training images that
+are not among the calibration inputs, in place of the test set: choices are made there.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from simplicit.calibration.batches import batches
+from simplicit.calibration.frontier import Frontier
+from simplicit.calibration.moments import Readings
+from simplicit.calibration.rows import Rows, rows_of
+from simplicit.capture.read import capture
+from simplicit.data import datasets as data
+from simplicit.data.augment import augmented
+from simplicit.equations.network import StateEquations
+from simplicit.explicit import accuracy
+from simplicit.fit import fit
+from simplicit.lab.config import config
+from simplicit.lab.run.seed import SeedRun
+from simplicit.model.factored import CHANNELS, Factors, factored
+from simplicit.model.implicit import ImplicitModel
+from simplicit.recipe import Recipe
+from simplicit.sparsity.low_rank import Regression, regress
+from simplicit.sparsity.near import RIDGE
+
+HELD_OUT = 3000
+"""Images at most."""
+
+Ranks = Mapping[str, int]
+
+
+def main() -> None:
+    """Print a line a method."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument(
+        "--single",
+        type=int,
+        help="also factors of this rank and single weights, and single weights alone",
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = config.load(options.config, ["implicit.sparsity=0.5"])
+    dataset = data.load(settings.evaluation.dataset, settings.data_dir)
+    with TemporaryDirectory() as folder:
+        run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))
+        run.explicit_row()  # trains, or loads
+        net = run.build().eval()
+    dataset, wanted = run.dataset, settings.implicit
+    chosen = data.sample(len(dataset.train_labels), wanted.training_size, settings.seeds[0])
+    u = augmented(dataset.train_inputs[chosen], wanted.augmentation, settings.seeds[0])
+    judged = dataset.test_inputs, dataset.test_labels
+    if options.held_out:
+        others = torch.ones(len(dataset.train_labels), dtype=torch.bool)
+        others[chosen] = False
+        some = others.nonzero()[:HELD_OUT, 0]
+        judged = dataset.train_inputs[some], dataset.train_labels[some]
+
+    def show(name: str, model: torch.nn.Module, seconds: float = 0.0) -> None:
+        found = 100 * accuracy(model, *judged, 100)
+        kept = f"{model.nonzeros:9,}" if isinstance(model, ImplicitModel) else " " * 9
+        print(f"{name:32} {kept} {found:7.2f} % {seconds:7.1f} s", flush=True)
+
+    show("network", net)
+    equations = capture(net, u[:2])
+    plain, weighted = decomposed(equations, u)
+    for sparsity in options.sparsity:
+        print(f"sparsity {sparsity}")
+
+        def matched(name: str, recipe: Recipe) -> ImplicitModel:
+            begin = time.monotonic()
+            model = fit(net, u, recipe, workers=1, batch_size=settings.evaluation.bs).model
+            show(name, model, time.monotonic() - begin)
+            return model
+
+        ranks = ranks_of(matched("rank auto", Recipe(rank="auto", sparsity=sparsity)))
+        ways: dict[str, Ranks] = {"same ranks": ranks, "same part": alike(equations, sparsity)}
+        for way, own in ways.items():
+            show(f"svd, {way}", cut(equations, plain, own))
+            show(f"weighted svd, {way}", cut(equations, weighted, own))
+        if options.single:
+            name = f"rank {options.single} and single weights"
+            matched(name, Recipe(rank=options.single, sparsity=sparsity))
+            matched("single weights", Recipe(sparsity=sparsity, structure="layered"))
+
+
+def decomposed(
+    equations: StateEquations, u: Tensor
+) -> tuple[dict[str, Regression], dict[str, Regression]]:
+    """Decompose the weights of all layers.
+
+    Returns:
+        By layer the regressions without a metric, and in that of what the layer reads.
+    """
+    plain, weighted = {}, {}
+    frontier = Frontier(equations, batches(u, 100), own=False)
+    for rows in rows_of(equations):
+        while frontier.index < rows.index:
+            frontier.advance(equations.layers[frontier.index])
+        equation = equations.layers[rows.index]
+        (W,) = rows.weights(equation).double()
+        (gram, *_) = Readings(rows, equation, frontier, False).moments()
+        G = gram.G.clone()
+        G.diagonal().add_(RIDGE * G.diagonal().mean())
+        eye = torch.eye(len(W), dtype=torch.float64)
+        plain[rows.name] = regress(torch.eye(len(G), dtype=torch.float64), W, eye)
+        weighted[rows.name] = regress(G, W @ G, eye)
+    return plain, weighted
+
+
+def ranks_of(model: ImplicitModel) -> Ranks:
+    """Read the ranks of a model's layers.
+
+    Returns:
+        By layer; layers without factors are not among them.
+    """
+    channels = (e for e in model.equations.hidden if e.name.endswith(CHANNELS))
+    return {e.name.removesuffix(CHANNELS): len(e.terms[0].weight) for e in channels}
+
+
+def alike(equations: StateEquations, sparsity: float) -> Ranks:
+    """Leave every layer the same part of its weights, as large as the budget allows.
+
+    Returns:
+        Ranks by layer; layers whose factors would have no fewer weights are not among them.
+    """
+    shapes = {r.name: shape(r, equations) for r in rows_of(equations)}
+    budget = round((1 - sparsity) * equations.nonzeros)
+
+    def ranks(part: float) -> Ranks:
+        wanted = {n: max(1, int(part * K * d / (K + d))) for n, (K, d) in shapes.items()}
+        return {n: r for n, r in wanted.items() if r * sum(shapes[n]) < prod(shapes[n])}
+
+    def weights(found: Ranks) -> int:
+        own = ((found.get(n, 0) * sum(s), prod(s)) for n, s in shapes.items())
+        return sum(factors or dense for factors, dense in own)
+
+    return best(ranks, lambda found: weights(found) <= budget)
+
+
+def best(ranks: Callable[[float], Ranks], fits: Callable[[Ranks], bool]) -> Ranks:
+    """Find the largest part that fits.
+
+    Returns:
+        Its ranks.
+    """
+    parts = [k / 1000 for k in range(1, 1000)]
+    return ranks(max(part for part in parts if fits(ranks(part))))
+
+
+def shape(rows: Rows, equations: StateEquations) -> tuple[int, int]:
+    """Say how many rows a layer has, and features.
+
+    Returns:
+        Both.
+    """
+    _, K, d = rows.weights(equations.layers[rows.index]).shape
+    return K, d
+
+
+def cut(equations: StateEquations, found: Mapping[str, Regression], ranks: Ranks) -> ImplicitModel:
+    """Write layers by the first singular triples of their weights.
+
+    Returns:
+        The model; layers without a rank are as they were.
+    """
+    factors = []
+    for rows in rows_of(equations):
+        if rank := ranks.get(rows.name):
+            own = found[rows.name]
+            left, right = own.left[None, :, :rank], own.right[None, :rank]
+            factors.append(Factors(rows.index, rows.slots, left, right, 0 * (left @ right)))
+    return ImplicitModel.from_equations(factored(equations, factors))
+
+
+if __name__ == "__main__":
+    main()
