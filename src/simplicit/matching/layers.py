@@ -29,6 +29,7 @@ from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.patterns import spending
 from simplicit.matching.plan import (
     Plan,
     Share,
@@ -48,8 +49,9 @@ from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
-from simplicit.sparsity.budget import first_budget, wanted
+from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.choice import prune_smallest
+from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
 
@@ -88,7 +90,7 @@ class Matching:
         seed: int = 0,
         deadline: Deadline | None = None,
     ) -> None:
-        self.network, self.stream, self.recipe = network, stream, recipe
+        self.network, self.stream = network, stream
         self.workers, self.executor, self.seed = workers, executor, seed
         self.inactive = INACTIVE if recipe.relu_aware else 1.0
         self.equations = structured(network, structure)
@@ -97,6 +99,10 @@ class Matching:
         own = structure == "layered"
         self.layers = rows_of(self.equations, self.skipped, recipe.bias, own)
         self.every = self.equations.layers
+        self.recipe, self.budget, self.patterns = spending(
+            network, recipe, self.layers, self.every, self.skipped
+        )
+        recipe = self.recipe
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
@@ -113,11 +119,6 @@ class Matching:
             for rows in self.layers
         ]
         self.later: list[list[Gram]] = [[] for _ in self.layers]
-        self.budget: int | None = None
-        if recipe.sparsity is not None:
-            self.budget = wanted(
-                network.nonzeros, recipe.sparsity, network.kept_weights, weights(self.skipped)
-            )
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
         sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
         with torch.no_grad():
@@ -204,6 +205,7 @@ class Matching:
                 self.balls,
                 self.executor,
                 self.later,
+                self.patterns,
             )
             if self.sweeps and not self.schedule.sweepable():
                 self._no_sweeps()
@@ -283,7 +285,7 @@ class Matching:
         u, T = self.samples()
         return Sweeps(
             self.matched, self.layers, u, T, self.inactive, self.workers,
-            self.seed,
+            self.seed, self.patterns,
         )  # fmt: skip
 
     def samples(self) -> tuple[Tensor, Tensor]:
@@ -296,6 +298,11 @@ class Matching:
         u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
         with torch.no_grad():
             return u, predict(self.network, u)
+
+    @property
+    def patterned(self) -> bool:
+        """Whether weights that are zero have their places in a pattern."""
+        return any(pattern is not UNSTRUCTURED for pattern in self.patterns)
 
     @property
     def matched(self) -> StateEquations:
@@ -381,6 +388,7 @@ class Matching:
             swept=bool(self.sweeps),
             executor=self.executor,
             hurried=hurried,
+            pattern=self.patterns[k],
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         if planned is not None and chooses:

@@ -22,6 +22,7 @@ from simplicit.recipe import Recipe
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.choice import allot
 from simplicit.sparsity.path import count, solve_to_budget
+from simplicit.sparsity.pattern import Pattern
 from simplicit.system import progress
 
 LARGEST = 1e18
@@ -154,6 +155,7 @@ def plan_layers(
     balls: Sequence[Ball | None],
     executor: Executor | None,
     later: Sequence[list[Gram]],
+    patterns: Sequence[Pattern],
 ) -> Plan:
     """Find the price of a weight, or the penalty's factor, and each row's share.
 
@@ -167,6 +169,7 @@ def plan_layers(
         balls: What each layer's rows may not leave.
         executor: Takes batches, and rows, side by side.
         later: Moments of each layer's later uses, see `later_moments`.
+        patterns: Which weights of each layer may be zero together.
 
     Returns:
         The plan.
@@ -200,7 +203,8 @@ def plan_layers(
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            price, keep = allot(flat, worth, budget, recipe.method, executor, anchors)
+            own = [p for p, groups in zip(patterns, problems, strict=True) for _ in groups]
+            price, keep = allot(flat, worth, budget, recipe.method, executor, anchors, own)
             step(1, f"{sum(map(sum, keep))} weights")
         else:
 
