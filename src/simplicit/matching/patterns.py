@@ -36,7 +36,7 @@ def patterned(recipe: Recipe, rows: Sequence[Rows], every: Sequence[Equation]) -
     if recipe.n_of_m is None:
         return [UNSTRUCTURED for _ in rows]
     n, m = recipe.n_of_m
-    _require_divided(recipe.pattern, m, rows, every)
+    _require_divided(recipe, m, rows, every)
     return [NofM(n, m, _numbers(own, every[own.index], m)) for own in rows]
 
 
@@ -103,7 +103,9 @@ def _numbers(rows: Rows, equation: Equation, together: int) -> Int[Tensor, " d"]
     return torch.cat([(part + start).flatten() for part, start in zip(parts, starts, strict=False)])
 
 
-def _require_divided(pattern: str, m: int, rows: Sequence[Rows], every: Sequence[Equation]) -> None:
+def _require_divided(
+    recipe: Recipe, m: int, rows: Sequence[Rows], every: Sequence[Equation]
+) -> None:
     wrong: dict[str, int] = {}
     for own in rows:
         for slot in own.slots:
@@ -113,10 +115,9 @@ def _require_divided(pattern: str, m: int, rows: Sequence[Rows], every: Sequence
     if not wrong:
         return
     reads = ", ".join(f"{name} reads {count}" for name, count in wrong.items())
-    names = ", ".join(repr(name) for name in wrong)
     raise InputError(
-        f"pattern={pattern!r}: {reads} input channels a row, no multiple of {m}; accepted is "
-        f"another m, or skip=[{names}] beside what is skipped already"
+        f"pattern={recipe.pattern!r}: {reads} input channels a row, no multiple of {m}; accepted "
+        f"is another m, or skip={[*recipe.skip, *wrong]}"
     )
 
 

@@ -1,8 +1,8 @@
 """Backward elimination of blocks: rows that share their zeros lose features together.
 
 As `elimination`, for a few rows with one support. With H the inverse of their Gram on it, removing
-the features J costs Σ w_J' H_JJ⁻¹ w_J / 2, over the rows; that of the least cost goes first. Its
-features then go one after the other, which is the same as all at once.
+the features J costs Σ w_J' H_JJ⁻¹ w_J / 2, over the rows; that of the least cost for each of its features
+goes first. These then go one after the other, which is the same as all at once.
 """
 
 from collections.abc import Sequence
@@ -146,7 +146,8 @@ class _State:
         return (w * torch.linalg.solve(D, w[..., None])[..., 0]).sum((0, 2))
 
     def remove(self) -> tuple[int, Tensor]:
-        least, b = self._prices().masked_fill(self.out, torch.inf).min(0)
+        price = self._prices()
+        b = (price / self.inside.sum(1)).masked_fill(self.out, torch.inf).argmin()
         for j in self.members[b][self.inside[b]].tolist():
             P = self.P[:, : self.removed]
             column = self.H[:, j] - (P[:, :, j, None] * P).sum(1)
@@ -158,7 +159,7 @@ class _State:
             self.removed += 1
             self.gone[j] = True
         self.out[b] = True
-        return int(self.numbers[b]), least / 2
+        return int(self.numbers[b]), price[b] / 2
 
     def compacted(self) -> tuple[Tensor, Tensor, Tensor]:
         left = (~self.gone).nonzero()[:, 0]
