@@ -107,17 +107,23 @@ def _require_divided(
     recipe: Recipe, m: int, rows: Sequence[Rows], every: Sequence[Equation]
 ) -> None:
     wrong: dict[str, int] = {}
+    added = False
     for own in rows:
         for slot in own.slots:
             term = every[own.index].terms[slot[0]]
-            if term.weight.shape[1] % m:
+            if term.weight.shape[1] % m == 0:
+                continue
+            if term.parameter or bool(term.weight.any()):
                 wrong.setdefault(_name(own, term), term.weight.shape[1])
-    if not wrong:
+            else:
+                added = True  # a connection that the network does not have
+    if not wrong and not added:
         return
     reads = ", ".join(f"{name} reads {count}" for name, count in wrong.items())
+    accepted = [f"skip={[*recipe.skip, *wrong]}"] * bool(wrong) + ["structure='layered'"] * added
     raise InputError(
-        f"pattern={recipe.pattern!r}: {reads} input channels a row, no multiple of {m}; accepted "
-        f"is another m, or skip={[*recipe.skip, *wrong]}"
+        f"pattern={recipe.pattern!r}: {reads or 'connections that triangular adds have'} input channels a row, "
+        f"no multiple of {m}; accepted is another m, or {' and '.join(accepted)}"
     )
 
 

@@ -379,11 +379,11 @@ class Sweeps:
         change, free = F.pad(torch.zeros_like(W), (0, bias)), torch.zeros_like(block.size)
         free[layer.d :] = 1.0
         before, removed, distance = 0.0, 0, self.distance
-        together = rows_together(layer.pattern)
+        together, blocked = rows_together(layer.pattern), isinstance(layer.pattern, Blocks)
         for first in rows:
             number = block.first + first
             members = range(first, min(first + together, len(W)))
-            own = [k for k in members if together == 1 or bool(W[k].any())]
+            own = [k for k in members if not blocked or bool(W[k].any())]
             if not own:
                 continue
             on = (F.pad(W[own], (0, bias)) != 0).any(0)
@@ -400,7 +400,7 @@ class Sweeps:
                 size = block.size[S]
                 rounding = torch.finfo(W.dtype).eps * size * (H.diagonal() / size).max()
                 H = H + (DAMPING * H.diagonal() + rounding + TINY).diag()
-                if together == 1:
+                if not blocked:
                     w, costs, gone = solve(
                         H, slope, old, cost, free[S] > 0, keep.get(number), losing
                     )
