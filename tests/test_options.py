@@ -37,6 +37,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "tol": (0.5,),
     "skip": (("0",),),
     "rank": (1, 2, "auto"),
+    "pattern": ("1:2", "1:4", "2:4"),
+    "blocks": ((2, 1), (1, 2)),
 }
 """Values of every field: one of them must be heard, or refused. A new field needs one."""
 

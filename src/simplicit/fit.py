@@ -71,6 +71,8 @@ def implicitize(
     kappa: float = 0.99,
     preset: str | None = None,
     skip: Sequence[str] = (),
+    pattern: str = "weights",
+    blocks: Sequence[int] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> ImplicitModel:
@@ -93,6 +95,9 @@ def implicitize(
         skip: Layers to leave as they are, weights and biases: glob patterns of module paths, e.g.
             `["fc", "layer4.*"]`. Their weights count against the budget; a layer that shares one of
             them is skipped, too. `finetune` may change non-zeros of them as of all layers.
+        pattern: Which weights may be zero: `weights`, or `n:m` such as `2:4`, which is a budget of
+            its own: see `Recipe`.
+        blocks: (r, c): r rows × c input channels are zero together, or not; for a `sparsity`.
         seed: Seed of what is random: the directions in which the outputs are probed, and the noise
             of a level of robustness. The convex solve is not.
         **options: Further fields of `Recipe`, and `batch_size`, `workers`, `device`, `checkpoint`,
@@ -110,11 +115,17 @@ def implicitize(
         accepted = (*Recipe.__annotations__, *MACHINE)
         raise InputError(f"unknown option {min(unknown)!r}: accepted are {', '.join(accepted)}")
     settings["skip"] = tuple(skip) if isinstance(skip, list) else skip
+    settings["blocks"] = tuple(blocks) if isinstance(blocks, list) else blocks
     if objective == "robustness" and preset is None and settings.get("robustness") is None:
         settings["robustness"] = ONE_POINT
-        sparsity = HALF if sparsity is None else sparsity
+        sparsity = HALF if sparsity is None and pattern == "weights" else sparsity
     recipe = Recipe(
-        objective=objective, sparsity=sparsity, structure=structure, kappa=kappa, **settings
+        objective=objective,
+        sparsity=sparsity,
+        structure=structure,
+        kappa=kappa,
+        pattern=pattern,
+        **settings,
     ).with_preset(preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -205,7 +216,8 @@ def fit(
     constraint = matching.constraint
     omega = constraint.omega if constraint and structure == "full" else None
     model = ImplicitModel.from_equations(equations, network.nonzeros, structure, omega)
-    if matching.sweeps and not recipe.skip:  # whose layers read all the states that they read
+    # layers that are skipped read all the states that they read, and patterns have their places
+    if matching.sweeps and not recipe.skip and not matching.patterned:
         model = without_dead_states(model)
     matching.schedule.tell()
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}

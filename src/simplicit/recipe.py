@@ -1,5 +1,6 @@
 """What `implicitize` is asked for: objective, budget, structure, and how well to match."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from math import sqrt
 from numbers import Real
@@ -29,6 +30,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What a named recipe sets."""
+
+
+PATTERNS = ("weights",)
+"""Patterns that have a name; others are n:m."""
+
+
+def n_of_m(pattern: str) -> tuple[int, int] | None:
+    """Read a pattern n:m.
+
+    Args:
+        pattern: Any text.
+
+    Returns:
+        n and m; None unless 0 < n < m.
+    """
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)
+    n, m = map(int, found.groups()) if found else (0, 0)
+    return (n, m) if n < m else None
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,12 @@ class Recipe:
         skip: Layers that stay as they are: glob patterns of module paths (`fc`, `layer4.*`). Their
             weights count against the budget. A weight that other layers share is skipped there,
             too.
+        pattern: Which weights may be zero: single `weights`, or `n:m`, e.g. `2:4`. Then of every m
+            neighbouring input channels at one place of the kernel at most n stay in each row.
+            Without a sparsity each layer keeps n/m of its weights; a larger sparsity holds as well.
+            A weight that equations share has the pattern where it is used first.
+        blocks: (r, c): r neighbouring rows × c neighbouring input channels at one place of the
+            kernel are zero together, or not. Blocks at the end may be smaller.
 
     Raises:
         InputError: On an impossible value.
@@ -98,6 +123,8 @@ class Recipe:
     tol: float = 1e-4
     skip: tuple[str, ...] = ()
     rank: int | Literal["auto"] | None = None
+    pattern: str = "weights"
+    blocks: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         def check(good: bool, name: str, accepted: str) -> None:
@@ -143,6 +170,19 @@ class Recipe:
             "rank",
             "None or a whole number, unless there is a sparsity",
         )
+        named = isinstance(self.pattern, str) and (self.pattern in PATTERNS or self.n_of_m)
+        check(bool(named), "pattern", f"{', '.join(PATTERNS)}, or n:m with 0 < n < m, e.g. '2:4'")
+        pair = self.blocks is None or (
+            isinstance(self.blocks, tuple)
+            and len(self.blocks) == 2
+            and all(isinstance(n, int) and n > 0 for n in self.blocks)
+            and self.blocks != (1, 1)
+        )
+        check(pair, "blocks", "None, or two whole numbers, at least 1 and not both 1, e.g. (4, 1)")
+        alone = self.blocks is None or self.pattern == "weights"
+        check(alone, "blocks", f"None with pattern {self.pattern}")
+        alone = self.rank is None or (self.pattern == "weights" and self.blocks is None)
+        check(alone, "rank", "None with a pattern or blocks")
         check(self.loss in ("root", "squared"), "loss", "root or squared")
         if self.robustness is not None:
             check(0 < self.robustness < 1, "robustness", "None, or a number above 0 and below 1")
@@ -183,7 +223,7 @@ class Recipe:
         if self.rank is not None:
             raise InputError(f"rank={self.rank!r}: accepted is None with preset {preset!r}")
         settings = dict(PRESETS[preset])
-        if self.sparsity is not None:
+        if self.budgeted:
             settings.pop("alpha", None)  # a budget takes its place
         return replace(self, **settings)
 
@@ -194,9 +234,19 @@ class Recipe:
         return "elimination" if exact or self.support == "elimination" else "splitting"
 
     @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """How many of how many neighbours stay; None with another pattern."""
+        return n_of_m(self.pattern)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the model may have so many weights only: by a sparsity, or by n:m."""
+        return self.sparsity is not None or self.n_of_m is not None
+
+    @property
     def chooses(self) -> bool:
         """Whether a budget is met by choosing supports, and not by a penalty."""
-        few = self.sparsity is not None or self.rank is not None
+        few = self.budgeted or self.rank is not None
         chosen = self.support != "relaxation" and few
         return chosen and (self.objective == "sparsity" or self.robustness is not None)
 
@@ -250,8 +300,7 @@ class Recipe:
         """
         other = "for a network with convolutions, tokens or kept operations, "
         bounded = structure == "full" or self.constraint == "row"
-        budget = self.sparsity is not None
-        factors = self.rank is not None
+        budget, factors = self.budgeted, self.rank is not None
         seed_sparsity = not budget and not factors and self.objective == "sparsity"
         relaxed = budget and self.objective == "sparsity" and self.support == "relaxation"
         chosen = "accepted with a sparsity or a rank, and any support but relaxation"
@@ -310,6 +359,18 @@ class Recipe:
             ),
             "l0": (relaxed, "accepted with a sparsity and support relaxation"),
             "l2": (relaxed, "accepted with a sparsity and support relaxation"),
+            "pattern": (
+                self.chooses and not bounded,
+                "patterns are held by a choice of supports; accepted with structure triangular or "
+                "layered, constraint states, any support but relaxation, and objective sparsity or "
+                "a level of robustness",
+            ),
+            "blocks": (
+                self.chooses and not bounded and self.objective == "sparsity",
+                "blocks are held by a choice of supports; accepted with a sparsity, objective "
+                "sparsity, structure triangular or layered, constraint states, and any support but "
+                "relaxation",
+            ),
         }
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         return {

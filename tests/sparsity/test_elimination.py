@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.pattern import NofM
 
 
 def problem(seed: int = 0, N: int = 9, K: int = 11) -> tuple[Tensor, Tensor]:
@@ -71,31 +72,14 @@ def test_updates_in_blocks_are_exact():
             assert float(cost[:removed].sum()) == pytest.approx(least(G, w, left), rel=1e-6)
 
 
-class NofM:
-    """n of every m neighbours stay."""
-
-    def __init__(self, n: int, m: int) -> None:
-        self.n, self.m = n, m
-
-    def removable(self, features: int) -> int:
-        return features // self.m * (self.m - self.n)
-
-    def open(self, gone: Tensor) -> Tensor:
-        whole = gone.shape[1] // self.m * self.m
-        full = gone[:, :whole].unflatten(1, (-1, self.m)).sum(2) < self.m - self.n
-        may = torch.zeros_like(gone)
-        may[:, :whole] = full.repeat_interleave(self.m, 1)
-        return may
-
-
-@pytest.mark.parametrize(("n", "m", "N"), [(2, 4, 13), (1, 4, 160), (1, 2, 9)])
+@pytest.mark.parametrize(("n", "m", "N"), [(2, 4, 13), (1, 4, 161), (1, 2, 9)])
 def test_a_pattern_holds_at_every_removal_and_the_cheapest_that_it_allows_goes(n, m, N):
     G, W = problem(N=N)
     G = G + 0.1 * torch.eye(N)
     bias = torch.arange(N) == N - 1
-    pattern = NofM(n, m)
-    orders, costs = eliminate(torch.linalg.inv(G), W, bias, pattern=pattern)
-    assert orders.shape[1] == pattern.removable(N - 1) and costs.isfinite().all()
+    pattern = NofM(n, m, torch.arange(N - 1) // m)
+    orders, costs = eliminate(torch.linalg.inv(G), W, bias, pattern.most(N - 1), pattern=pattern)
+    assert orders.shape[1] == (N - 1) // m * (m - n) and costs.isfinite().all()
     gone = torch.zeros(len(W), N, dtype=torch.bool).scatter(1, orders, True)
     counts = (~gone[:, : (N - 1) // m * m]).unflatten(1, (-1, m)).sum(2)
     assert (counts == n).all() and not gone[:, -1].any()

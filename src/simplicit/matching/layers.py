@@ -30,6 +30,7 @@ from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
 from simplicit.matching.low_rank import Parts, choose, plan_ranks
+from simplicit.matching.patterns import spending
 from simplicit.matching.plan import (
     Plan,
     Posed,
@@ -58,8 +59,9 @@ from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
-from simplicit.sparsity.budget import first_budget, wanted
+from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.choice import prune_smallest
+from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
 
@@ -100,7 +102,7 @@ class Matching:
         seed: int = 0,
         deadline: Deadline | None = None,
     ) -> None:
-        self.network, self.stream, self.recipe = network, stream, recipe
+        self.network, self.stream = network, stream
         self.workers, self.executor, self.seed = workers, executor, seed
         self.inactive = INACTIVE if recipe.relu_aware else 1.0
         self.equations = structured(network, structure)
@@ -109,6 +111,10 @@ class Matching:
         own = structure == "layered"
         self.layers = rows_of(self.equations, self.skipped, recipe.bias, own)
         self.every = self.equations.layers
+        self.recipe, self.budget, self.patterns = spending(
+            network, recipe, self.layers, self.every, self.skipped
+        )
+        recipe = self.recipe
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
@@ -126,11 +132,6 @@ class Matching:
             for rows in self.layers
         ]
         self.later: list[list[Gram]] = [[] for _ in self.layers]
-        self.budget: int | None = None
-        if recipe.sparsity is not None:
-            self.budget = wanted(
-                network.nonzeros, recipe.sparsity, network.kept_weights, weights(self.skipped)
-            )
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
         sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
         with torch.no_grad():
@@ -229,7 +230,7 @@ class Matching:
         if self.recipe.rank is not None:
             return plan_ranks(*given, budget, posed, self.executor)
         assert budget is not None
-        return plan_layers(*given, budget, posed, self.executor)
+        return plan_layers(*given, budget, posed, self.executor, self.patterns)
 
     def solve(self) -> None:
         """Match every layer, the first first, each on the states of the model so far.
@@ -303,7 +304,7 @@ class Matching:
         u, T = self.samples()
         return Sweeps(
             self.matched, self.layers, u, T, self.inactive, self.workers,
-            self.seed,
+            self.seed, self.patterns,
         )  # fmt: skip
 
     def samples(self) -> tuple[Tensor, Tensor]:
@@ -316,6 +317,11 @@ class Matching:
         u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
         with torch.no_grad():
             return u, predict(self.network, u)
+
+    @property
+    def patterned(self) -> bool:
+        """Whether weights that are zero have their places in a pattern."""
+        return any(pattern is not UNSTRUCTURED for pattern in self.patterns)
 
     @property
     def matched(self) -> StateEquations:
@@ -407,6 +413,7 @@ class Matching:
             swept=bool(self.sweeps),
             executor=self.executor,
             hurried=hurried,
+            pattern=self.patterns[k],
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         parts: list[Parts] = []

@@ -22,7 +22,7 @@ from simplicit.errors import InputError
 from simplicit.matching.plan import Plan, Posed, Share, anchor
 from simplicit.matching.supports import Choice, Retarget
 from simplicit.recipe import Recipe
-from simplicit.sparsity.choice import METHODS, allot
+from simplicit.sparsity.choice import allot, supports
 from simplicit.sparsity.coupled import refit_coupled
 from simplicit.sparsity.low_rank import (
     Ranks,
@@ -174,7 +174,6 @@ def _with_single_weights(
     coupled = [S for coupling in posed.coupling for S in coupling]
     each = [rank for rank, own in zip(ranks, posed.problems, strict=True) for _ in own]
     worth = [S.diagonal() for S in coupled]
-    method = METHODS[recipe.method].supports
     # Prices of single weights are those of the rows less their factors, and these those of the rows
     # less their largest single weights: factors that had to stand for them would hide them.
     _, keep = allot(flat, worth, budget, recipe.method, executor, near)
@@ -183,7 +182,9 @@ def _with_single_weights(
     for rank, problem, S, own, counts in zip(each, flat, coupled, near, keep, strict=True):
         W = torch.zeros_like(own)
         if rank:
-            single = refit_near(problem, method(problem, counts, executor, own), own, executor)
+            single = refit_near(
+                problem, supports(problem, counts, recipe.method, executor, own), own, executor
+            )
             others = replace(problem, gram=_rest(problem.gram, single))
             system = without_free(others, own - single)
             W[:, ~problem.free] = regress(*system, metric(S)).weights(rank)
@@ -288,8 +289,8 @@ def _both(
         assert before is not None
         return with_sparse(inner, share.coupling, rank, _as_they_are(before), before, 1)[:2]
     keep = [round(part * n) for n in share.keep]
-    method = METHODS[choice.recipe.method].supports
-    chosen = partial(method, keep=keep, executor=choice.executor)
+    method = choice.recipe.method
+    chosen = partial(supports, keep=keep, method=method, executor=choice.executor)
     starts = [before] if before is not None else []
     if not starts:  # either part may come first
         none = torch.zeros_like(inner.gram.R)

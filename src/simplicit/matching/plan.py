@@ -22,6 +22,7 @@ from simplicit.recipe import Recipe
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.choice import allot
 from simplicit.sparsity.path import count, solve_to_budget
+from simplicit.sparsity.pattern import Pattern
 from simplicit.system import progress
 
 LARGEST = 1e18
@@ -215,6 +216,7 @@ def plan_layers(
     budget: int,
     posed: Posed,
     executor: Executor | None,
+    patterns: Sequence[Pattern],
 ) -> Plan:
     """Find the price of a weight, or the penalty's factor, and each row's share.
 
@@ -225,6 +227,7 @@ def plan_layers(
         budget: Weights to spend.
         posed: The row problems.
         executor: Takes rows side by side.
+        patterns: Which weights of each layer may be zero together.
 
     Returns:
         The plan.
@@ -242,7 +245,8 @@ def plan_layers(
                 for rows in layers
                 for W in rows.weights(equations.layers[rows.index])
             ]
-            price, keep = allot(flat, worth, budget, recipe.method, executor, anchors)
+            own = [p for p, groups in zip(patterns, problems, strict=True) for _ in groups]
+            price, keep = allot(flat, worth, budget, recipe.method, executor, anchors, own)
             step(1, f"{sum(map(sum, keep))} weights")
         else:
 

@@ -18,6 +18,7 @@ from simplicit.solvers import Callback, solve
 from simplicit.sparsity import coupled
 from simplicit.sparsity.choice import bounded, choose
 from simplicit.sparsity.near import refit_near
+from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.sparsity.refit import REFILLS, fit_to_budget, refit, trim
 
 CHOICES = (2.0, 1.4, 1.0)
@@ -43,6 +44,7 @@ class Choice:
         executor: Takes rows side by side.
         hurried: Whether there is time for the last choice only, and for no refits after it.
         within: Seconds after which no further stage of a certified solve begins; None for no limit.
+        pattern: Which weights may be zero together.
     """
 
     recipe: Recipe
@@ -52,6 +54,7 @@ class Choice:
     executor: Executor | None
     hurried: bool = False
     within: float | None = None
+    pattern: Pattern = UNSTRUCTURED
 
     @property
     def steps(self) -> tuple[float | None, ...]:
@@ -108,7 +111,7 @@ class Choice:
             if before is not None and self.coupled and coupled.kept(before):
                 gram = coupled.shifted(gram, before, share.coupling)
             keep = [round(part * n) for n in share.keep]
-            W = self._choose(replace(problem, gram=gram), keep, start)
+            W = self._choose(replace(problem, gram=gram), keep, start, share.importance)
         else:
             assert before is not None
             W = refit_near(problem, before != 0, start, self.executor)
@@ -138,8 +141,14 @@ class Choice:
             W = self._choose(problem, wanted.tolist())
         return trim(problem, W, budget)
 
-    def _choose(self, problem: RowProblem, keep: list[int], anchor: Tensor | None = None) -> Tensor:
-        return choose(problem, keep, self.recipe.method, self.executor, anchor)
+    def _choose(
+        self,
+        problem: RowProblem,
+        keep: list[int],
+        anchor: Tensor | None = None,
+        worth: Tensor | None = None,
+    ) -> Tensor:
+        return choose(problem, keep, self.recipe.method, self.executor, anchor, self.pattern, worth)
 
     def certified(
         self, problem: RowProblem, plan: Plan | None, share: Share | None, W: Tensor, look: Callback

@@ -113,7 +113,7 @@ class Expansion:
         return torch.einsum("mpd,kmp->kd", self.V, g), torch.stack(found)
 
     def change(self, k: int, S: Int[Tensor, " s"], w: Float[Tensor, " s"]) -> None:
-        """Change a channel's weights.
+        """Change a channel's weights, once or several times.
 
         Args:
             k: The channel.
@@ -121,8 +121,10 @@ class Expansion:
             w: What is added to its weights on them.
         """
         V, z = self._features(S), self.z[k]
-        self.dz[k] = dz = (w @ V)[:, None] if V.ndim == 2 else V @ w
-        dx = dz if self.phi is None else self.phi(z + dz) - self.phi(z)
+        dz = (w @ V)[:, None] if V.ndim == 2 else V @ w
+        before, after = self.dz[k].clone(), self.dz[k] + dz
+        self.dz[k] = after
+        dx = dz if self.phi is None else self.phi(z + after) - self.phi(z + before)
         self.dY += (self.J[k] * dx[:, None]).sum(2)
 
     def shift(self, change: Float[Tensor, "K d"]) -> Float[Tensor, "K m P"]:

@@ -1,10 +1,11 @@
-"""One row: refitted, with the weights that go and what further removals would cost."""
+"""One row, or a few with the same zeros: refitted, with the weights that go and what more cost."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.outputs.path_norm import shrink
+from simplicit.sparsity.block_elimination import eliminate_blocks
 from simplicit.sparsity.elimination import eliminate
 
 
@@ -51,3 +52,37 @@ def solve(
         w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
         w[gone] = 0.0
     return w, costs, count
+
+
+def without_blocks(
+    inverse: Float[Tensor, "r s s"],
+    w: Float[Tensor, "r s"],
+    block: Int[Tensor, " s"],
+    keep: int | None,
+    losing: float,
+) -> tuple[Float[Tensor, "r s"], Float[Tensor, " c"], int]:
+    """Remove features from rows that share their zeros, block by block.
+
+    Args:
+        inverse: Inverse of each row's Gram on their support.
+        w: Weights that minimise each row's loss.
+        block: Number of each feature's block; −1 for those that are never removed.
+        keep: Weights to leave in all rows together, at most; all without.
+        losing: Most of their weights that they may lose the next time, as a part of them.
+
+    Returns:
+        The weights; what each further removal would cost, the cheapest first, infinity for those
+        that may not go; and how many weights have gone.
+    """
+    rows, features = len(w), int((block >= 0).sum())
+    left = features if keep is None else min(keep // rows, features)
+    removals = eliminate_blocks(inverse, w, block, int((1 - losing) * left))
+    count = removals.gone(left)
+    gone = torch.isin(block, removals.order[:count].to(block))
+    if count:
+        # what stays takes over from what goes, all at once
+        wanted = torch.linalg.solve(inverse[:, gone][:, :, gone], w[:, gone, None])
+        w = w - (inverse[:, :, gone] @ wanted)[..., 0]
+        w[:, gone] = 0.0
+    costs = removals.by_weight[rows * int(gone.sum()) :]
+    return w, costs, rows * int(gone.sum())

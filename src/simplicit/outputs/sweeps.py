@@ -33,8 +33,9 @@ from simplicit.outputs.expansion import Expansion
 from simplicit.outputs.grams import Grams
 from simplicit.outputs.growing import grown
 from simplicit.outputs.path_norm import path_norm, prices
-from simplicit.outputs.row import solve
+from simplicit.outputs.row import solve, without_blocks
 from simplicit.sparsity.budget import spend
+from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern, rows_together
 
 DAMPING = 1e-3
 """Added to the diagonal of a row's Gram, relative to it. Of its largest entry, what rounding leaves
@@ -83,6 +84,7 @@ class _Layer:
     K: int
     d: int
     plain: bool  # shares no weight with another equation
+    pattern: Pattern
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,7 @@ class Sweeps:
         inactive: Weight of a sample where φ is flat, as a part of what it had if φ were not.
         workers: Threads that share the samples.
         seed: Of random combinations of the outputs, where there are many.
+        patterns: Which weights of each layer may be zero together; single ones without.
 
     Attributes:
         price: Price of the path norm, see `path_norm`; with one, rows also shrink.
@@ -126,6 +129,7 @@ class Sweeps:
         inactive: float = INACTIVE,
         workers: int = 1,
         seed: int = 0,
+        patterns: Sequence[Pattern] | None = None,
     ) -> None:
         self._start, self.m = equations, len(u)
         self.every: list[Equation] = list(equations.layers)
@@ -139,8 +143,10 @@ class Sweeps:
         shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in layers]
         firsts = [0, *accumulate(groups * K for groups, K, _ in shapes)]
         self.layers = [
-            _Layer(rows, first, *shape, plain=not shared(rows, self.every))
-            for rows, first, shape in zip(layers, firsts, shapes, strict=False)
+            _Layer(rows, first, *shape, plain=not shared(rows, self.every), pattern=pattern)
+            for rows, first, shape, pattern in zip(
+                layers, firsts, shapes, patterns or [UNSTRUCTURED] * len(layers), strict=False
+            )
         ]
         biased = [rows.biased for rows in layers]
         self._biases = True if all(biased) else False if not any(biased) else None
@@ -233,9 +239,15 @@ class Sweeps:
             kept = spend([self.costs[k].cpu() for k in order], max(budget - self._tied(), 0))
             keep = dict(zip(order, kept, strict=True))
         for layer in self.layers:
-            weights = layer.rows.weights(self.every[layer.rows.index]).count_nonzero(2).flatten()
+            counts = layer.rows.weights(self.every[layer.rows.index]).count_nonzero(2)
+            together = rows_together(layer.pattern)
+            weights = {  # of rows that share their zeros, by the number of the first one
+                layer.first + group * layer.K + k: sum(own[k : k + together])
+                for group, own in enumerate(counts.tolist())
+                for k in range(0, layer.K, together)
+            }
             asked = [
-                k for k, n in enumerate(weights.tolist(), layer.first)
+                k for k, n in weights.items()
                 if layer.plain and not self._still(k, n, keep, budget is not None)
             ]  # fmt: skip
             if not asked:
@@ -262,10 +274,12 @@ class Sweeps:
         for group in range(layer.groups):
             V = [part[group] for part in features]
             squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
-            size = torch.stack(squares).sum(0).double().clamp_min(TINY)
-            for start in range(0, layer.K, TOGETHER):
-                channels = slice(start, min(start + TOGETHER, layer.K))
-                yield _Block(layer, group, channels, V, size)
+            square = torch.stack(squares).sum(0).double().clamp_min(TINY)
+            together = rows_together(layer.pattern)
+            size = max(TOGETHER // together, 1) * together
+            for start in range(0, layer.K, size):
+                channels = slice(start, min(start + size, layer.K))
+                yield _Block(layer, group, channels, V, square)
 
     def slopes(self) -> list[Tensor | None]:
         """Average the slopes of φ over the samples.
@@ -334,7 +348,8 @@ class Sweeps:
                 found[block.group, block.channels] = slope.square() / curvature.clamp_min(TINY)
             return found
 
-        self.every[:] = grown(self.equations, list(plain), gain, count)
+        patterns = [layer.pattern for layer in plain.values()]
+        self.every[:] = grown(self.equations, list(plain), gain, count, patterns)
 
     # asks every part of the samples the same
     def _each(self, question: str, *arguments: Any) -> list[Any]:
@@ -364,33 +379,64 @@ class Sweeps:
         change, free = F.pad(torch.zeros_like(W), (0, bias)), torch.zeros_like(block.size)
         free[layer.d :] = 1.0
         before, removed, distance = 0.0, 0, self.distance
-        for k in rows:
-            row, number = F.pad(W[k], (0, bias)), block.first + k
-            S = ((row != 0) | (free > 0)).nonzero()[:, 0]
+        together, blocked = rows_together(layer.pattern), isinstance(layer.pattern, Blocks)
+        for first in rows:
+            number = block.first + first
+            members = range(first, min(first + together, len(W)))
+            own = [k for k in members if not blocked or bool(W[k].any())]
+            if not own:
+                continue
+            on = (F.pad(W[own], (0, bias)) != 0).any(0)
+            S = (on | (free > 0)).nonzero()[:, 0]
             if not len(S):
                 continue
-            old = row[S].double()
-            H, slope = self._moments(parts, number, k, S)
-            cost = torch.zeros_like(old) if price is None else price[k, S].double()
-            # A feature may move no output, as the bias of attention's keys. What is left of its
-            # curvature is rounding, relative to the others' in units of the features' own size.
-            size = block.size[S]
-            rounding = torch.finfo(W.dtype).eps * size * (H.diagonal() / size).max()
-            H = H + (DAMPING * H.diagonal() + rounding + TINY).diag()
-            w, own, gone = solve(H, slope, old, cost, free[S] > 0, keep.get(number), losing)
-            if own is not None:
-                self.costs[number] = own
-            removed += gone
-            before += float(cost @ old.abs())
-            change[k, S] = moved = (w - old).to(change)
-            list(self._pool.map(lambda part, k=k, S=S, w=moved: part.change(k, S, w), parts))
+            found, inverses = [], []
+            for k in own:
+                old = F.pad(W[k], (0, bias))[S].double()
+                H, slope = self._moments(parts, block.first + k, k, S)
+                cost = torch.zeros_like(old) if price is None else price[k, S].double()
+                # A feature may move no output, as the bias of attention's keys. What is left of its
+                # curvature is rounding, relative to the others' in units of the features' own size.
+                size = block.size[S]
+                rounding = torch.finfo(W.dtype).eps * size * (H.diagonal() / size).max()
+                H = H + (DAMPING * H.diagonal() + rounding + TINY).diag()
+                if not blocked:
+                    w, costs, gone = solve(
+                        H, slope, old, cost, free[S] > 0, keep.get(number), losing
+                    )
+                    removed += gone
+                    if costs is not None:
+                        self.costs[number] = costs
+                else:
+                    inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(H)))
+                    w = old + inverses[-1] @ slope
+                before += float(cost @ old.abs())
+                found.append(w)
+                change[k, S] = moved = (w - old).to(change)
+                self._change(parts, k, S, moved)
+            if isinstance(layer.pattern, Blocks) and losing is not None:
+                column = F.pad(layer.pattern.column.to(S.device), (0, bias), value=-1)[S]
+                left = without_blocks(
+                    torch.stack(inverses), torch.stack(found), column, keep.get(number), losing
+                )
+                self.costs[number] = left[1]
+                removed += left[2]
+                for k, w in zip(own, left[0] if left[2] else [], strict=bool(left[2])):
+                    old = F.pad(W[k], (0, bias))[S].double()
+                    moved = (w - old).to(change)
+                    self._change(parts, k, S, moved - change[k, S])
+                    change[k, S] = moved
         solved = {block.first + k: self._moved for k in rows}
         if not self._take(block, parts, change, distance + before, removed > 0, price):
             # with a new Gram there may be a step
-            solved = {k: moved for k, moved in solved.items() if not self._grams.forget(k)}
+            again = {k for k in solved for own in range(together) if self._grams.forget(k + own)}
+            solved = {k: moved for k, moved in solved.items() if k not in again}
         self._solved |= solved
         if distance:
             self._moved += abs(self.distance / distance - 1)
+
+    def _change(self, parts: Sequence[Expansion], k: int, S: Tensor, w: Tensor) -> None:
+        list(self._pool.map(lambda part: part.change(k, S, w), parts))
 
     # a row's Gram, which may be of an earlier sweep, and its gradient
     def _moments(

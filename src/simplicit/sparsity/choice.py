@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity import elimination, splitting
+from simplicit.sparsity import block_elimination, elimination, splitting
+from simplicit.sparsity.block_elimination import Removals, removals_among, weighed
 from simplicit.sparsity.budget import spend
 from simplicit.sparsity.near import Anchor, refit_near, without_free
+from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern
 from simplicit.sparsity.refit import refit
 
 BOUND_RIDGE = 1e-2
@@ -37,8 +39,8 @@ POINTS = 32
 """Places on the way from a row's first removal to its last where that is looked at."""
 
 Method = Literal["splitting", "elimination"]
-METHODS = {"splitting": splitting, "elimination": elimination}
-"""Two ways to the `supports` of rows."""
+METHODS: tuple[Method, ...] = get_args(Method)
+"""Two ways to the supports of rows."""
 
 
 def allot(
@@ -48,6 +50,7 @@ def allot(
     method: Method = "splitting",
     executor: Executor | None = None,
     anchors: Sequence[Anchor] | None = None,
+    patterns: Sequence[Pattern] | None = None,
 ) -> tuple[float, list[list[int]]]:
     """Spend a budget over the rows of all problems, at one price for all weights.
 
@@ -61,32 +64,60 @@ def allot(
         method: How supports are chosen.
         executor: Takes rows side by side.
         anchors: For each problem, the weights its data may leave as they are; zero without.
+        patterns: For each problem, which weights may be zero together; single ones without.
 
     Returns:
-        The price: the loss, times importance, up to which weights were removed; and how many
-        weights each row keeps. Every row keeps a quarter of its equal share.
+        The price: the loss, times importance, up to which weights were removed, those apart that
+        a pattern has no room for; and how many weights each row keeps. Every row keeps a quarter of
+        its equal share. Together they keep the budget, or all that the patterns have room for;
+        where whole blocks go, less than a block fewer.
     """
     anchors = anchors or [None] * len(problems)
+    patterns = patterns or [UNSTRUCTURED] * len(problems)
+    lengths = [int((~problem.free).sum()) for problem in problems]
+    most = [pattern.most(n) for pattern, n in zip(patterns, lengths, strict=True)]
+    counts = [len(problem.gram.R) for problem in problems]
+    if most != lengths and budget >= sum(k * n for k, n in zip(counts, most, strict=True)):
+        return 0.0, [[n] * k for k, n in zip(counts, most, strict=True)]
     # these last weights of a row need no price
-    surely = budget // (4 * sum(len(p.gram.R) for p in problems))
+    surely = budget // (4 * sum(counts))
     wide = [method == "splitting" and screened_first(*p.gram.R.shape) for p in problems]
-    found = splitting.screen(problems, importance, budget, executor, anchors) if any(wide) else []
+    found: list[tuple[Tensor, list[int]]] = []
+    if any(wide):
+        found = splitting.screen(problems, importance, budget, executor, anchors, patterns)
     prices: list[Tensor] = []
+    removals: list[Removals | None] = []
     for k, (problem, worth, anchor) in enumerate(zip(problems, importance, anchors, strict=True)):
-        keep = min(surely, int((~problem.free).sum()))
+        keep, pattern = min(surely, most[k]), patterns[k]
+        if isinstance(pattern, Blocks):
+            if wide[k]:
+                gone = _blocks_among(problem, *found[k], keep, pattern, worth, executor, anchor)
+            else:
+                gone = block_elimination.removals(problem, keep, pattern, worth, executor, anchor)
+            removals += gone
+            prices += [one.by_weight.cpu() for one in gone]
+            continue
         if wide[k]:
-            costs = _among_candidates(problem, *found[k], keep, executor, anchor)
+            costs = _among_candidates(problem, *found[k], keep, most[k], executor, anchor)
         else:
-            costs = list(elimination.costs(problem, keep, executor, anchor))
+            costs = list(elimination.costs(problem, keep, executor, anchor, pattern))
+            costs = [row[lengths[k] - most[k] :] for row in costs]
         for row, unit in zip(costs, worth.tolist(), strict=True):
             priced = torch.cat([unit * row, row.new_full((keep,), torch.inf)])
             prices.append(priced.cpu())
+            removals.append(None)
     kept = spend(prices, budget)
     removed = [
         float(c[: len(c) - k].max()) for c, k in zip(prices, kept, strict=True) if len(c) > k
     ]
-    counts = iter(kept)
-    return max(removed, default=0.0), [[next(counts) for _ in p.gram.R] for p in problems]
+    shares, every = zip(kept, removals, strict=True), []
+    for rows in counts:
+        own: list[int] = []
+        while len(own) < rows:
+            weights, blocks = next(shares)
+            own += [weights] if blocks is None else [blocks.features(weights)] * blocks.rows
+        every.append(own)
+    return max(removed, default=0.0), every
 
 
 def screened_first(rows: int, features: int) -> bool:
@@ -107,11 +138,12 @@ def _among_candidates(
     size: Tensor,
     keep: Sequence[int],
     surely: int,
+    room: int,
     executor: Executor | None,
     anchor: Anchor,
 ) -> list[Tensor]:
     ranked, order = size.sort(dim=1, descending=True, stable=True)
-    most = [max(round(SPARE * count), surely, 1) for count in keep]
+    most = [min(max(round(SPARE * count), surely, 1), room) for count in keep]
     exact = range(0, len(size), -(-len(size) // PRICED))
     candidates = [order[k, : most[k]].sort().values for k in exact]
     G, R = without_free(problem, anchor)
@@ -133,6 +165,26 @@ def _among_candidates(
     return others
 
 
+# blocks are fewer than weights are: all of them are priced exactly
+def _blocks_among(
+    problem: RowProblem,
+    size: Tensor,
+    keep: Sequence[int],
+    surely: int,
+    pattern: Blocks,
+    worth: Tensor,
+    executor: Executor | None,
+    anchor: Anchor,
+) -> list[Removals]:
+    candidates = []
+    for scores, count in zip(size[:: pattern.rows], keep[:: pattern.rows], strict=True):
+        most = max(round(SPARE * count), surely, 1)
+        best = pattern.column.to(size.device)[scores.argsort(descending=True, stable=True)[:most]]
+        candidates.append(torch.isin(pattern.column.to(best), best).nonzero()[:, 0])
+    G, R = without_free(problem, anchor)
+    return removals_among(G, weighed(R, worth), pattern, candidates, surely, executor)
+
+
 # a curve at so many places
 def _stretched(curve: Float[Tensor, "_"], count: int) -> Float[Tensor, "_"]:
     if not len(curve) or not count:
@@ -146,6 +198,8 @@ def choose(
     method: Method = "splitting",
     executor: Executor | None = None,
     anchor: Anchor = None,
+    pattern: Pattern = UNSTRUCTURED,
+    worth: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, "K N"]:
     """Choose the weights of each row, and refit.
 
@@ -155,14 +209,48 @@ def choose(
         method: How they are chosen.
         executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
+        pattern: Which weights may be zero together. It holds where no row keeps more than it has
+            room for.
+        worth: What a unit of each row's loss is worth beside the others of its block.
 
     Returns:
         Weights (K, N).
     """
-    support = METHODS[method].supports(problem, keep, executor, anchor)
+    support = supports(problem, keep, method, executor, anchor, pattern, worth)
     if anchor is None:
         return refit(problem, support)
     return refit_near(problem, support, anchor, executor)
+
+
+def supports(
+    problem: RowProblem,
+    keep: Sequence[int],
+    method: Method = "splitting",
+    executor: Executor | None = None,
+    anchor: Anchor = None,
+    pattern: Pattern = UNSTRUCTURED,
+    worth: Float[Tensor, " K"] | None = None,
+) -> Bool[Tensor, "K N"]:
+    """Choose which weights each row keeps.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        keep: Weights of each row, free features not counted.
+        method: How they are chosen.
+        executor: Takes rows side by side.
+        anchor: Weights that the data may leave as they are; zero without.
+        pattern: Which weights may be zero together, see `choose`.
+        worth: What a unit of each row's loss is worth beside the others of its block.
+
+    Returns:
+        Which weights may be non-zero, free features among them.
+    """
+    if method == "splitting":
+        return splitting.supports(problem, keep, executor, anchor, pattern, worth)
+    if isinstance(pattern, Blocks):
+        worth = torch.ones_like(problem.gram.t2) if worth is None else worth
+        return block_elimination.supports(problem, keep, pattern, worth, executor, anchor)
+    return elimination.supports(problem, keep, executor, anchor, pattern)
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:

@@ -31,6 +31,7 @@ def supports(
     keep: Sequence[int],
     executor: Executor | None = None,
     anchor: Anchor = None,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
@@ -39,12 +40,13 @@ def supports(
         keep: Weights of each row, free features not counted.
         executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
+        pattern: Which weights may go together.
 
     Returns:
         Which weights may be non-zero, free features among them.
     """
     most = min(keep, default=0)
-    order, _ = eliminate(*_least_squares(problem, anchor), problem.free, most, executor)
+    order, _ = eliminate(*least_squares(problem, anchor), problem.free, most, executor, pattern)
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
     total = int((~problem.free).sum())
     for row, removed, left in zip(support, order, keep, strict=True):
@@ -53,7 +55,11 @@ def supports(
 
 
 def costs(
-    problem: RowProblem, keep: int, executor: Executor | None = None, anchor: Anchor = None
+    problem: RowProblem,
+    keep: int,
+    executor: Executor | None = None,
+    anchor: Anchor = None,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> Float[Tensor, "K T"]:
     """Price the weights of each row, all features in it at first.
 
@@ -62,11 +68,12 @@ def costs(
         keep: Weights of each row that need no price.
         executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
+        pattern: Which weights may go together.
 
     Returns:
         The loss that each removal adds.
     """
-    return eliminate(*_least_squares(problem, anchor), problem.free, keep, executor)[1]
+    return eliminate(*least_squares(problem, anchor), problem.free, keep, executor, pattern)[1]
 
 
 def costs_among(
@@ -99,7 +106,18 @@ def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
     return _tile(H, none, keep, UNSTRUCTURED, (target @ H)[None])[1][0]
 
 
-def _least_squares(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:
+def least_squares(
+    problem: RowProblem, anchor: Anchor
+) -> tuple[Float[Tensor, "N N"], Float[Tensor, "K N"]]:
+    """Solve the rows with all their features.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        anchor: Weights that the data may leave as they are; zero without.
+
+    Returns:
+        The inverse of the Gram, and the weights.
+    """
     G, R = normal_equations(problem, anchor)
     inverse = torch.cholesky_inverse(factor(G))
     return inverse, R @ inverse

@@ -23,8 +23,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
+from simplicit.sparsity.block_elimination import weighed
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.near import Anchor, without_free
+from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern, rows_together
 from simplicit.system.workers import run
 
 LEVELS = tuple(0.05 * 2.0**i for i in range(8))
@@ -49,6 +51,8 @@ solves in all steps take less time."""
 TILE = 64
 """Rows side by side, whatever the number of workers: their bits do not depend on it."""
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class _State:
@@ -70,30 +74,40 @@ def supports(
     keep: Sequence[int],
     executor: Executor | None = None,
     anchor: Anchor = None,
+    pattern: Pattern = UNSTRUCTURED,
+    worth: Float[Tensor, " K"] | None = None,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
     Args:
         problem: The rows; penalty and ball are left out.
-        keep: Weights of each row, free features not counted.
+        keep: Weights of each row, free features not counted; at most, where they go in blocks.
         executor: Takes rows side by side.
         anchor: Weights that the data may leave as they are; zero without.
+        pattern: Which weights may be zero together.
+        worth: What a unit of each row's loss is worth beside the others of its block.
 
     Returns:
         Which weights may be non-zero, free features among them.
     """
     G, R = _of_unit_length(problem, anchor)
-    wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(TILE)
-    states = [_State.first(part) for part in R.split(TILE)]
+    if isinstance(pattern, Blocks) and worth is not None:
+        R = weighed(R, worth / worth.max().clamp_min(TINY))
+    keep = pattern.even(keep) if isinstance(pattern, Blocks) else keep
+    together = rows_together(pattern)
+    size = max(TILE // together, 1) * together
+    wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(size)
+    states = [_State.first(part) for part in R.split(size)]
     once = partial(_System.of, G, len(R))
     for level, system in enumerate(run(once, LEVELS, executor)):
         tiles = zip(states, wanted, strict=True)
-        states = list(run(partial(_tile, level, system), tiles, executor))
+        states = list(run(partial(_tile, level, system, pattern), tiles, executor))
         if all(state.settled for state in states):
             break
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
-    chosen = [_largest(s.Y.abs(), counts) for s, counts in zip(states, wanted, strict=True)]
-    support[:, ~problem.free] = torch.cat(chosen)
+    pairs = zip(states, wanted, strict=True)
+    chosen = torch.cat([_largest(pattern.scores(s.Y), counts) for s, counts in pairs])
+    support[:, ~problem.free] = pattern.whole(chosen) if isinstance(pattern, Blocks) else chosen
     return support
 
 
@@ -103,6 +117,7 @@ def screen(
     budget: int,
     executor: Executor | None = None,
     anchors: Sequence[Anchor] | None = None,
+    patterns: Sequence[Pattern] | None = None,
 ) -> list[tuple[Float[Tensor, "_ _"], list[int]]]:
     """Spend a budget roughly over the rows of all problems.
 
@@ -116,26 +131,39 @@ def screen(
         budget: Non-zeros to keep in all rows together, free features not counted.
         executor: Takes problems side by side.
         anchors: For each problem, the weights its data may leave as they are; zero without.
+        patterns: For each problem, which weights may be zero together.
 
     Returns:
         For each problem the sizes of the weights, of features that are not free, by which they
-        rank, and how many weights each row keeps.
+        rank, 0 where the pattern has no room; and how many weights each row keeps.
     """
     pairs = zip(problems, anchors or [None] * len(problems), strict=True)
     parts = [_of_unit_length(*pair) for pair in pairs]
+    patterns = patterns or [UNSTRUCTURED] * len(problems)
     # a power of two, which rounds nothing
     most = max((float(worth.max()) for worth in importance if len(worth)), default=0.0)
     unit = 2.0 ** frexp(most)[1]
     worth = [(w / unit).to(R) for w, (_, R) in zip(importance, parts, strict=True)]
+    for k, pattern in enumerate(patterns):
+        if isinstance(pattern, Blocks):  # whose rows are compared by what they are worth
+            parts[k] = parts[k][0], weighed(parts[k][1], worth[k])
+            worth[k] = torch.ones_like(worth[k])
     states = [_State.first(R) for _, R in parts]
     counts = shares([R.numel() for _, R in parts], budget)
     chosen: list[Tensor] = []
+    sizes: list[Tensor] = []
     for level in range(len(LEVELS)):
-        pieces = zip(parts, states, counts, worth, strict=True)
+        pieces = zip(parts, states, counts, worth, patterns, strict=True)
         states = list(run(partial(_problem, level), pieces, executor))
-        chosen = _best([s.Y for s in states], worth, budget)
+        sizes = [_sizes(p, s.Y) for p, s in zip(patterns, states, strict=True)]
+        chosen = _best(sizes, worth, budget)
         counts = [int(c.sum()) for c in chosen]
-    return [(s.Y.abs(), c.sum(1).tolist()) for s, c in zip(states, chosen, strict=True)]
+    return [(size, c.sum(1).tolist()) for size, c in zip(sizes, chosen, strict=True)]
+
+
+# what has no room counts for nothing
+def _sizes(pattern: Pattern, Y: Tensor) -> Tensor:
+    return pattern.scores(Y).clamp_min(0)
 
 
 # In unit length, and single precision: it decides which weights are largest, and their values come
@@ -183,24 +211,31 @@ class _System:
         return found if added is None else found.add_(added)
 
 
-def _tile(level: int, system: _System, piece: tuple[_State, Tensor]) -> _State:
+def _tile(level: int, system: _System, pattern: Pattern, piece: tuple[_State, Tensor]) -> _State:
     state, wanted = piece
     if state.settled:  # whatever other tiles need
         return state
-    found = _steps(level, system, state, wanted)
+    found = _steps(level, system, state, wanted, pattern)
     if len(system.matrix) <= SHORT:
         return found
     moved = int(((found.Z != 0) != (state.Z != 0)).sum())
     return replace(found, settled=moved <= SETTLED * int(wanted.sum()))
 
 
-def _problem(level: int, piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor]) -> _State:
-    (G, _), state, count, worth = piece
-    return _steps(level, _System.of(G, len(state.R), LEVELS[level]), state, count, worth)
+def _problem(
+    level: int, piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor, Pattern]
+) -> _State:
+    (G, _), state, count, worth, pattern = piece
+    return _steps(level, _System.of(G, len(state.R), LEVELS[level]), state, count, pattern, worth)
 
 
 def _steps(
-    level: int, system: _System, state: _State, keep: Tensor | int, worth: Tensor | None = None
+    level: int,
+    system: _System,
+    state: _State,
+    keep: Tensor | int,
+    pattern: Pattern,
+    worth: Tensor | None = None,
 ) -> _State:
     rho, R, Z, U, Y = LEVELS[level], state.R, state.Z, state.U, state.Y
     if level == 0:
@@ -209,7 +244,7 @@ def _steps(
         U = U * (LEVELS[level - 1] / rho)
     for step in range(STEPS):
         Y = system.solved(R + rho * (Z - U), U)
-        size = Y.abs()
+        size = pattern.scores(Y)
         if step % HELD == 0:
             smallest = _smallest(size, keep, worth)
         Z = torch.where(size >= smallest, Y, 0.0)
@@ -224,7 +259,7 @@ def _smallest(size: Tensor, keep: Tensor | int, worth: Tensor | None) -> Tensor:
         return ranked.gather(1, torch.as_tensor(keep)[:, None])
     if not keep:
         return size.new_full((len(size), 1), torch.inf)
-    scores = (size.square() * worth[:, None]).flatten()
+    scores = (size.clamp_min(0).square() * worth[:, None]).flatten()
     least = scores.kthvalue(len(scores) - int(keep) + 1).values
     return (least / worth).sqrt()[:, None]
 

@@ -12,7 +12,7 @@ from simplicit.explicit.training import OPTIMIZERS
 from simplicit.lab.config.errors import key
 from simplicit.lab.evaluate.robustness import ATTACKS, Attack
 from simplicit.lab.methods import MODELS
-from simplicit.recipe import PRESETS
+from simplicit.recipe import PATTERNS, PRESETS, n_of_m
 
 COUNT = "a whole number, at least 1"
 PART = "a number above 0, at most 1 (0.05 is 5 %)"
@@ -180,6 +180,17 @@ class Implicit(Section):
         "sparsity; auto: ranks that meet the sparsity",
         "null, auto, or a whole number, at least 1",
     )
+    pattern: str = key(
+        "weights",
+        "which weights may be zero: single ones, or m - n of every m neighbouring input channels",
+        f"{', '.join(PATTERNS)}, or n:m with 0 < n < m, e.g. '2:4'",
+    )
+    blocks: tuple[Count, Count] | None = key(
+        None,
+        "rows and input channels of blocks that are zero together",
+        "a list of two whole numbers, at least 1 and not both 1, or null",
+        strict=False,
+    )
     closed_loop: bool = key(
         True,
         "match each layer on the states of the model so far; in full, the outputs on its own "
@@ -228,6 +239,18 @@ class Implicit(Section):
         if self.rank is not None and self.preset is not None:
             raise ValueError("implicit.rank: only without a preset")
         return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, pattern: str) -> str:
+        return pattern if pattern in PATTERNS or n_of_m(pattern) else _one_of(PATTERNS, pattern)
+
+    @field_validator("blocks")
+    @classmethod
+    def _larger_than_weights(cls, blocks: tuple[int, int] | None) -> tuple[int, int] | None:
+        if blocks == (1, 1):
+            raise ValueError
+        return blocks
 
     @field_validator("sweeps")
     @classmethod

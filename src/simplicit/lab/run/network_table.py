@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from simplicit.calibration.rows import rows_of
-from simplicit.calibration.skipped import skipped, weights
+from simplicit.calibration.skipped import skipped
 from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
@@ -23,9 +23,9 @@ from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
 from simplicit.matching.before import spoken, timed
 from simplicit.matching.estimate import Estimate, Work
+from simplicit.matching.patterns import spending
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
-from simplicit.sparsity.budget import wanted
 from simplicit.system import workers as system_workers
 from simplicit.system.memory import GB
 
@@ -109,13 +109,12 @@ def work(equations: StateEquations, recipe: Recipe, workers: int | None = None) 
     structure = structure_of(recipe, equations)
     written = structured(equations, structure)
     left = skipped(written, recipe.skip)
-    budget = None
-    if recipe.sparsity is not None:
-        budget = wanted(equations.nonzeros, recipe.sparsity, equations.kept_weights, weights(left))
+    rows = rows_of(written, left)
+    recipe, budget, _ = spending(equations, recipe, rows, written.layers, left)
     return Work(
         equations,
         written,
-        rows_of(written, left),
+        rows,
         recipe,
         recipe.passes(not equations.structured, structure),
         budget,

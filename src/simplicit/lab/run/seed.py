@@ -11,7 +11,9 @@ import safetensors.torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from simplicit.calibration.rows import rows_of
 from simplicit.calibration.skipped import skipped
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
@@ -24,6 +26,7 @@ from simplicit.lab.evaluate import speed
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
+from simplicit.matching.patterns import patterned
 from simplicit.matching.records import UNSOLVED
 from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
@@ -115,7 +118,9 @@ class SeedRun:
         unheard = recipe.unheard(not equations.structured, structure)
         recipe = replace(recipe, **{name: FIRST[name] for name in unheard.keys() & FIRST.keys()})
         recipe.require_heard(not equations.structured, structure)
-        skipped(equations, recipe.skip)
+        written = structured(equations, structure)
+        left = skipped(written, recipe.skip)
+        patterned(recipe, rows_of(written, left), written.layers)
         return recipe
 
     def explicit_row(self) -> Row:
