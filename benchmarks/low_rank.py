@@ -57,7 +57,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = config.load(options.config, ["implicit.sparsity=0.5"])
+    settings = config.load(options.config, ["implicit.sparsity=0.5", "evaluation.speed=false"])
     dataset = data.load(settings.evaluation.dataset, settings.data_dir)
     with TemporaryDirectory() as folder:
         run = SeedRun(settings, dataset, settings.seeds[0], Path(folder))
