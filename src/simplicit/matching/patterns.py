@@ -122,8 +122,8 @@ def _require_divided(
     reads = ", ".join(f"{name} reads {count}" for name, count in wrong.items())
     accepted = [f"skip={[*recipe.skip, *wrong]}"] * bool(wrong) + ["structure='layered'"] * added
     raise InputError(
-        f"pattern={recipe.pattern!r}: {reads or 'connections that triangular adds have'} input channels a row, "
-        f"no multiple of {m}; accepted is another m, or {' and '.join(accepted)}"
+        f"pattern={recipe.pattern!r}: {reads or 'added connections have'} input channels "
+        f"a row, no multiple of {m}; accepted is another m, or {' and '.join(accepted)}"
     )
 
 
