@@ -158,7 +158,7 @@ def test_no_worse_than_the_largest_weights_of_the_pattern_refitted(kind, name):
     with torch.no_grad():
         grams = teacher_moments(equations, layers, frontier, recipe, [0.0] * len(layers), None)
     patterns = patterned(recipe, layers, equations.layers)
-    chosen = dict.fromkeys((*METHODS, "largest"), 0.0)
+    chosen: dict[str, float] = dict.fromkeys((*METHODS, "largest"), 0.0)
     for rows, pattern, groups in zip(layers, patterns, grams, strict=True):
         size = float(sum(gram.t2.sum() for gram in groups))
         for gram, W in zip(groups, rows.weights(equations.layers[rows.index]), strict=True):
@@ -167,7 +167,9 @@ def test_no_worse_than_the_largest_weights_of_the_pattern_refitted(kind, name):
             keep = min(pattern.most(W.shape[1]), W.shape[1] // 2)
             if isinstance(pattern, Blocks):
                 keep = keep // 3 * 3
-            found = {m: choose(problem, [keep] * len(W), m, None, start, pattern) for m in METHODS}
+            found: dict[str, Tensor] = {
+                m: choose(problem, [keep] * len(W), m, None, start, pattern) for m in METHODS
+            }
             counts = found["elimination"][:, ~problem.free].count_nonzero(1)
             ranked = pattern.scores(start[:, ~problem.free]).argsort(
                 dim=1, descending=True, stable=True
@@ -187,10 +189,12 @@ def test_no_worse_than_the_largest_weights_of_the_pattern_refitted(kind, name):
 @pytest.mark.parametrize("structure", ["layered", "triangular"])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_sweeps_hold_a_pattern_and_grow_in_it(name, structure):
-    net, u = network("dense"), inputs("dense")
+    net, u = seeded(NETWORKS["dense"]).eval(), inputs("dense")
+    first = next(net.children())
+    assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        net[0].weight[3] = 0.0  # a dead state, whose weights are spent again
-        net[0].bias[3] = -1.0
+        first.weight[3] = 0.0  # a dead state, whose weights are spent again
+        first.bias[3] = -1.0
     recipe = Recipe(structure=structure, **PATTERNS[name])
     with unchecked():
         found = fit(net, u, recipe, workers=1)

@@ -1,6 +1,7 @@
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from simplicit.model.implicit import ImplicitModel
 
 pytest.importorskip("llvmlite")
 
+from simplicit.runtime.bound import by_kind
+from simplicit.runtime.lower import lowered
+from simplicit.runtime.program import Rows, Sums
 
 CALLED = [
     "ids and a mask", "two inputs by name", "dataclass", "image of events", "norm at the end",
@@ -208,3 +212,50 @@ def test_what_is_refused():
     for options in wrong:
         with unchecked(), pytest.raises(simplicit.InputError, match="whole numbers from 1"):
             simplicit.compile(model, **options)
+
+
+def blocked(equations: StateEquations) -> StateEquations:
+    """Four rows at a time read the same channels."""
+    random = torch.Generator().manual_seed(0)
+
+    def pruned(term: Any) -> Any:
+        W = term.weight.flatten(1)
+        on = torch.rand(-(-len(W) // 4), W.shape[1], generator=random) < 0.4
+        W = W * on.repeat_interleave(4, 0)[: len(W)]
+        return replace(term, map=replace(term.map, weight=W.view_as(term.weight)))
+
+    layers = [replace(e, terms=tuple(map(pruned, e.terms))) for e in equations.layers]
+    return replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_rows_that_read_the_same(name):
+    agree(blocked(conv_networks.structured(name)), (1, 9))
+
+
+@pytest.mark.parametrize("classes", [3, 4, 10])
+def test_rows_that_read_the_same_in_panels_and_rows_that_are_left(classes):
+    net = nn.Sequential(nn.Linear(900, 24), nn.ReLU(), nn.Linear(24, classes))
+    equations = blocked(capture(net, torch.rand(2, 900)))
+    parts = [step.part for step in lowered(equations).steps if isinstance(step, Sums)]
+    kinds = [[kind for kind, _, _ in by_kind(part, None)] for part in parts]
+    assert kinds == [["blocks"], {3: ["sums"], 4: ["blocks"], 10: ["blocks", "sums"]}[classes]]
+    agree(equations)
+
+
+def test_rows_together_are_the_same_rows():
+    random = np.random.default_rng(0)
+    dense = random.normal(size=(12, 30)) * (random.random((12, 30)) < 0.3)
+    row, column = dense.nonzero()
+    rows = Rows.of(row, column, dense[row, column], 12)
+    found = rows.together(4)
+    again = np.zeros_like(dense)
+    for k in range(4):
+        again[4 * found.row + k, found.offsets] = found.values[:, k]
+    assert (again == dense).all() and len(found.values) == (again.reshape(3, 4, 30) != 0).any(
+        1
+    ).sum()
+    for part, own in ((rows.first(5), dense[:5]), (rows.rest(5), dense[5:])):
+        again = np.zeros_like(own)
+        again[part.row, part.offsets] = part.values
+        assert (again == own).all()

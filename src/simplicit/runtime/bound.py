@@ -3,12 +3,13 @@
 import ctypes
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from simplicit.runtime.kernel import Kernels
+from simplicit.runtime.kernel import TOGETHER, Kernels
 from simplicit.runtime.program import Call, Maxima, Moves, Part, Program, Step, Sums
 from simplicit.system import memory
 
@@ -17,6 +18,10 @@ PANEL = 256
 
 WORTH = 8
 """Non-zeros of a row in a panel, on average, from which panels pay: each is a partial sum more."""
+
+FILLED = 0.6
+"""Part that has to be there of the weights of rows that are computed together: the zeros between
+them are multiplied, too. From here on it pays in every case (`benchmarks/speed/blocks.py`)."""
 
 SHORT = 30_000
 """Multiply-adds below which one way is as good as another."""
@@ -143,7 +148,10 @@ class Bound:
         short = int(where.each[:, 2].min()) * self.n < self._kernels.widths[0]
         whole = where.whole if short else None
         segments = where.each if whole is None else whole
-        jobs = [self._tiled("sums", part, segments, step.bias, step.phi, step.slope)]
+        jobs = [
+            self._tiled(kind, some, segments, bias, step.phi, step.slope)
+            for kind, some, bias in by_kind(part, step.bias)
+        ]
         if whole is not None and where.border is not None and len(where.border):
             border = np.repeat(where.border[None], len(part.outs), 0)
             border[:, :, 1] += part.outs[:, None]
@@ -164,9 +172,12 @@ class Bound:
         fresh = kind == "maxima" or bias is not None
         if not fresh:  # places are added to once
             T = next(T for T in self._kernels.widths if not (lengths % T).any())
-        rows, count = part.rows, len(part.outs)
+        if kind == "blocks" and T == 1:
+            kind = "sums"
+        rows = part.rows.together(TOGETHER) if kind == "blocks" else part.rows
+        count = len(rows.starts) - 1
         starts, offsets, values, panels = rows.starts, rows.offsets, rows.values, 1
-        if kind == "sums" and T > 1:
+        if kind != "maxima" and T > 1:
             seen = np.unique(offsets)
             panels = min(-(-len(seen) // PANEL), len(values) // (WORTH * count))
         if panels > 1:
@@ -203,6 +214,29 @@ class Bound:
             return SPARSE
         own, dense = self._alone(self._jobs(step, SPARSE)), self._jobs(step, DENSE)
         return min((measured(own), SPARSE), (measured(dense), DENSE))[1]
+
+
+def by_kind(part: Part, bias: np.ndarray | None) -> list[tuple[str, Part, np.ndarray | None]]:
+    """Split rows that read nearly the same, some at a time, from those that are left.
+
+    Args:
+        part: Rows of an equation.
+        bias: One number per row, or None.
+
+    Returns:
+        The kernel of each piece, its rows, and their biases.
+    """
+    count = len(part.outs) // TOGETHER * TOGETHER
+    if count:
+        rows = part.rows.first(count)
+        if len(rows.values) >= FILLED * rows.together(TOGETHER).values.size > 0:
+            parts = [("blocks", replace(part, rows=rows, outs=part.outs[:count]))]
+            if count < len(part.outs):
+                rest = replace(part, rows=part.rows.rest(count), outs=part.outs[count:])
+                parts.append(("sums", rest))
+            biases = [None, None] if bias is None else [bias[:count], bias[count:]]
+            return [(kind, own, b) for (kind, own), b in zip(parts, biases, strict=False)]
+    return [("sums", part, bias)]
 
 
 def measured(function: Callable[[], Any], repeats: int = 3, least: float = 5e-5) -> float:

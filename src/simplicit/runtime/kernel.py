@@ -29,6 +29,9 @@ CHAINS = 2
 """Sums of a row side by side, for every tile, so that numbers do not depend on it: one alone waits
 for itself."""
 
+TOGETHER = 4
+"""Rows that share what they read: a tile of it is loaded once for all of them."""
+
 LANES = 16
 """Products at a time where a row is one number: a sum of gathered ones."""
 
@@ -86,6 +89,8 @@ def kernels(bits: int) -> Kernels:
     writer = _Writer(real, size)
     for T in widths:
         writer.sums(T)
+        if T > 1:
+            writer.blocks(T)
         writer.maxima(T)
     writer.dots()
     writer.moves()
@@ -277,6 +282,46 @@ class _Writer:
                         self._put(self._activated(d, z, T), out, place)
                     with partial:
                         self._put(z, out, place)
+        b.ret_void()
+
+    def blocks(self, T: int) -> None:
+        """Sparse sums by tiles of T of rows that read the same: `TOGETHER` weights an entry."""
+        function = self._start(f"blocks{T}")
+        d, X, _ = function.args
+        b, count = self.b, self._word(d, 0)
+        every, offsets, values, bias, outs = (self._array(d, k) for k in range(1, 6))
+        panels, V = self._word(d, 8), self._vector(T)
+        totals = [self._kept(self._filled(0.0, T)) for _ in range(TOGETHER)]
+        new = b.icmp_signed("!=", self._word(d, 11), WORD(0))
+        with self._tiles(d, X, T) as (source, out), self._loop(WORD(0), panels) as panel:
+            first = b.and_(new, b.icmp_signed("==", panel, WORD(0)))
+            final = b.icmp_signed("==", panel, b.sub(panels, WORD(1)))
+            starts = self._at(every, b.mul(panel, count), INDEX)
+            with self._loop(WORD(0), count) as i:
+                begin, end = self._row(starts, i)
+                rows = [b.add(b.mul(i, WORD(TOGETHER)), WORD(k)) for k in range(TOGETHER)]
+                places = [self._get(outs, row, WORD) for row in rows]
+                with b.if_else(first) as (fresh, again):
+                    with fresh:
+                        for total, row in zip(totals, rows, strict=True):
+                            b.store(self._splat(self._get(bias, row, self.real), T), total)
+                    with again:
+                        for total, place in zip(totals, places, strict=True):
+                            b.store(self._numbers(out, place, T), total)
+                with self._loop(begin, end) as p:
+                    x = self._numbers(source, self._wide(self._get(offsets, p, INDEX)), T)
+                    own = b.mul(p, WORD(TOGETHER))
+                    for k, total in enumerate(totals):
+                        value = self._get(values, b.add(own, WORD(k)), self.real)
+                        z = self._multiplied(b.load(total, typ=V), self._splat(value, T), x)
+                        b.store(z, total)
+                with b.if_else(final) as (last, partial):
+                    with last:
+                        for total, place in zip(totals, places, strict=True):
+                            self._put(self._activated(d, b.load(total, typ=V), T), out, place)
+                    with partial:
+                        for total, place in zip(totals, places, strict=True):
+                            self._put(b.load(total, typ=V), out, place)
         b.ret_void()
 
     def dots(self) -> None:

@@ -43,7 +43,7 @@ class Rows:
     Args:
         starts: First entry of each row, and the end of the last.
         offsets: Slots.
-        values: Weights.
+        values: Weights; several an entry after `together`.
     """
 
     starts: np.ndarray
@@ -71,6 +71,49 @@ class Rows:
     def row(self) -> np.ndarray:
         """Row of each entry."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def first(self, count: int) -> "Rows":
+        """Take the first rows.
+
+        Args:
+            count: How many.
+
+        Returns:
+            These.
+        """
+        end = self.starts[count]
+        return Rows(self.starts[: count + 1], self.offsets[:end], self.values[:end])
+
+    def rest(self, count: int) -> "Rows":
+        """Take the other rows.
+
+        Args:
+            count: How many of the first to leave out.
+
+        Returns:
+            All behind them.
+        """
+        end = self.starts[count]
+        return Rows(self.starts[count:] - end, self.offsets[end:], self.values[end:])
+
+    def together(self, count: int) -> "Rows":
+        """Put so many rows on what any of them reads.
+
+        Args:
+            count: Divides the number of rows.
+
+        Returns:
+            Rows whose entries have so many values, (entries, count), zero where a row has none.
+        """
+        slots, which = np.unique(self.offsets, return_inverse=True)
+        entries = self.row // count * max(len(slots), 1) + which
+        found, entry = np.unique(entries, return_inverse=True)
+        values = np.zeros((len(found), count))
+        np.add.at(values, (entry, self.row % count), self.values)
+        block, slot = np.divmod(found, max(len(slots), 1))
+        blocks = (len(self.starts) - 1) // count
+        starts = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=blocks))])
+        return Rows(starts, slots[slot], values)
 
     def joined(self, other: "Rows") -> "Rows":
         """Put rows side by side.
