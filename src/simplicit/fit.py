@@ -292,7 +292,7 @@ def structure_of(recipe: Recipe, network: StateEquations) -> Structure:
     """
     if recipe.structure != "auto":
         return recipe.structure
-    if recipe.rank is not None:
+    if recipe.rank is not None or recipe.units:
         return "layered"
     uses = [term.parameter for e in network.layers for term in e.terms if term.parameter]
     layered = network.structured or len(set(uses)) < len(uses)

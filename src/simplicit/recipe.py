@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a named recipe sets."""
 
 
-PATTERNS = ("weights",)
+PATTERNS = ("weights", "channels")
 """Patterns that have a name; others are n:m."""
 
 
@@ -94,7 +94,12 @@ class Recipe:
         pattern: Which weights may be zero: single `weights`, or `n:m`, e.g. `2:4`. Then of every m
             neighbouring input channels at one place of the kernel at most n stay in each row.
             Without a sparsity each layer keeps n/m of its weights; a larger sparsity holds as well.
-            A weight that equations share has the pattern where it is used first.
+            A weight that equations share has the pattern where it is used first. `channels`: whole
+            neurons and channels go, and the model is smaller and dense; for one of sparsity, flops
+            and speedup.
+        flops: Budget of `channels`: the fraction of the multiply-adds to do without, in (0, 1).
+        speedup: Budget of `channels`: how many times faster torch's own modules are to be than
+            those of the network, by the clock of this machine.
         blocks: (r, c): r neighbouring rows × c neighbouring input channels at one place of the
             kernel are zero together, or not. Blocks at the end may be smaller.
 
@@ -123,6 +128,8 @@ class Recipe:
     tol: float = 1e-4
     skip: tuple[str, ...] = ()
     rank: int | Literal["auto"] | None = None
+    flops: float | None = None
+    speedup: float | None = None
     pattern: str = "weights"
     blocks: tuple[int, int] | None = None
 
@@ -181,6 +188,25 @@ class Recipe:
         check(pair, "blocks", "None, or two whole numbers, at least 1 and not both 1, e.g. (4, 1)")
         alone = self.blocks is None or self.pattern == "weights"
         check(alone, "blocks", f"None with pattern {self.pattern}")
+        check(self.flops is None or 0 < self.flops < 1, "flops", "None, or above 0 and below 1")
+        check(
+            self.speedup is None or 1 < self.speedup < float("inf"),
+            "speedup",
+            "None, or a number above 1",
+        )
+        asked = [n for n in ("sparsity", "flops", "speedup") if getattr(self, n) is not None]
+        check(
+            not self.units or len(asked) == 1,
+            "pattern",
+            "channels with one of sparsity, flops and speedup, and not more",
+        )
+        check(
+            not self.units or self.structure in ("auto", "layered"),
+            "structure",
+            "auto or layered with pattern channels",
+        )
+        for name in asked:
+            check(self.units or name == "sparsity", name, "None, unless pattern is channels")
         alone = self.rank is None or (self.pattern == "weights" and self.blocks is None)
         check(alone, "rank", "None with a pattern or blocks")
         check(self.loss in ("root", "squared"), "loss", "root or squared")
@@ -239,9 +265,14 @@ class Recipe:
         return n_of_m(self.pattern)
 
     @property
+    def units(self) -> bool:
+        """Whether whole units go, and no single weights."""
+        return self.pattern == "channels"
+
+    @property
     def budgeted(self) -> bool:
-        """Whether the model may have so many weights only: by a sparsity, or by n:m."""
-        return self.sparsity is not None or self.n_of_m is not None
+        """Whether a budget is met: a sparsity, n:m, or one of units."""
+        return self.sparsity is not None or self.n_of_m is not None or self.units
 
     @property
     def chooses(self) -> bool:
@@ -320,8 +351,11 @@ class Recipe:
                 "it is the loss of objective robustness without a level; accepted there",
             ),
             "support": (
-                budget and not self._small_rows and self.rank != "auto",
-                "rank auto has no single weights, and objective robustness without a level has one "
+                budget
+                and not self._small_rows
+                and self.rank != "auto"
+                and (not self.units or self.support == "relaxation"),
+                "pattern channels and rank auto choose no single weights, and objective robustness without a level has one "
                 "way to choose supports; accepted with a sparsity, and objective sparsity or a "
                 "level of robustness",
             ),
@@ -360,10 +394,10 @@ class Recipe:
             "l0": (relaxed, "accepted with a sparsity and support relaxation"),
             "l2": (relaxed, "accepted with a sparsity and support relaxation"),
             "pattern": (
-                self.chooses and not bounded,
+                self.chooses and not bounded and (self.objective == "sparsity" or not self.units),
                 "patterns are held by a choice of supports; accepted with structure triangular or "
-                "layered, constraint states, any support but relaxation, and objective sparsity or "
-                "a level of robustness",
+                "layered, constraint states, any support but relaxation, and objective sparsity "
+                "or, for n:m, a level of robustness",
             ),
             "blocks": (
                 self.chooses and not bounded and self.objective == "sparsity",
@@ -405,6 +439,6 @@ class Recipe:
             weight = sqrt(m) if self.loss == "root" else 2 * m
             level = 1.0 if self.sparsity is not None else 1 / (self.lambda1 * weight)
             return Penalty(l1=level, scales=ones)
-        if self.sparsity is None and self.rank is None:
+        if not self.budgeted and self.rank is None:
             return Penalty(l2=self.alpha / (m * self.lambda1), scales=ones)
         return Penalty(l0=self.l0, l1=1.0, l2=self.l2, scales=scales)

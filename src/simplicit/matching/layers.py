@@ -52,6 +52,7 @@ from simplicit.matching.records import (
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
+from simplicit.matching.units import plan_units, whole_shares
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
@@ -64,6 +65,8 @@ from simplicit.sparsity.choice import prune_smallest
 from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
+from simplicit.units.found import units_of
+from simplicit.units.narrow import Narrow, narrow
 
 
 class Matching:
@@ -105,7 +108,7 @@ class Matching:
         self.network, self.stream = network, stream
         self.workers, self.executor, self.seed = workers, executor, seed
         self.inactive = INACTIVE if recipe.relu_aware else 1.0
-        self.equations = structured(network, structure)
+        self.teacher = self.equations = structured(network, structure)
         self.skipped = skipped(self.equations, recipe.skip)
         # weights that go back into the network's own class have biases where it has some
         own = structure == "layered"
@@ -115,6 +118,8 @@ class Matching:
             network, recipe, self.layers, self.every, self.skipped
         )
         recipe = self.recipe
+        self.narrow: Narrow | None = None
+        self.stay: list[bool] = []
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
@@ -193,9 +198,11 @@ class Matching:
         if any(rows.uses for rows in self.layers):
             frontier = self._frontier(own=False)
             self.later = later_moments(self.equations, self.layers, frontier, self.executor)
-        if self.recipe.sparsity is None and self.recipe.rank is None:
+        if not self.recipe.budgeted and self.recipe.rank is None:
             return
         if saved := self._restore("plan", "level"):
+            if self.recipe.units:
+                self._without(torch.tensor(saved[1]["stay"], dtype=torch.bool))
             self.planned = _restored(saved, self.layers)
         else:
             begin = time.monotonic()
@@ -218,12 +225,38 @@ class Matching:
                 self.executor,
                 self.later,
             )
-            self.planned = self._spend(budget, posed)
+            if self.recipe.units:
+                self.planned = self._fewer_units(posed)
+            else:
+                self.planned = self._spend(budget, posed)
             if self.sweeps and self.budget is not None and not self.schedule.sweepable():
                 self._no_sweeps()
                 self.planned = self.planned.cut(self.budget)
             self._keep_plan(self.planned, time.monotonic() - begin)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
+
+    def _fewer_units(self, posed: Posed) -> Plan:
+        units = units_of(self.equations, self.skipped)
+        stay = plan_units(
+            self.network, self.equations, self.layers, units, self.skipped, self.recipe, posed,
+            self.stream.example,
+        )  # fmt: skip
+        before = self.layers
+        self._without(stay)
+        assert self.narrow is not None
+        return whole_shares(before, self.layers, self.narrow, posed)
+
+    # goes on with the network less some of its units
+    def _without(self, stay: Tensor) -> None:
+        self.stay = stay.tolist()
+        self.narrow = narrow(self.equations, units_of(self.equations, self.skipped), stay)
+        self.teacher, self.equations = self.equations, self.narrow.equations
+        self.every = self.equations.layers
+        self.layers = rows_of(self.equations, self.skipped, self.recipe.bias, own=True)
+        self.budget = sum(rows.weights(self.every[rows.index]).numel() for rows in self.layers)
+        if any(rows.uses for rows in self.layers):
+            frontier = self._frontier(own=False)
+            self.later = later_moments(self.equations, self.layers, frontier, self.executor)
 
     def _spend(self, budget: int | None, posed: Posed) -> Plan:
         given = self.equations, self.layers, self.recipe
@@ -255,7 +288,9 @@ class Matching:
 
     def _frontier(self, own: bool) -> Frontier:
         folder = self.checkpoint.folder
-        return Frontier(self.equations, self.stream, own, _settle, self.executor, folder)
+        left = self.narrow and (self.narrow.rows, self.narrow.states)
+        given = self.teacher, self.stream, own, _settle, self.executor, folder
+        return Frontier(*given, left)
 
     def sweep(self) -> None:
         """Sweep over the rows until the outputs are matched at the budget."""
@@ -495,6 +530,7 @@ class Matching:
             "rank": [share.rank for share in flat],
             "factors": [share.factors for share in flat],
             "sweeps": self.sweeps,
+            "stay": self.stay,
             "seconds": seconds,
         }
         coupling = torch.cat([share.coupling.flatten() for share in flat])

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows, shared
-from simplicit.convex.gram import Gram, factor, fit_free, pseudo_inverse
+from simplicit.convex.gram import Gram, fit_free, pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
@@ -33,7 +33,7 @@ from simplicit.sparsity.low_rank import (
     regress,
     with_sparse,
 )
-from simplicit.sparsity.near import normal_equations, refit_near, without_free
+from simplicit.sparsity.near import refit_all, refit_near, without_free
 
 ROUNDS = 2
 """Times that factors and single weights are solved in turn, after each move of the targets."""
@@ -310,7 +310,6 @@ def _where_it_was(
     choice: Choice, problem: RowProblem, share: Share, near: Tensor
 ) -> Float[Tensor, "K N"]:
     if bool((near[:, ~problem.free] != 0).all()):
-        G, R = normal_equations(problem, near)
-        return torch.cholesky_solve(R.T, factor(G)).T
+        return refit_all(problem, near)
     W = refit_near(problem, near != 0, near, choice.executor)
     return refit_coupled(problem, W, share.coupling, choice.executor) if choice.coupled else W

@@ -66,6 +66,8 @@ def spending(
     """
     patterns, N0 = patterned(recipe, rows, every), network.nonzeros
     budget, left = None, weights(skipped)
+    if recipe.units:  # all weights of the units that stay
+        return recipe, sum(own.weights(every[own.index]).numel() for own in rows), patterns
     if recipe.sparsity is not None:
         budget = wanted(N0, recipe.sparsity, network.kept_weights, left)
     if recipe.n_of_m is None:

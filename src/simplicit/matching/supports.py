@@ -17,7 +17,7 @@ from simplicit.recipe import Recipe
 from simplicit.solvers import Callback, solve
 from simplicit.sparsity import coupled
 from simplicit.sparsity.choice import bounded, choose
-from simplicit.sparsity.near import refit_near
+from simplicit.sparsity.near import refit_all, refit_near
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.sparsity.refit import REFILLS, fit_to_budget, refit, trim
 
@@ -61,7 +61,8 @@ class Choice:
         """Parts of a row's share, one choice after another; None for a refit."""
         if self.swept or self.hurried:
             return CHOICES[-1:]
-        steps = CHOICES if self.coupled or self.aware else CHOICES[-1:]
+        several = (self.coupled or self.aware) and not self.recipe.units
+        steps = CHOICES if several else CHOICES[-1:]
         return (*steps, *[None] * REFITS) if self.aware else steps
 
     def choose(
@@ -103,6 +104,8 @@ class Choice:
         before: Tensor | None,
         part: float | None,
     ) -> Tensor:
+        if self.recipe.units:  # all weights of what is left stay
+            return refit_all(problem, start)
         if problem.terms.has_ball:
             return self._in_ball(problem, share, before, part)
         if part is not None:

@@ -75,6 +75,20 @@ def without_free(
     return G, R
 
 
+def refit_all(problem: RowProblem, anchor: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
+    """Minimise the bare loss of all rows over all of their features, near given weights.
+
+    Args:
+        problem: The rows; penalty and ball are left out.
+        anchor: The weights to stay near to.
+
+    Returns:
+        Weights, (K, N).
+    """
+    G, R = normal_equations(problem, anchor)
+    return torch.cholesky_solve(R.T, factor(G)).T
+
+
 def refit_near(
     problem: RowProblem,
     support: Bool[Tensor, "K N"],
