@@ -79,6 +79,15 @@ def test_steps_of_a_recurrence_share_their_units():
     assert all(use == uses[0] for uses in named.values() for use in uses)
 
 
+def test_heads_of_an_attention_and_its_inner_neurons_are_units():
+    layer = nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True)
+    equations, units = found(layer, 5, 8)
+    assert units.count == 4 + 12
+    heads = [own[0] for own, e in zip(units.channels, equations.layers, strict=True)
+             if e.terms and len(e.terms[0].weight) == 24][0]  # fmt: skip
+    assert heads.tolist() == [h for h in range(4) for _ in range(2)] * 3
+
+
 def test_what_skipped_layers_read_and_write_stays():
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
     _, units = found(net, 3, without={(1, 0)})

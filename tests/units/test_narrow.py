@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from conv_networks import CONVOLUTIONAL, images, structured
-from example_networks import captured, example
+from example_networks import captured, example, seeded
+from simplicit.capture.read import capture
 from simplicit.model.implicit import ImplicitModel
 from simplicit.units.found import units_of
 from simplicit.units.narrow import narrow
@@ -73,6 +75,36 @@ def test_it_is_a_smaller_module_of_torch(name):
             sum(t.weight.numel() for e in q.layers for t in e.terms) for q in (fewer, equations)
         ]
         assert numbers[0] < numbers[1]
+
+
+class Gated(nn.Module):
+    """Products of states, and an attention in matrices, with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.down(self.gate(x).sigmoid() * self.up(x)).unflatten(-1, (4, 2)).transpose(1, 2)
+        mask = torch.full((5, 5), -torch.inf).triu(1).to(x)
+        weights = (h @ h.transpose(-1, -2) + mask).softmax(-1)
+        return self.last((weights @ h).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_heads_and_products_go_too(seed):
+    net = seeded(Gated).eval()
+    u = torch.randn(3, 5, 4, dtype=torch.float64)
+    equations = capture(net, u)
+    units = units_of(equations)
+    assert units.count == 6 + 4
+    found = narrow(equations, units, some(equations, units, seed))
+    y = silenced(equations, u.flatten(1), found.states)[1]
+    torch.testing.assert_close(found.equations.replay(u)[1], y)
+    model = ImplicitModel.from_equations(found.equations, equations.nonzeros, "layered", None)
+    torch.testing.assert_close(model.to_explicit()(u).flatten(1), y)
+    assert model.sparsity > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

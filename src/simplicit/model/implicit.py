@@ -184,7 +184,9 @@ class ImplicitModel(nn.Module):
                 _require(f"the weight of {e.name}", term.weight, tuple(term.weight.shape), dtype)
                 learned.setdefault(id(term.weight), nn.Parameter(term.weight.detach() + 0.0))
             if e.bias is not None:
-                _require(f"the bias of {e.name}", e.bias, tuple(e.bias.shape), dtype)
+                # a mask, which no one solves for, may be −∞
+                bias = e.bias if e.terms else e.bias.masked_fill(e.bias.isinf(), 0.0)
+                _require(f"the bias of {e.name}", bias, tuple(bias.shape), dtype)
                 channel = e.channel_bias if e.terms else None
                 biases.append(nn.Parameter((e.bias if channel is None else channel).detach() + 0.0))
         self.learned = nn.ParameterList(learned.values())

@@ -1,8 +1,8 @@
 """Units of a network: states that can only go together, with all that writes and reads them.
 
-A neuron is one, or a channel at all of its places. Where states are added up, as along a residual
-stream, the channels of all summands are one unit. The inputs, the outputs, and what is read or
-written by an operation that is kept as it is, cannot go.
+A neuron is one, or a channel at all of its places, or a head of an attention. Where states are
+added up, as along a residual stream, the channels of all summands are one unit. The inputs and the
+outputs cannot go, nor can what is read or written by an operation that is kept as a whole.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from simplicit.equations.compose import Fixed
 from simplicit.equations.equation import Equation, Term
-from simplicit.equations.layer_phi import MaxPool
+from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.weighted_maps import Gather
+from simplicit.units.apart import parts_of
 
 STAYS = -1
 """Unit of what cannot go."""
@@ -212,5 +213,10 @@ def _activated(nodes: _Nodes, e: Equation, z: Tensor) -> Tensor:
         by_channel = z.view(e.phi.shape[0], -1)
         nodes.join(by_channel, by_channel[:, :1].expand_as(by_channel))
         return by_channel[:, 0].repeat_interleave(e.states // e.phi.shape[0])
+    if isinstance(e.phi, Kept) and (parts := parts_of(e.phi)) is not None:
+        read, written = parts
+        each = nodes.new(int(read.max()) + 1)
+        nodes.join(z, each[read])
+        return each[written]
     nodes.keep(z)
     return torch.full((e.states,), nodes.stays)

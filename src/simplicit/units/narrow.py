@@ -8,12 +8,13 @@ from torch import Tensor
 
 from simplicit.equations.compose import Fixed, identity
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
-from simplicit.equations.layer_phi import MaxPool
+from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
 from simplicit.equations.weighted_maps import Dense, Gather, WeightedMap
+from simplicit.units.apart import with_parts
 from simplicit.units.found import Units
 
-Kept = Bool[Tensor, "_"]
+Left = Bool[Tensor, "_"]
 """True for what is left."""
 
 
@@ -29,12 +30,12 @@ class Narrow:
     """
 
     equations: StateEquations
-    rows: list[Kept]
-    states: list[Kept]
-    channels: list[list[Kept]]
+    rows: list[Left]
+    states: list[Left]
+    channels: list[list[Left]]
 
 
-def narrow(equations: StateEquations, units: Units, stay: Kept) -> Narrow:
+def narrow(equations: StateEquations, units: Units, stay: Left) -> Narrow:
     """Take units out of a network.
 
     Args:
@@ -67,8 +68,8 @@ def _equation(
     e: Equation,
     terms: tuple[Term, ...],
     fixed: tuple[Summand, ...],
-    rows: Kept,
-    channels: list[Kept],
+    rows: Left,
+    channels: list[Left],
 ) -> Equation:
     def left(numbers: Tensor) -> Tensor:
         own = rows if len(numbers) == e.size else channels[0]
@@ -79,12 +80,14 @@ def _equation(
     if isinstance(phi, MaxPool):
         count = int(rows.view(phi.shape[0], -1)[:, 0].sum())
         phi = replace(phi, shape=(count, *phi.shape[1:]))
+    elif isinstance(phi, Kept):
+        phi = with_parts(phi, rows)
     bias = None if e.bias is None else left(e.bias)
     return replace(e, terms=terms, fixed=fixed, bias=bias, adjust=adjust, phi=phi)
 
 
 def _term(
-    term: Term, channels: Kept, features: Bool[Tensor, "groups reads"], source: Kept,
+    term: Term, channels: Left, features: Bool[Tensor, "groups reads"], source: Left,
     weights: dict[int, Tensor],
 ) -> Term:  # fmt: skip
     device, whole = term.weight.device, term.map
@@ -126,7 +129,7 @@ def _map(whole: WeightedMap, weight: Tensor, inputs: int, groups: int) -> Weight
 
 
 # some results of a fixed map, of some states
-def _fixed(fixed: Fixed, rows: Kept, columns: Kept) -> Fixed:
+def _fixed(fixed: Fixed, rows: Left, columns: Left) -> Fixed:
     if bool(rows.all()) and bool(columns.all()):
         return fixed
     device = (fixed.index if isinstance(fixed, Gather) else fixed.row).device

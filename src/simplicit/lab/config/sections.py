@@ -182,8 +182,19 @@ class Implicit(Section):
     )
     pattern: str = key(
         "weights",
-        "which weights may be zero: single ones, or m - n of every m neighbouring input channels",
+        "which weights may be zero: single ones, or m - n of every m neighbouring input channels; "
+        "channels: whole neurons and channels go, for one of sparsity, flops and speedup",
         f"{', '.join(PATTERNS)}, or n:m with 0 < n < m, e.g. '2:4'",
+    )
+    flops: Inside | None = key(
+        None,
+        "fraction of the multiply-adds to do without, with pattern channels",
+        "a number above 0 and below 1, or null",
+    )
+    speedup: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = key(
+        None,
+        "how many times faster torch's modules are to be here, with pattern channels",
+        "a number above 1, or null",
     )
     blocks: tuple[Count, Count] | None = key(
         None,
@@ -238,6 +249,17 @@ class Implicit(Section):
             raise ValueError("implicit.rank: auto only with a sparsity")
         if self.rank is not None and self.preset is not None:
             raise ValueError("implicit.rank: only without a preset")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget_of_units(self) -> "Implicit":
+        asked = [n for n in ("sparsity", "flops", "speedup") if getattr(self, n) is not None]
+        if self.pattern == "channels" and len(asked) != 1:
+            raise ValueError("implicit.pattern: channels with one of sparsity, flops and speedup")
+        if self.pattern != "channels" and set(asked) - {"sparsity"}:
+            raise ValueError(f"implicit.{asked[-1]}: only with pattern channels")
+        if self.pattern == "channels" and self.structure not in ("auto", "layered"):
+            raise ValueError("implicit.structure: accepted with pattern channels are auto, layered")
         return self
 
     @field_validator("pattern")
