@@ -51,6 +51,7 @@ class Fit:
         seconds: Time of each phase, with that before a stop if a stopped run was taken up.
         levels: The path to a level of robustness: price, loss, path norm; empty without one.
         budgets: How many weights each layer had after each stage: stage, layer, weights.
+        units: With pattern `channels`, channels and multiply-adds of each layer; empty without.
     """
 
     model: ImplicitModel
@@ -59,6 +60,7 @@ class Fit:
     seconds: dict[str, float]
     levels: list[Row] = field(default_factory=list)
     budgets: list[Row] = field(default_factory=list)
+    units: list[Row] = field(default_factory=list)
 
 
 def implicitize(
@@ -221,7 +223,8 @@ def fit(
         model = without_dead_states(model)
     matching.schedule.tell()
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    return Fit(model, matching.records, matching.trace, seconds, levels, matching.budgets)
+    records = matching.records, matching.trace, seconds, levels, matching.budgets, matching.units
+    return Fit(model, *records)
 
 
 def _require_classes(network: StateEquations) -> None:

@@ -52,7 +52,7 @@ from simplicit.matching.records import (
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
-from simplicit.matching.units import plan_units, whole_shares
+from simplicit.matching.units import plan_units, unit_records, whole_shares
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
@@ -88,6 +88,7 @@ class Matching:
         rows: One record per row problem.
         trace: Relative gaps against time.
         budgets: How many weights each layer has after each stage.
+        units: Channels and multiply-adds of each layer, where whole units go.
         factors: Of the layers that are written by factors, by their number among `layers`. In
             `model` these are multiplied out.
         earlier: Seconds of each phase before a stop.
@@ -120,6 +121,7 @@ class Matching:
         recipe = self.recipe
         self.narrow: Narrow | None = None
         self.stay: list[bool] = []
+        self.units: list[Row] = []
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
@@ -251,6 +253,7 @@ class Matching:
         self.stay = stay.tolist()
         self.narrow = narrow(self.equations, units_of(self.equations, self.skipped), stay)
         self.teacher, self.equations = self.equations, self.narrow.equations
+        self.units = unit_records(self.teacher, self.equations)
         self.every = self.equations.layers
         self.layers = rows_of(self.equations, self.skipped, self.recipe.bias, own=True)
         self.budget = sum(rows.weights(self.every[rows.index]).numel() for rows in self.layers)

@@ -13,6 +13,7 @@ from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
 from simplicit.matching.estimate import PRICES
 from simplicit.matching.plan import Plan, Posed, Share, anchor
+from simplicit.matching.records import Row
 from simplicit.recipe import Recipe
 from simplicit.sparsity.near import normal_equations
 from simplicit.system import memory, progress
@@ -203,6 +204,30 @@ def whole_shares(
         own = [S[kept][:, kept] for S, kept in zip(coupling, left, strict=True) if kept.any()]
         shares.append([Share(S, [d] * len(S), 0) for S in own])
     return Plan(0.0, 0.0, shares, posed.coherence)
+
+
+def unit_records(before: StateEquations, after: StateEquations) -> list[Row]:
+    """Write down how many channels and multiply-adds each layer has, and had.
+
+    Args:
+        before: The network.
+        after: The same without some of its units.
+
+    Returns:
+        One record a layer with weights.
+    """
+    pairs = zip(before.layers, after.layers, strict=True)
+    return [
+        {
+            "layer": old.name,
+            "channels_before": len(old.terms[0].weight),
+            "channels": len(new.terms[0].weight),
+            "products_before": sum(t.map.positions * t.weight.numel() for t in old.terms),
+            "products": sum(t.map.positions * t.weight.numel() for t in new.terms),
+        }
+        for old, new in pairs
+        if old.terms
+    ]
 
 
 def _features(rows: Rows, units: Units) -> Tensor:

@@ -25,6 +25,7 @@ from simplicit.lab.report.findings import (
 )
 from simplicit.lab.report.robust_findings import robust_cells, robust_checks
 from simplicit.lab.report.time_findings import TIMED, faster, times
+from simplicit.lab.report.unit_findings import CHANNELS, units
 from simplicit.lab.results import read
 from simplicit.lab.results.matrices import layer_names
 from simplicit.system.files import replace_with
@@ -65,6 +66,7 @@ def write_report(run_dir: Path) -> Path:
         layers=layers(rows, layer_names(run_dir)),
         times=times(attempt(read.table, "speed.csv", TIMED) or []) if timed else [],
         faster=faster(metrics),
+        units=units(_optional(run_dir, "units.csv", attempt)),
         robust=robust_cells(table),
         checks=robust_checks(table),
     )
@@ -101,6 +103,11 @@ def write_comparison(folder: Path) -> Path:
         points=cells(rows, "points"),
         seconds=cells(rows, "seconds"),
     )
+
+
+# a table that only some runs have
+def _optional(run_dir: Path, file: str, attempt: Reader) -> list[Row]:
+    return (attempt(read.table, file, CHANNELS) or []) if (run_dir / file).exists() else []
 
 
 def _metrics(run_dir: Path) -> list[Row]:

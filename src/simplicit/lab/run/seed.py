@@ -315,6 +315,8 @@ class SeedRun:
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace, "budget": result.budgets}
+        if result.units:
+            self._tables["units"] = result.units
         if result.levels:
             self._tables["levels"] = result.levels
         self._count("implicit", measure.by_layer(result.rows, net))
