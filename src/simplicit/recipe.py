@@ -355,7 +355,7 @@ class Recipe:
                 and not self._small_rows
                 and self.rank != "auto"
                 and (not self.units or self.support == "relaxation"),
-                "pattern channels and rank auto choose no single weights, and objective "
+                "rank auto and pattern channels choose no single weights, and objective "
                 "robustness without a level has one "
                 "way to choose supports; accepted with a sparsity, and objective sparsity or a "
                 "level of robustness",

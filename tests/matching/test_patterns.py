@@ -18,8 +18,8 @@ from simplicit.capture.read import capture
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.fit import fit
-from simplicit.matching.patterns import patterned
 from simplicit.matching.plan import anchor, row_problem, teacher_moments
+from simplicit.matching.ways.patterns import patterned
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine.finetune import finetune

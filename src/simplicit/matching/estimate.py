@@ -15,9 +15,9 @@ from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
-from simplicit.matching import low_rank
 from simplicit.matching.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
+from simplicit.matching.ways import low_rank
 from simplicit.outputs import downstream, sensitivity, sweeps
 from simplicit.recipe import Recipe
 from simplicit.sparsity import coupled
@@ -251,7 +251,11 @@ class Work:
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
             aware = recipe.relu_aware and _relu(equation)
-            if recipe.rank is not None:
+            if recipe.units:
+                prices, first = size.units, size.whole
+                again = REFITS if aware and not self.sweeps else 0
+                further = again * (size.whole + size.retargeted)
+            elif recipe.rank is not None:
                 prices, first, further = self._ranks(size, prices, first, aware)
             elif not self.sweeps:
                 earlier = CHOICES[:-1] if aware or recipe.sensitivity else ()

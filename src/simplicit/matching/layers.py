@@ -29,8 +29,6 @@ from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
 from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
-from simplicit.matching.low_rank import Parts, choose, plan_ranks
-from simplicit.matching.patterns import spending
 from simplicit.matching.plan import (
     Plan,
     Posed,
@@ -52,7 +50,9 @@ from simplicit.matching.records import (
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.supports import Choice
-from simplicit.matching.units import plan_units, unit_records, whole_shares
+from simplicit.matching.ways.low_rank import Parts, choose, plan_ranks
+from simplicit.matching.ways.patterns import spending
+from simplicit.matching.ways.units import plan_units, unit_records, whole_shares
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored

@@ -178,6 +178,18 @@ class Size:
         return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
 
     @property
+    def units(self) -> float:
+        """Seconds of one exact elimination of the units that it reads."""
+        inverse = self.N**3 / self.rates.factor
+        return self.groups * (inverse + 8.0 * self.N**3 / self.rates.float64)
+
+    @property
+    def whole(self) -> float:
+        """Seconds of least squares over all features."""
+        product = 2.0 * self.K * self.N**2 / self.rates.float64
+        return self.groups * (self.N**3 / (3 * self.rates.factor) + product)
+
+    @property
     def regressed(self) -> float:
         """Seconds of the reduced-rank regressions of all ranks."""
         short, long = sorted((self.K, self.N))

@@ -98,7 +98,7 @@ def test_where_sparse_is_slower_the_report_says_from_where_it_pays(monkeypatch):
     metrics = {"model": "implicit", "milliseconds": 0.5, "times_faster": 0.5, "way": "runtime"}
     assert "pays from a sparsity of 90.00 %" in faster([metrics | {"pays_from": 0.9}])[0]
     assert "at every sparsity that was tried" in faster([metrics | {"pays_from": None}])[0]
-    assert faster([metrics])[0].endswith("sparse is slower here.")
+    assert faster([metrics])[0].endswith("; it is slower here.")
     assert faster([{"model": "explicit", "milliseconds": 1.0}]) == []
 
 

@@ -36,6 +36,9 @@ ROUNDS = 5
 SECONDS = 0.01
 """Shortest time of a turn: many calls, where one is short."""
 
+DENSE = 0.95
+"""Part of the stored weights that are not zero from which on a model is dense."""
+
 RUNTIME = "runtime"
 """Way of a compiled model."""
 
@@ -123,7 +126,7 @@ def dense(
 
 
 def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
-    """List the ways to run a model with zeros.
+    """List the ways to run a model: with zeros, or a smaller one without.
 
     Args:
         made: The model: an implicit one, or a network that was pruned.
@@ -136,7 +139,10 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
     ways: dict[str, Way] = {}
     if not model.equations.feedback:
         ways["torch modules"] = model.to_explicit()
-        if not model.equations.structured:
+        if is_dense(model):
+            ways |= dense(model.to_explicit(), x, _written(model.equations, x[:2]))
+            del ways["torch"]
+        elif not model.equations.structured:
             ways["SciPy CSR"] = _products(model.equations, _scipy)
             ways["torch CSR"] = _products(model.equations, _torch)
     if installed("runtime"):
@@ -144,6 +150,18 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
 
         ways[RUNTIME] = compile(model, batch=len(x), threads=torch.get_num_threads())
     return ways
+
+
+def is_dense(model: ImplicitModel) -> bool:
+    """Say whether a model has next to no zeros, as one without some units or of low rank.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether products of dense matrices are its way.
+    """
+    return model.nonzeros > DENSE * model.parameters_count
 
 
 def as_model(made: nn.Module, x: Tensor) -> ImplicitModel:
@@ -201,7 +219,8 @@ def summed_up(rows: Sequence[Row], net: nn.Module, made: nn.Module | None, input
     found: Row = {"milliseconds": own["milliseconds"], "way": own["way"]}
     if model is not None and made is not None:
         found["times_faster"] = network["milliseconds"] / model["milliseconds"]
-        if found["times_faster"] < 1 and installed("runtime"):
+        thinned = found["times_faster"] < 1 and not is_dense(as_model(made, inputs))
+        if thinned and installed("runtime"):
             found["pays_from"] = pays_from(net, made, inputs, batch)
     return found
 
@@ -285,7 +304,16 @@ def _onnx(net: nn.Module, x: Tensor) -> bytes | None:
     if not installed("onnx"):
         return None
     try:
-        written = traced(capture(net, x)).SerializeToString()
+        return _written(capture(net, x), x)
+    except Exception:  # of reading it
+        return None
+
+
+def _written(equations: StateEquations, x: Tensor) -> bytes | None:
+    if not installed("onnx"):
+        return None
+    try:
+        written = traced(equations).SerializeToString()
         _session(written)(x)
     except Exception:  # of the exporter and of the runtime, whatever they raise: no such way
         return None

@@ -66,7 +66,7 @@ def write_report(run_dir: Path) -> Path:
         layers=layers(rows, layer_names(run_dir)),
         times=times(attempt(read.table, "speed.csv", TIMED) or []) if timed else [],
         faster=faster(metrics),
-        units=units(_optional(run_dir, "units.csv", attempt)),
+        units=units(_optional(run_dir, "units.csv", attempt), layer_names(run_dir)),
         robust=robust_cells(table),
         checks=robust_checks(table),
     )

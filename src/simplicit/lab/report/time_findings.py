@@ -31,7 +31,7 @@ def faster(metrics: Sequence[Row]) -> list[str]:
             f"{times:.3g} times as fast as the fastest way of the explicit network"
         )
         if times < 1:
-            sentence += "; sparse is slower here"
+            sentence += "; it is slower here"
             least = read.number(row.get("pays_from"))
             if least > 0:
                 sentence += f", and pays from a sparsity of {percent(least)}"

@@ -23,7 +23,7 @@ from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
 from simplicit.matching.before import spoken, timed
 from simplicit.matching.estimate import Estimate, Work
-from simplicit.matching.patterns import spending
+from simplicit.matching.ways.patterns import spending
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.system import workers as system_workers

@@ -26,8 +26,8 @@ from simplicit.lab.evaluate import speed
 from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
-from simplicit.matching.patterns import patterned
 from simplicit.matching.records import UNSOLVED
+from simplicit.matching.ways.patterns import patterned
 from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load

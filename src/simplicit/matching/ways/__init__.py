@@ -1,0 +1,1 @@
+"""What a budget leaves besides single weights: patterns of zeros, ranks, whole units."""
