@@ -37,7 +37,9 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "tol": (0.5,),
     "skip": (("0",),),
     "rank": (1, 2, "auto"),
-    "pattern": ("1:2", "1:4", "2:4"),
+    "flops": (0.1, 0.7),
+    "speedup": (1.5,),
+    "pattern": ("1:2", "channels", "1:4", "2:4"),
     "blocks": ((2, 1), (1, 2)),
 }
 """Values of every field: one of them must be heard, or refused. A new field needs one."""
@@ -49,6 +51,8 @@ BASES: dict[str, dict[str, Any]] = {
     "ranks": {"rank": 1},
     "ranks to a budget": {"rank": "auto", "sparsity": 0.4},
     "ranks and single weights": {"rank": 1, "sparsity": 0.2},
+    "units": {"pattern": "channels", "flops": 0.5},
+    "units, swept": {"pattern": "channels", "sparsity": 0.5, "sweeps": 4},
     "a budget, relaxed": {"sparsity": 0.5, "support": "relaxation"},
     "small rows": {"objective": "robustness", "lambda1": 10.0},
     "small rows to a budget": {"objective": "robustness", "sparsity": 0.6},
@@ -69,10 +73,11 @@ SLACK = {
     ("matrices", "constraint"): {"small rows to a budget"},
     ("matrices", "closed_loop"): {"small rows to a budget"},
     ("convolutions", "sweeps"): {"a budget, swept"},
+    **{(kind, "sensitivity"): {"units", "units, swept"} for kind in NETWORKS},
 }
 """Where these small networks do not feel it: the ball's weights grow until the network fits, layers
 that are reproduced exactly give the same states in both loops, the convolutions' live weights are
-fewer than the budget. Everywhere else another value is felt."""
+fewer than the budget, and a handful of units goes in the same order. Everywhere else another value is felt."""
 
 
 @cache

@@ -184,3 +184,12 @@ def test_heads_and_inner_neurons_of_a_transformer_go():
     explicit = model.to_explicit()
     torch.testing.assert_close(explicit(u), model(u), rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in explicit.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("option", ["sensitivity", "relu_aware", "closed_loop"])
+def test_options_of_the_matching_are_heard(case, option):
+    net, u = case
+    asked: Any = {"pattern": "channels", "flops": 0.5, "seed": 0}
+    whole = simplicit.implicitize(net, u, **asked)
+    other = simplicit.implicitize(net, u, **asked, **{option: False})
+    assert not torch.equal(whole(u), other(u))
