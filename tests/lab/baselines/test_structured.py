@@ -178,6 +178,14 @@ def test_channels_that_a_shortcut_moves_stay() -> None:
     assert names[StagewiseResNet20] == {"linear"}
 
 
+def test_every_layer_can_lose_the_same_part() -> None:
+    task = dense()
+    for method in (baselines.channels_l1, baselines.channels_taylor):
+        made = method(task, 0.6, per_layer=True)
+        widths = [layer.out_features for layer in made if isinstance(layer, nn.Linear)]  # pyright: ignore
+        assert widths[2] == 3 and abs(widths[0] / 16 - widths[1] / 12) < 0.1
+
+
 def test_taylor_reads_labels_only_where_it_is_asked_to() -> None:
     task = dense()
     wrong = Task(task.net, task.calibration, task.train_inputs, (task.train_labels + 1) % 3)
