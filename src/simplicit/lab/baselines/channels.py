@@ -95,8 +95,9 @@ def channels_taylor(
 ) -> nn.Module:
     """Remove the channels whose weights have the least |w g|, g the gradient of a loss.
 
-    The loss is the cross-entropy to the class that the network itself predicts: no label is read.
-    To its probabilities the gradient would be zero, before anything is removed.
+    The loss is the cross-entropy to classes that are drawn from the network's own probabilities: no
+    label is read. To the probabilities themselves the gradient would be zero, before anything is
+    removed; to the most probable classes, it would only ask for larger outputs.
 
     Args:
         task: The network and its calibration inputs.
@@ -113,9 +114,10 @@ def channels_taylor(
         classes = task.train_labels.to(task.device)
     else:
         with task.observing(task.net):
-            classes = torch.cat(
-                [task.net(u.to(task.device)).argmax(1) for u in inputs.split(BATCH)]
-            )
+            probabilities = [
+                task.net(u.to(task.device)).softmax(1) for u in task.calibration.split(BATCH)
+            ]
+            classes = torch.cat(probabilities).multinomial(1).squeeze(1)
 
     def gradients(net: nn.Module) -> None:
         net.zero_grad()
