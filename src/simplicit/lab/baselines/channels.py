@@ -33,6 +33,10 @@ PASSES = 10
 """Of these, those before which gradients are computed anew, each a pass over the inputs. ResNet-20
 at half of its multiply-adds is no more accurate with 25."""
 
+SMALL = 10
+"""Samples of a batch whose gradient is squared. With the mean gradient of all of them the remaining
+network is up to 20 points less accurate (784-64-32-16-10 and ResNet-20, held-out images)."""
+
 SAMPLES = 16
 """Calibration inputs on which a removal is compared with zeros."""
 
@@ -95,6 +99,8 @@ def channels_taylor(
 ) -> nn.Module:
     """Remove the channels whose weights have the least |w g|, g the gradient of a loss.
 
+    As in the paper, g² is the mean over small batches: of a trained network the mean of g is small.
+
     The loss is the cross-entropy to classes that are drawn from the network's own probabilities: no
     label is read. To the probabilities themselves the gradient would be zero, before anything is
     removed; to the most probable classes, it would only ask for larger outputs.
@@ -120,10 +126,15 @@ def channels_taylor(
             classes = torch.cat(probabilities).multinomial(1).squeeze(1)
 
     def gradients(net: nn.Module) -> None:
-        net.zero_grad()
-        for u, y in zip(inputs.split(BATCH), classes.split(BATCH), strict=True):
-            loss = F.cross_entropy(net(u.to(task.device)), y, reduction="sum")
-            (loss / len(inputs)).backward()
+        parameters = list(net.parameters())
+        squares = [torch.zeros_like(parameter) for parameter in parameters]
+        for u, y in zip(inputs.split(SMALL), classes.split(SMALL), strict=True):
+            loss = F.cross_entropy(net(u.to(task.device)), y)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for square, gradient in zip(squares, found, strict=True):
+                square += 0 if gradient is None else gradient.square()
+        for parameter, square in zip(parameters, squares, strict=True):
+            parameter.grad = square.sqrt()
 
     importance = package("torch_pruning").importance.GroupTaylorImportance()
     return _pruned(task, sparsity, cost, per_layer, importance, gradients)
