@@ -241,7 +241,7 @@ def test_the_tests_import_nothing_undeclared():
 
 def test_extras_are_declared_and_asked_for():
     declared_extras = {key: value for key, value in declared()[1].items() if key in EXTRAS}
-    assert {key: set(names) for key, names in EXTRAS.items()} == declared_extras
+    assert {key: distributions([*names]) for key, names in EXTRAS.items()} == declared_extras
     sources = "".join(path.read_text("utf-8") for path in FILES.values())
     asked = set(re.findall(r'\bpackage\("(\w+)"\)', sources))
     assert asked == {name for names in EXTRAS.values() for name in names} | {"huggingface_hub"}

@@ -12,10 +12,18 @@ class Kind(StrEnum):
     """The data and the training that a method uses; only methods of one kind compete."""
 
     ONE_SHOT = "one-shot, no labels, no training"
+    CHANNELS = "one-shot, no labels, no training, whole neurons and channels removed"
+    GROUPS = "one-shot, no labels, no training, n of every m weights"
+    LOW_RANK = "one-shot, no labels, no training, low rank"
     DISTILLED = "trained on the explicit network's outputs, no labels"
     TRAINED = "trained on labels"
     STRUCTURED = "trained on labels, whole neurons and channels removed"
     ROBUST = "trained on labels, for robustness"
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained by gradients."""
+        return self.startswith("trained")
 
 
 BASELINES: Mapping[str, Kind] = {
@@ -23,6 +31,13 @@ BASELINES: Mapping[str, Kind] = {
     "magnitude": Kind.ONE_SHOT,
     "wanda": Kind.ONE_SHOT,
     "obs": Kind.ONE_SHOT,
+    "channels_l1": Kind.CHANNELS,
+    "channels_bn": Kind.CHANNELS,
+    "channels_taylor": Kind.CHANNELS,
+    "wanda_nm": Kind.GROUPS,
+    "sparsegpt_nm": Kind.GROUPS,
+    "svd": Kind.LOW_RANK,
+    "svd_whitened": Kind.LOW_RANK,
     "gmp": Kind.TRAINED,
     "sss": Kind.STRUCTURED,
     "spr": Kind.STRUCTURED,

@@ -9,6 +9,7 @@ from simplicit.errors import InputError
 EXTRAS = {
     "attacks": ("pyautoattack", "foolbox"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pruning": ("torch_pruning",),
     "runtime": ("llvmlite",),
 }
 """Extra -> its packages."""

@@ -46,13 +46,16 @@ def obs(task: Task, sparsity: float) -> nn.Module:
     return net
 
 
-def hessian(task: Task, net: nn.Module, layer: Layer) -> Float[Tensor, "groups d d"]:
+def hessian(
+    task: Task, net: nn.Module, layer: Layer, damping: float = DAMPING
+) -> Float[Tensor, "groups d d"]:
     """X'X/m of what each group of a layer reads, damped.
 
     Args:
         task: The task.
         net: A copy of its network.
         layer: One of its layers.
+        damping: Added to the diagonal, relative to its mean.
 
     Returns:
         Positive definite matrices in float64; the identity where nothing is ever read.
@@ -67,8 +70,8 @@ def hessian(task: Task, net: nn.Module, layer: Layer) -> Float[Tensor, "groups d
         m += x.shape[1]
     H /= max(1, m)
     mean = H.diagonal(dim1=1, dim2=2).mean(dim=1)
-    damping = torch.where(mean > 0, DAMPING * mean, 1.0)
-    return H + damping[:, None, None] * torch.eye(d, dtype=H.dtype, device=H.device)
+    added = torch.where(mean > 0, damping * mean, 1.0)
+    return H + added[:, None, None] * torch.eye(d, dtype=H.dtype, device=H.device)
 
 
 def prune(

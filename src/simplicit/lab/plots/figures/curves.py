@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from simplicit.errors import InputError
-from simplicit.lab.methods import KINDS, Kind
+from simplicit.lab.methods import KINDS
 from simplicit.lab.plots import style
 from simplicit.lab.plots.save import Drawing
 from simplicit.lab.results import read
@@ -53,7 +53,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Drawing:
             axes.axhspan(min(values), max(values), color=style.FAINT, linewidth=1)
             axes.axhline(float(np.mean(values)), color=style.EXPLICIT, label="explicit")
         for place, model in enumerate(models):
-            dashes = "-" if KINDS[model] is Kind.ONE_SHOT else "--"
+            dashes = "--" if KINDS[model].trains else "-"
             apart = (place - (len(models) - 1) / 2) * 0.0012  # bars that would hide each other
             own = [row for row in points if str(row["model"]) == model]
             used = [colour[m] for m in models[:place]].count(colour[model])
