@@ -77,7 +77,8 @@ SLACK = {
 }
 """Where these small networks do not feel it: the ball's weights grow until the network fits, layers
 that are reproduced exactly give the same states in both loops, the convolutions' live weights are
-fewer than the budget, and a handful of units goes in the same order. Everywhere else another value is felt."""
+fewer than the budget, and a handful of units goes in the same order. Everywhere else another value
+is felt."""
 
 
 @cache
