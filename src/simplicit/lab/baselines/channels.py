@@ -34,8 +34,8 @@ PASSES = 10
 at half of its multiply-adds is no more accurate with 25."""
 
 SMALL = 10
-"""Samples of a batch whose gradient is squared. With the mean gradient of all of them the remaining
-network is up to 20 points less accurate (784-64-32-16-10 and ResNet-20, held-out images)."""
+"""Samples of a batch whose gradient is squared. With the mean gradient of all samples, at ÷ 2.1 on
+held-out images, 784-64-32-16-10 is 12 points less accurate and ResNet-20 5."""
 
 SAMPLES = 16
 """Calibration inputs on which a removal is compared with zeros."""
