@@ -7,7 +7,7 @@ inherits `tests/weighted_map_suite.py`. Capture makes one in `capture/weighted.p
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simplicit.equations.maps.conv import Conv, patches
@@ -102,6 +102,12 @@ class WeightedMap(Protocol):
 
     def absolute(self) -> "WeightedMap":
         """Make the map with |weight|."""
+        ...
+
+    def narrow(
+        self, weight: Tensor, inputs: Bool[Tensor, " inputs"], groups: int
+    ) -> tuple["WeightedMap", Bool[Tensor, " columns"]]:
+        """Make the map of some input channels, and say which entries of a sample those are."""
         ...
 
     @property

@@ -386,7 +386,7 @@ class Sweeps:
             own = [k for k in members if not blocked or bool(W[k].any())]
             if not own:
                 continue
-            on = (F.pad(W[own], (0, bias)) != 0).any(0)
+            on = (F.pad(torch.stack([W[k] for k in own]), (0, bias)) != 0).any(0)
             S = (on | (free > 0)).nonzero()[:, 0]
             if not len(S):
                 continue

@@ -1,6 +1,6 @@
 """A network without some of its units: the same equations with fewer states."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
@@ -10,7 +10,7 @@ from simplicit.equations.compose import Fixed, identity
 from simplicit.equations.equation import BiasParameter, Equation, Summand, Term
 from simplicit.equations.layer_phi import Kept, MaxPool
 from simplicit.equations.network import StateEquations
-from simplicit.equations.weighted_maps import Dense, Gather, WeightedMap
+from simplicit.equations.weighted_maps import Gather
 from simplicit.units.apart import with_parts
 from simplicit.units.found import Units
 
@@ -101,11 +101,7 @@ def _term(
     # what is shared stays shared
     if id(term.weight) not in weights:
         weights[id(term.weight)] = term.weight[channels.to(device)][:, reads]
-    fewer = _map(whole, weights[id(term.weight)], int(inputs.sum()), count)
-    if isinstance(whole, Dense):
-        entries = inputs.repeat(whole.positions)
-    else:
-        entries = inputs.repeat_interleave(whole.columns // len(inputs))
+    fewer, entries = whole.narrow(weights[id(term.weight)], inputs, count)
     fixed = term.fixed or identity(len(source), device)
     fixed = _fixed(fixed, entries, source)
     own = term.fixed is None and isinstance(fixed, Gather) and fixed.is_identity
@@ -116,16 +112,6 @@ def _term(
         offset=None if term.offset is None else term.offset[entries.to(device)],
         gain=None if term.gain is None else term.gain[channels.to(device)],
     )
-
-
-def _map(whole: WeightedMap, weight: Tensor, inputs: int, groups: int) -> WeightedMap:
-    names = {field.name for field in fields(whole)}
-    changed: dict[str, object] = {"weight": weight}
-    if "input_shape" in names:
-        changed["input_shape"] = (inputs, *whole.input_shape[1:])
-    if "groups" in names:
-        changed["groups"] = groups
-    return replace(whole, **changed)
 
 
 # some results of a fixed map, of some states

@@ -1,13 +1,14 @@
 """Convolutions and transposed ones share how their results are sorted: channel, then position."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.equations.maps.matrix import written_out
@@ -117,6 +118,23 @@ class Convolution(ABC):
             One number per entry of the result.
         """
         return channel.repeat_interleave(self.positions)
+
+    def narrow(
+        self, weight: Float[Tensor, "_ _ *kernel"], inputs: Bool[Tensor, " inputs"], groups: int
+    ) -> tuple[Any, Bool[Tensor, " columns"]]:
+        """Read some input channels only.
+
+        Args:
+            weight: The weights of these.
+            inputs: Which ones.
+            groups: Groups that are left.
+
+        Returns:
+            The smaller map, and which entries of a sample it reads.
+        """
+        shape = (int(inputs.sum()), *self.input_shape[1:])
+        smaller: Any = replace(self, weight=weight, input_shape=shape, groups=groups)  # pyright: ignore
+        return smaller, inputs.repeat_interleave(prod(shape[1:]))
 
     def to_dense(self) -> Float[Tensor, "rows columns"]:
         """Write it out.

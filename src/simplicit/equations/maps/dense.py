@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simplicit.equations.maps.matrix import written_out
@@ -126,6 +126,21 @@ class Dense:
             The map with |weight|.
         """
         return replace(self, weight=self.weight.abs())
+
+    def narrow(
+        self, weight: Float[Tensor, "_ _"], inputs: Bool[Tensor, " inputs"], groups: int = 1
+    ) -> tuple["Dense", Bool[Tensor, " columns"]]:
+        """Read some inputs only.
+
+        Args:
+            weight: The weights of these.
+            inputs: Which ones.
+            groups: Always 1.
+
+        Returns:
+            The smaller map, and which entries of a sample it reads.
+        """
+        return replace(self, weight=weight), inputs.repeat(self.positions)
 
     def to_module(self, bias: Float[Tensor, " outputs"] | None) -> nn.Module:
         """Write it as a module of torch.
