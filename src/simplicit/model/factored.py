@@ -158,7 +158,7 @@ def _weights(
 def _mixing(own: WeightedMap, left: Float[Tensor, "groups K r"]) -> WeightedMap:
     groups, _, rank = left.shape
     weight = left.flatten(0, 1).to(own.weight)
-    if isinstance(own, Dense):
+    if own.layout[0] == "position, channel":
         return Dense(weight, own.positions)
     size = own.output_shape[1:]
     ones, none = (1,) * len(size), ((0, 0),) * len(size)
