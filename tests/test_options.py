@@ -64,8 +64,9 @@ BASES: dict[str, dict[str, Any]] = {
 }
 """What else is asked for."""
 
-PATHS = ("a budget, relaxed", "small rows to a budget", "a level")
-"""What takes longest, and is asked for with matrices alone: rows on a path are as others are."""
+PATHS = ("a budget, relaxed", "small rows to a budget", "a level", "units, swept")
+"""What takes longest, and is asked for with matrices alone: rows on a path are as others are, and
+sweeps are as after any budget."""
 
 
 SLACK = {
