@@ -4,16 +4,15 @@
     python benchmarks/low_rank.py configs/fashion-mnist-300-100.yaml --sparsity 0.5 0.75
 
 `svd` cuts the singular values of each layer's weights, `weighted svd` those of the weights in the
-metric of what the layer reads, on the same calibration inputs; in either case with the ranks that
-`rank: auto` finds, and with ranks that leave every layer the same part of its weights. Batch norm
-is folded into the weights before. Nothing is trained. `--held-out` measures on training images that
+metric of what the layer reads, on the same calibration inputs, with the ranks that `rank: auto`
+finds. Batch norm is folded into the weights before. Nothing is trained. `benchmarks/structured` has
+those that leave every layer the same part. `--held-out` measures on training images that
 are not among the calibration inputs, in place of the test set: choices are made there.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Readings
-from simplicit.calibration.rows import Rows, rows_of
+from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
@@ -91,10 +90,8 @@ def main() -> None:
             return model
 
         ranks = ranks_of(matched("rank auto", Recipe(rank="auto", sparsity=sparsity)))
-        ways: dict[str, Ranks] = {"same ranks": ranks, "same part": alike(equations, sparsity)}
-        for way, own in ways.items():
-            show(f"svd, {way}", cut(equations, plain, own))
-            show(f"weighted svd, {way}", cut(equations, weighted, own))
+        show("svd, same ranks", cut(equations, plain, ranks))
+        show("weighted svd, same ranks", cut(equations, weighted, ranks))
         if options.single:
             name = f"rank {options.single} and single weights"
             matched(name, Recipe(rank=options.single, sparsity=sparsity))
@@ -133,46 +130,6 @@ def ranks_of(model: ImplicitModel) -> Ranks:
     """
     channels = (e for e in model.equations.hidden if e.name.endswith(CHANNELS))
     return {e.name.removesuffix(CHANNELS): len(e.terms[0].weight) for e in channels}
-
-
-def alike(equations: StateEquations, sparsity: float) -> Ranks:
-    """Leave every layer the same part of its weights, as large as the budget allows.
-
-    Returns:
-        Ranks by layer; layers whose factors would have no fewer weights are not among them.
-    """
-    shapes = {r.name: shape(r, equations) for r in rows_of(equations)}
-    budget = round((1 - sparsity) * equations.nonzeros)
-
-    def ranks(part: float) -> Ranks:
-        wanted = {n: max(1, int(part * K * d / (K + d))) for n, (K, d) in shapes.items()}
-        return {n: r for n, r in wanted.items() if r * sum(shapes[n]) < prod(shapes[n])}
-
-    def weights(found: Ranks) -> int:
-        own = ((found.get(n, 0) * sum(s), prod(s)) for n, s in shapes.items())
-        return sum(factors or dense for factors, dense in own)
-
-    return best(ranks, lambda found: weights(found) <= budget)
-
-
-def best(ranks: Callable[[float], Ranks], fits: Callable[[Ranks], bool]) -> Ranks:
-    """Find the largest part that fits.
-
-    Returns:
-        Its ranks.
-    """
-    parts = [k / 1000 for k in range(1, 1000)]
-    return ranks(max(part for part in parts if fits(ranks(part))))
-
-
-def shape(rows: Rows, equations: StateEquations) -> tuple[int, int]:
-    """Say how many rows a layer has, and features.
-
-    Returns:
-        Both.
-    """
-    _, K, d = rows.weights(equations.layers[rows.index]).shape
-    return K, d
 
 
 def cut(equations: StateEquations, found: Mapping[str, Regression], ranks: Ranks) -> ImplicitModel:

@@ -223,8 +223,8 @@ def fit(
         model = without_dead_states(model)
     matching.schedule.tell()
     seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    records = matching.records, matching.trace, seconds, levels, matching.budgets, matching.units
-    return Fit(model, *records)
+    records = matching.records, matching.trace, seconds, levels
+    return Fit(model, *records, matching.budgets, matching.unit_records)
 
 
 def _require_classes(network: StateEquations) -> None:

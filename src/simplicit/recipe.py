@@ -97,6 +97,8 @@ class Recipe:
             A weight that equations share has the pattern where it is used first. `channels`: whole
             neurons and channels go, and the model is smaller and dense; for one of sparsity, flops
             and speedup.
+        rank: Layers by two factors: each of at most this rank, with single weights beside them
+            under a sparsity; `auto`: the ranks that meet the sparsity. None: no factors.
         flops: Budget of `channels`: the fraction of the multiply-adds to do without, in (0, 1).
         speedup: Budget of `channels`: how many times faster torch's own modules are to be than
             those of the network, by the clock of this machine.

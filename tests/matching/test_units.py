@@ -10,9 +10,13 @@ import simplicit
 from conv_networks import images
 from kinds import network as kind_of
 from kinds import quick_fit, same
+from simplicit.capture.read import capture
 from simplicit.errors import InputError
 from simplicit.fit import fit
+from simplicit.matching.layers import Matching
 from simplicit.recipe import Recipe
+from simplicit.units.found import units_of
+from simplicit.units.narrow import narrow
 from stopped import stopping
 
 KINDS = ("matrices", "convolutions")
@@ -36,6 +40,21 @@ def products(net, u):
 
 
 LAYERS = (nn.Linear, nn.Conv2d)
+
+
+class Steps(nn.Module):
+    """A recurrence of four steps with eight states."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.step = nn.Linear(3, 8), nn.Linear(8, 8)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.read(x[:, 0]).relu()
+        for k in range(1, 4):
+            h = (self.read(x[:, k]) + self.step(h)).relu()
+        return self.last(h)
 
 
 def small(seed=0):
@@ -92,9 +111,37 @@ def test_units_that_say_the_same_twice_cost_nothing():
 def test_what_is_left_is_matched_better_than_by_leaving_units_out(case):
     net, u = case
     model = simplicit.implicitize(net, u, pattern="channels", flops=0.5)
-    off = ((model(u) - net(u)) ** 2).mean()
-    constant = ((net(u).mean(0) - net(u)) ** 2).mean()
-    assert off < 0.5 * constant
+    equations = capture(net, u[:2])
+    units = units_of(equations)
+    # as many units of each layer as the model has, the first ones, with the network's own weights
+    wanted = {e.name: len(e.terms[0].weight) for e in model.equations.layers if e.terms}
+    stay = torch.zeros(units.count, dtype=torch.bool)
+    for e, channels in zip(equations.layers, units.channels, strict=True):
+        for own in channels:
+            stay[own[own >= 0][: wanted[e.name]]] = True
+    left = narrow(equations, units, stay).equations
+    target = net(u)
+    off, without = (((y - target) ** 2).mean() for y in (model(u), left.replay(u)[1]))
+    assert off < 0.5 * without
+
+
+def test_what_cannot_be_met_is_refused_before_any_pass_over_the_data(case, monkeypatch):
+    net, u = case
+    monkeypatch.setattr(Matching, "plan", lambda _: pytest.fail("work has begun"))
+    for options in ({"flops": 0.9999}, {"sparsity": 0.9999}, {"speedup": 1e6}):
+        with pytest.raises(InputError, match="one unit of each layer left"):
+            simplicit.implicitize(net, u, pattern="channels", **options)  # pyright: ignore
+
+
+def test_weights_of_a_recurrence_count_once_against_a_sparsity():
+    torch.manual_seed(0)
+    net = Steps().eval()
+    u = torch.randn(80, 4, 3)
+    model = simplicit.implicitize(net, u, pattern="channels", sparsity=0.4)
+    stored = {id(t.weight): t.weight.numel() for e in model.equations.layers for t in e.terms}
+    whole = 8 * 3 + 8 * 8 + 8 * 2
+    one = 3 + 2 * 8 + 2  # of a unit, at most
+    assert 0.6 * whole - one <= sum(stored.values()) <= 0.6 * whole
 
 
 def test_a_model_is_saved_and_read_again(case, tmp_path):

@@ -49,6 +49,14 @@ def test_the_same_seed_gives_the_same_bits():
         assert torch.equal(first, second)
 
 
+def test_steps_that_are_too_long_leave_the_model_as_it_was(capsys):
+    model = quick_fit(Recipe(sparsity=0.6)).model
+    tuned = finetune(model, teacher(), samples(), epochs=2, lr=100.0)
+    assert "left as it was" in capsys.readouterr().err
+    for first, second in zip(tuned.parameters(), model.parameters(), strict=True):
+        assert torch.equal(first, second) and first is not second
+
+
 def test_networks_of_convolutions_are_tuned_on_their_support_too():
     net, u = network("in place, reused"), images(40)
     model = simplicit.implicitize(net, u, sparsity=0.6)

@@ -136,6 +136,11 @@ class Equation:
         return states_of(self.phi, self.size)
 
     @property
+    def products(self) -> int:
+        """Multiply-adds of its weights for one sample."""
+        return sum(term.map.positions * term.weight.numel() for term in self.terms)
+
+    @property
     def sources(self) -> tuple[int, ...]:
         """Where its summands come from, each once, in rising order."""
         return tuple(sorted({part.source for part in (*self.terms, *self.fixed)}))

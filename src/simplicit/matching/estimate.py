@@ -169,7 +169,7 @@ class Work:
             Seconds and bytes.
         """
         every = self.equations.layers
-        counted = sum(map(_products, every))
+        counted = float(sum(e.products for e in every))
         pass_ = (self.forward(rates) if forward is None else forward) * m
         pass_ /= max(min(rates.parallel, m / BATCH), 1.0)
         planned = self.budget is not None or self.recipe.rank is not None
@@ -177,7 +177,7 @@ class Work:
         fractions = self._fractions()
         found, behind = [], pass_
         for rows in self.layers:
-            part = _products(every[rows.index]) / max(counted, 1.0)
+            part = every[rows.index].products / max(counted, 1.0)
             behind = max(behind - pass_ * part, 0.0)
             size = Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
             found.append(self._layer(size, rows, part * pass_, behind, fractions))
@@ -212,7 +212,7 @@ class Work:
         """
         every = self.network.layers
         states = sum(e.size + e.states for e in every)
-        return sum(map(_products, every)) / rates.float32 + 16.0 * states / rates.memory
+        return 2.0 * sum(e.products for e in every) / rates.float32 + 16.0 * states / rates.memory
 
     # part of the weights that are non-zero: while layers are matched, which is the first sweep's,
     # and in each sweep
@@ -355,11 +355,6 @@ def largest(work: Work, rates: Rates, m: int, free: float) -> int:
         fits = work.estimate(middle, rates, 0.0).peak <= free
         low, high = (middle, high) if fits else (low, middle)
     return low
-
-
-# multiplications and additions of one sample
-def _products(equation: Equation) -> float:
-    return sum(2.0 * t.map.positions * t.weight.numel() for t in equation.terms)
 
 
 def _relu(equation: Equation) -> bool:

@@ -49,10 +49,11 @@ from simplicit.matching.records import (
     trace_records,
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
+from simplicit.matching.stored import numbers_of, plan_of, plan_records, with_numbers
 from simplicit.matching.supports import Choice
 from simplicit.matching.ways.low_rank import Parts, choose, plan_ranks
 from simplicit.matching.ways.patterns import spending
-from simplicit.matching.ways.units import plan_units, unit_records, whole_shares
+from simplicit.matching.ways.units import Budget, unit_records, whole_shares
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
@@ -65,7 +66,7 @@ from simplicit.sparsity.choice import prune_smallest
 from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
-from simplicit.units.found import units_of
+from simplicit.units.found import Units, units_of
 from simplicit.units.narrow import Narrow, narrow
 
 
@@ -88,7 +89,7 @@ class Matching:
         rows: One record per row problem.
         trace: Relative gaps against time.
         budgets: How many weights each layer has after each stage.
-        units: Channels and multiply-adds of each layer, where whole units go.
+        units: Those of the network, where whole units go.
         factors: Of the layers that are written by factors, by their number among `layers`. In
             `model` these are multiplied out.
         earlier: Seconds of each phase before a stop.
@@ -119,9 +120,8 @@ class Matching:
             network, recipe, self.layers, self.every, self.skipped
         )
         recipe = self.recipe
+        self.units = units_of(self.equations, self.skipped) if recipe.units else None
         self.narrow: Narrow | None = None
-        self.stay: list[bool] = []
-        self.units: list[Row] = []
         self.model: list[Equation] = []
         self.planned: Plan | None = None
         self.rows: list[Row] = []
@@ -172,6 +172,8 @@ class Matching:
                 f"time_limit={limit:g}: the path to a penalty that meets a sparsity cannot be cut "
                 "short; accepted without a sparsity, or where supports are chosen"
             )
+        if self.units is not None:
+            self._unit_budget(self.units).require()
         work = Work(
             self.network, self.equations, self.layers, self.recipe, self.sweeps, self.budget,
             self.workers, priced,
@@ -197,15 +199,16 @@ class Matching:
 
     def plan(self) -> None:
         """Under a budget, or for a rank, find each row's share on the teacher's states."""
-        if any(rows.uses for rows in self.layers):
-            frontier = self._frontier(own=False)
-            self.later = later_moments(self.equations, self.layers, frontier, self.executor)
-        if not self.recipe.budgeted and self.recipe.rank is None:
+        planned = self.recipe.budgeted or self.recipe.rank is not None
+        saved = self._restore("plan", "level") if planned else None
+        if saved and self.units is not None:
+            self._without(self.units, torch.tensor(saved[1]["stay"], dtype=torch.bool))
+        else:
+            self._find_later()
+        if not planned:
             return
-        if saved := self._restore("plan", "level"):
-            if self.recipe.units:
-                self._without(torch.tensor(saved[1]["stay"], dtype=torch.bool))
-            self.planned = _restored(saved, self.layers)
+        if saved:
+            self.planned = plan_of(saved, self.layers)
         else:
             begin = time.monotonic()
             found, budget = None, self.budget
@@ -227,36 +230,44 @@ class Matching:
                 self.executor,
                 self.later,
             )
-            if self.recipe.units:
-                self.planned = self._fewer_units(posed)
+            if self.units is not None:
+                self.planned = self._fewer_units(self.units, posed)
             else:
                 self.planned = self._spend(budget, posed)
             if self.sweeps and self.budget is not None and not self.schedule.sweepable():
                 self._no_sweeps()
                 self.planned = self.planned.cut(self.budget)
-            self._keep_plan(self.planned, time.monotonic() - begin)
+            flat, records = plan_records(self.planned)
+            records |= {"sweeps": self.sweeps, "seconds": time.monotonic() - begin}
+            records["stay"] = [] if self.narrow is None else self.narrow.stay.tolist()
+            self.checkpoint.keep("plan", flat, records)
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
 
-    def _fewer_units(self, posed: Posed) -> Plan:
-        units = units_of(self.equations, self.skipped)
-        stay = plan_units(
-            self.network, self.equations, self.layers, units, self.skipped, self.recipe, posed,
-            self.stream.example,
-        )  # fmt: skip
-        before = self.layers
-        self._without(stay)
-        assert self.narrow is not None
-        return whole_shares(before, self.layers, self.narrow, posed)
+    def _unit_budget(self, units: Units) -> Budget:
+        given = self.network, self.equations, self.layers, units, self.skipped, self.recipe
+        return Budget(*given, self.stream.example)
+
+    def _fewer_units(self, units: Units, posed: Posed) -> Plan:
+        before, stay = self.layers, self._unit_budget(units).spend(posed)
+        fewer = self._without(units, stay)
+        return whole_shares(before, self.layers, fewer, posed)
 
     # goes on with the network less some of its units
-    def _without(self, stay: Tensor) -> None:
-        self.stay = stay.tolist()
-        self.narrow = narrow(self.equations, units_of(self.equations, self.skipped), stay)
-        self.teacher, self.equations = self.equations, self.narrow.equations
-        self.units = unit_records(self.teacher, self.equations)
+    def _without(self, units: Units, stay: Tensor) -> Narrow:
+        self.narrow = narrow(self.equations, units, stay)
+        self.equations = self.narrow.equations
         self.every = self.equations.layers
         self.layers = rows_of(self.equations, self.skipped, self.recipe.bias, own=True)
         self.budget = sum(rows.weights(self.every[rows.index]).numel() for rows in self.layers)
+        self._find_later()
+        return self.narrow
+
+    @property
+    def unit_records(self) -> list[Row]:
+        """Channels and multiply-adds of each layer, where whole units have gone."""
+        return [] if self.narrow is None else unit_records(self.teacher, self.equations)
+
+    def _find_later(self) -> None:
         if any(rows.uses for rows in self.layers):
             frontier = self._frontier(own=False)
             self.later = later_moments(self.equations, self.layers, frontier, self.executor)
@@ -300,7 +311,7 @@ class Matching:
         if not self.sweeps:
             return
         if saved := self._restore("sweeps", "sweeps"):
-            self._write(saved[0])
+            self.model = with_numbers(self.model, saved[0][:, 0])
             self.rows, noted = saved[1]["rows"], saved[1]["budgets"]
             self.budgets += noted
             return
@@ -319,9 +330,8 @@ class Matching:
         self.model = joint.every
         self.recount()
         records = {"rows": self.rows, "budgets": self.budgets[before:]}
-        self.checkpoint.keep(
-            "sweeps", self._read(), records | {"seconds": time.monotonic() - begin}
-        )
+        took = {"seconds": time.monotonic() - begin}
+        self.checkpoint.keep("sweeps", numbers_of(self.model)[:, None], records | took)
 
     def outputs(self) -> Sweeps:
         """Prepare sweeps of the model.
@@ -521,47 +531,6 @@ class Matching:
             missing += sum(share.weights for share in shares) - int(weights)
         return missing
 
-    def _keep_plan(self, planned: Plan, seconds: float) -> None:
-        flat = [share for groups in planned.shares for share in groups]
-        records = {
-            "price": planned.price,
-            "penalty_factor": planned.penalty_factor,
-            "coherence": planned.coherence,
-            "rows": [len(share.coupling) for share in flat],
-            "keep": [share.keep for share in flat],
-            "quota": [share.quota for share in flat],
-            "rank": [share.rank for share in flat],
-            "factors": [share.factors for share in flat],
-            "sweeps": self.sweeps,
-            "stay": self.stay,
-            "seconds": seconds,
-        }
-        coupling = torch.cat([share.coupling.flatten() for share in flat])
-        self.checkpoint.keep("plan", coupling[:, None], records)
-
-    # all weights and full biases one behind the other
-    def _read(self) -> Tensor:
-        parts = []
-        for e in self.model:
-            parts += [term.weight.flatten() for term in e.terms]
-            bias = e.full_bias
-            parts.append(self.equations.like.new_zeros(e.size) if bias is None else bias)
-        return torch.cat(parts)[:, None]
-
-    def _write(self, flat: Tensor) -> None:
-        left, known = flat[:, 0].to(self.equations.like.device), {}
-        for k, e in enumerate(tuple(self.model)):  # what is shared stays shared
-            terms = []
-            for term in e.terms:
-                weight, left = left[: term.weight.numel()], left[term.weight.numel() :]
-                weight = known.setdefault(
-                    id(term.weight), weight.view_as(term.weight).to(term.weight)
-                )
-                terms.append(replace(term, map=replace(term.map, weight=weight)))
-            bias, left = left[: e.size].to(self.equations.like), left[e.size :]
-            biased = e.bias is not None or bool(bias.any())
-            self.model[k] = replace(e, terms=tuple(terms), bias=bias if biased else None)
-
     def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
         saved = self.checkpoint.restore(name)
         if saved:
@@ -592,16 +561,6 @@ def _relu(equation: Equation) -> bool:
     phi = equation.phi
     phis = [b.phi for b in phi.blocks] if isinstance(phi, Stacked) else [phi]
     return all(isinstance(own, Phi) and own.name == "relu" for own in phis)
-
-
-def _restored(saved: tuple[Tensor, dict[str, Any]], layers: Sequence[Rows]) -> Plan:
-    coupling, records = saved
-    names = ("rows", "keep", "quota", "rank", "factors")
-    shares = list(zip(*(records[name] for name in names), strict=True))
-    parts = coupling[:, 0].cpu().split([K * K for K, *_ in shares])
-    flat = iter(Share(S.view(K, K), *others) for S, (K, *others) in zip(parts, shares, strict=True))
-    groups = [[next(flat) for _ in range(rows.groups)] for rows in layers]
-    return Plan(records["price"], records["penalty_factor"], groups, records["coherence"])
 
 
 # the states of an equation that reads itself

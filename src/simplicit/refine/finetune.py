@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simplicit.explicit.training import evaluating, train
 from simplicit.model.implicit import ImplicitModel
 from simplicit.refine.worst_case import Ramp, mixed, require_bounds, worst_logits
+from simplicit.system import progress
 
 LR, WORST_LR = 3e-3, 2e-2
 """Of distillation, and of the worst case; chosen on held-out training images."""
@@ -46,7 +47,8 @@ def finetune(
             that are kept as they are; 0 for none.
 
     Returns:
-        A new model on the same support.
+        A new model on the same support. Without a radius it is no further from the network on the
+        inputs: if the steps were too long for that, it is a copy of the model, and a line says so.
     """
     if eps:
         require_bounds(model)
@@ -87,7 +89,23 @@ def finetune(
         device=like.device,
         after_step=after_step,
     )
+    if not eps:
+        before, after = (_cross_entropy(m, inputs, probabilities) for m in (model, tuned))
+        if not after <= before:  # NaN is further, too
+            progress.say(
+                f"fine-tuning: {epochs} passes have taken the model further from the network on "
+                f"the calibration inputs (cross-entropy {before:.4g} to {after:.4g}); it is left "
+                "as it was"
+            )
+            return copy.deepcopy(model)
     return tuned
+
+
+@torch.no_grad()
+def _cross_entropy(model: ImplicitModel, inputs: Tensor, wanted: Tensor) -> float:
+    parts, like = zip(inputs.split(1000), wanted.split(1000), strict=True), model.equations.like
+    sums = [F.cross_entropy(model(u), p.to(like), reduction="sum") for u, p in parts]
+    return float(sum(sums, like.new_zeros(()))) / len(inputs)
 
 
 # rows whose norm L Σ ω_j |a_ij| / ω_i is above the bound are scaled down to it, or just below

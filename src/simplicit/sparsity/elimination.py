@@ -155,7 +155,7 @@ def _tile(
     K, s = w.shape
     rows = torch.arange(K, device=w.device)
     features = s - int(protected.sum())
-    removals = max(min(features - keep, pattern.removable(features)), 0)
+    removals = max(features - keep, 0)
     order, cost = rows.new_empty(K, removals), w.new_empty(K, removals)
     H, w, index = H.expand(K, s, s), w.clone(), torch.arange(s, device=w.device).expand(K, s)
     out, gone = protected.expand(K, s).clone(), torch.zeros_like(protected).repeat(K, 1)

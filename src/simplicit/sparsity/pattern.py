@@ -19,17 +19,6 @@ from torch import Tensor
 class Pattern(Protocol):
     """Which weights may be zero together."""
 
-    def removable(self, features: int) -> int:
-        """Count the weights that a row may lose.
-
-        Args:
-            features: Weights of a row, the bias not counted.
-
-        Returns:
-            At most `features`.
-        """
-        ...
-
     def open(self, gone: Bool[Tensor, "K s"]) -> Bool[Tensor, "K s"] | None:
         """Say which weights may go next.
 
@@ -39,7 +28,7 @@ class Pattern(Protocol):
         Returns:
             True for those that may go, whether or not they are gone; None for all of them.
         """
-        ...
+        return None
 
     def most(self, features: int) -> int:
         """Count the weights that may stay in a row.
@@ -48,9 +37,9 @@ class Pattern(Protocol):
             features: Weights of a row, the bias not counted.
 
         Returns:
-            At most `features`.
+            At most `features`; all of them by default.
         """
-        ...
+        return features
 
     def scores(self, Y: Float[Tensor, "K d"]) -> Float[Tensor, "K d"]:
         """Rank the weights of each row: those that stay come first.
@@ -64,37 +53,8 @@ class Pattern(Protocol):
         ...
 
 
-class Unstructured:
+class Unstructured(Pattern):
     """Any weight may go: the pattern of a budget."""
-
-    def removable(self, features: int) -> int:
-        """Count the weights that a row may lose.
-
-        Args:
-            features: Weights of a row.
-
-        Returns:
-            All of them.
-        """
-        return features
-
-    def open(self, gone: Bool[Tensor, "K s"]) -> None:
-        """Let every weight go.
-
-        Args:
-            gone: Which weights are gone.
-        """
-
-    def most(self, features: int) -> int:
-        """Count the weights that may stay.
-
-        Args:
-            features: Weights of a row.
-
-        Returns:
-            All of them.
-        """
-        return features
 
     def scores(self, Y: Float[Tensor, "K d"]) -> Float[Tensor, "K d"]:
         """Rank by size.
@@ -113,7 +73,7 @@ UNSTRUCTURED = Unstructured()
 
 
 @dataclass(frozen=True, eq=False)
-class NofM:
+class NofM(Pattern):
     """At most n of every m neighbours stay.
 
     Once that holds, any weight may go: fewer are left than the pattern has room for.
@@ -131,17 +91,6 @@ class NofM:
     @cached_property
     def _order(self) -> Int[Tensor, " d"]:
         return self.group.argsort(stable=True)
-
-    def removable(self, features: int) -> int:
-        """Count the weights that a row may lose.
-
-        Args:
-            features: Weights of a row.
-
-        Returns:
-            All of them.
-        """
-        return features
 
     def open(self, gone: Bool[Tensor, "K s"]) -> Bool[Tensor, "K s"]:
         """Let weights go from groups that have more than n, if there are any.
@@ -197,8 +146,8 @@ class NofM:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """Neighbouring rows and columns are zero together, or not.
+class Blocks(Pattern):
+    """Neighbouring rows and columns are zero together, or not; `block_elimination` takes them out.
 
     Args:
         rows: Rows of a block; those of the last blocks may be fewer.
@@ -212,35 +161,6 @@ class Blocks:
     def count(self) -> int:
         """Blocks that lie side by side."""
         return int(self.column.max()) + 1
-
-    def removable(self, features: int) -> int:
-        """Count the weights that a row may lose.
-
-        Args:
-            features: Weights of a row.
-
-        Returns:
-            All of them.
-        """
-        return features
-
-    def open(self, gone: Bool[Tensor, "K s"]) -> None:
-        """Let every weight go; whole blocks do in `block_elimination`.
-
-        Args:
-            gone: Which weights are gone.
-        """
-
-    def most(self, features: int) -> int:
-        """Count the weights that may stay.
-
-        Args:
-            features: Weights of a row.
-
-        Returns:
-            All of them.
-        """
-        return features
 
     def totals(self, entries: Float[Tensor, "K d"]) -> Float[Tensor, "B blocks"]:
         """Add up the entries of each block.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from simplicit.equations.interface import called
 from simplicit.equations.network import StateEquations
 from simplicit.model.to_torch import as_modules
-from simplicit.system.rates import seconds
+from simplicit.system import rates
 from simplicit.system.threads import single_threaded
 
 BATCH = 64
@@ -22,7 +22,7 @@ TURNS = 7
 
 
 @torch.no_grad()
-def worth(equations: StateEquations) -> list[float]:
+def seconds(equations: StateEquations) -> list[float]:
     """Time the products of each equation.
 
     Args:
@@ -40,7 +40,8 @@ def worth(equations: StateEquations) -> list[float]:
             linear = e.terms[0].map
             x = torch.randn(BATCH, linear.columns).to(linear.weight)
             linear(x)  # what is timed is warm
-            found.append(seconds(lambda linear=linear, x=x: linear(x), 3) / linear.weight.numel())
+            took = rates.seconds(lambda linear=linear, x=x: linear(x), 3)
+            found.append(took / linear.weight.numel())
     return found
 
 
@@ -63,7 +64,7 @@ def faster(network: StateEquations, fewer: StateEquations, u: Tensor) -> float:
     def once(net: nn.Module) -> float:
         call = lambda: _first(called(net, network.inputs, u))  # noqa: E731
         call()
-        return seconds(call, 2)
+        return rates.seconds(call, 2)
 
     with single_threaded():
         pairs = [[once(net) for net in both] for _ in range(TURNS)]

@@ -27,12 +27,14 @@ class Narrow:
         rows: For each equation, which entries of z are left.
         states: For each hidden equation, which states are left.
         channels: For each equation, which channels of each term are left.
+        stay: Which units stay.
     """
 
     equations: StateEquations
     rows: list[Left]
     states: list[Left]
     channels: list[list[Left]]
+    stay: Left
 
 
 def narrow(equations: StateEquations, units: Units, stay: Left) -> Narrow:
@@ -61,7 +63,7 @@ def narrow(equations: StateEquations, units: Units, stay: Left) -> Narrow:
         fixed = [Summand(s.source, _fixed(s.map, rows[k], states[s.source])) for s in e.fixed]
         layers.append(_equation(e, tuple(terms), tuple(fixed), rows[k], channels[k]))
     fewer = replace(equations, hidden=tuple(layers[:-1]), output=layers[-1])
-    return Narrow(fewer, rows, states[:-1], channels)
+    return Narrow(fewer, rows, states[:-1], channels, stay)
 
 
 def _equation(

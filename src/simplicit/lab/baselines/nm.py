@@ -8,7 +8,7 @@ Alistarh ("SparseGPT", ICML 2023).
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from simplicit.errors import InputError
@@ -18,6 +18,7 @@ from simplicit.lab.baselines.tools.inputs import in_order
 from simplicit.lab.baselines.tools.task import Task
 from simplicit.lab.baselines.tools.weights import Layer
 from simplicit.lab.baselines.wanda import norms
+from simplicit.sparsity.pattern import NofM
 
 DAMPING = 1e-2
 """Added to H's diagonal, relative to its mean, as in the authors' release."""
@@ -41,7 +42,7 @@ def wanda_nm(task: Task, sparsity: float, *, m: int = 4) -> nn.Module:
     def prune(net: nn.Module, layer: Layer, n: int) -> Tensor:
         W = _ordered(layer.weight.detach())
         scores = W.abs() * _ordered(norms(task, net, layer).view_as(layer.weight))
-        return W.masked_fill(~largest(scores, n, m), 0)
+        return W.masked_fill(~_pattern(scores, n, m).first(scores), 0)
 
     return _pruned(task, sparsity, m, prune)
 
@@ -71,22 +72,6 @@ def sparsegpt_nm(task: Task, sparsity: float, *, m: int = 4) -> nn.Module:
     return _pruned(task, sparsity, m, prune)
 
 
-def largest(scores: Float[Tensor, "outputs d"], n: int, m: int) -> Bool[Tensor, "outputs d"]:
-    """Mark the n largest of each m scores; of equal ones the first.
-
-    Args:
-        scores: One a weight, the m of a group side by side.
-        n: How many stay.
-        m: Weights of a group.
-
-    Returns:
-        True where a weight stays.
-    """
-    groups = scores.unflatten(1, (-1, m))
-    places = groups.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-    return (places < n).flatten(1)
-
-
 def compensated(
     W: Float[Tensor, "outputs d"], H: Float[Tensor, "d d"], n: int, m: int
 ) -> Float[Tensor, "outputs d"]:
@@ -113,7 +98,7 @@ def compensated(
         for j in range(start, end):
             if (j - start) % m == 0:
                 scores = W[:, j : j + m].square() / U.diagonal()[j : j + m].square()
-                stays = largest(scores, n, m)
+                stays = _pattern(scores, n, m).first(scores)
             error = W[:, j].masked_fill(stays[:, (j - start) % m], 0) / U[j, j]
             W[:, j:end] -= error[:, None] * U[j, j:end]
             W[:, j].masked_fill_(~stays[:, (j - start) % m], 0)  # exactly
@@ -137,6 +122,10 @@ def _pruned(
             with torch.no_grad():
                 layer.weight.copy_(matrix.movedim(-1, 1))
     return net
+
+
+def _pattern(scores: Tensor, n: int, m: int) -> NofM:
+    return NofM(n, m, torch.arange(scores.shape[1], device=scores.device) // m)
 
 
 # as a matrix whose columns go through the input channels first

@@ -138,10 +138,11 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
     model = as_model(made, x)
     ways: dict[str, Way] = {}
     if not model.equations.feedback:
-        ways["torch modules"] = model.to_explicit()
+        explicit = model.to_explicit()
+        ways["torch modules"] = explicit
         if is_dense(model):
-            ways |= dense(model.to_explicit(), x, _written(model.equations, x[:2]))
-            del ways["torch"]
+            others = dense(explicit, x, _written(model.equations, x[:2]))
+            ways |= {way: run for way, run in others.items() if run is not explicit}
         elif not model.equations.structured:
             ways["SciPy CSR"] = _products(model.equations, _scipy)
             ways["torch CSR"] = _products(model.equations, _torch)

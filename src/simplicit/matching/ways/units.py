@@ -1,6 +1,7 @@
 """Which units of a network go, and what each layer of the smaller one is to be matched with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from simplicit.matching.records import Row
 from simplicit.recipe import Recipe
 from simplicit.sparsity.near import normal_equations
 from simplicit.system import memory, progress
-from simplicit.units.clock import faster, worth
+from simplicit.units.clock import faster, seconds
 from simplicit.units.elimination import Order, Reader, Use, eliminate
 from simplicit.units.found import STAYS, Units
 from simplicit.units.narrow import Narrow, narrow
@@ -57,56 +58,43 @@ def uses_of(
     layers: Sequence[Rows],
     units: Units,
     left: Mapping[Place, Layer],
-    worth: Sequence[float],
+    worth: Sequence[float] | None,
 ) -> list[Use]:
-    """Write what units take of the products of each layer.
+    """Write what units take of the products, or of the weights, of each layer.
 
     Args:
         equations: The network.
         layers: Its rows.
         units: Its units.
         left: Terms that stay as they are.
-        worth: For each equation, what a product of one weight is worth.
+        worth: For each equation, what a product of one weight is worth, wherever it is used; None
+            to count weights, those that are shared once.
 
     Returns:
         One entry a layer, those that stay as they are included.
     """
     found = []
     for rows in layers:
-        e, total = equations.layers[rows.index], sum(worth[u.index] for u in (rows, *rows.uses))
+        e, every = equations.layers[rows.index], (rows, *rows.uses)
+        total = 1.0 if worth is None else sum(worth[use.index] for use in every)
         read = _features(rows, units) if rows.groups == 1 else torch.full((1,), STAYS)
         each = rows.weights(e).shape[2]
         found.append(Use(units.channels[rows.index][rows.terms[0]], read, each, total))
+    known: set[int] = set()
     for (index, _), layer in left.items():
+        if worth is None and id(layer.weight) in known:
+            continue
+        known.add(id(layer.weight))
         count, each = layer.weight.flatten(1).shape
         stays = torch.full((1,), STAYS)
-        found.append(Use(stays.expand(count), stays.expand(each), each, worth[index]))
+        total = 1.0 if worth is None else worth[index]
+        found.append(Use(stays.expand(count), stays.expand(each), each, total))
     return found
 
 
-def products(equations: StateEquations) -> list[float]:
-    """Count how often each equation applies a weight.
-
-    Args:
-        equations: The network.
-
-    Returns:
-        Positions of its terms.
-    """
-    return [float(e.terms[0].map.positions) if e.terms else 0.0 for e in equations.layers]
-
-
-def plan_units(
-    network: StateEquations,
-    equations: StateEquations,
-    layers: Sequence[Rows],
-    units: Units,
-    left: Mapping[Place, Layer],
-    recipe: Recipe,
-    posed: Posed,
-    example: Tensor,
-) -> Bool[Tensor, " units"]:
-    """Choose the units that go, for the budget of a recipe.
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What whole units are to save, of what.
 
     Args:
         network: The network as captured.
@@ -115,66 +103,91 @@ def plan_units(
         units: Its units.
         left: Terms that stay as they are.
         recipe: With one of sparsity, flops and speedup.
-        posed: The row problems on the network's own states.
-        example: Some samples.
-
-    Returns:
-        True for the units that stay.
-
-    Raises:
-        InputError: If there are no units, or the budget cannot be met by taking them out.
+        example: Some samples, to time.
     """
-    if not units.count:
-        raise InputError(
-            "pattern='channels': the network has no units that can go: all of its states are read "
-            "or written by skipped layers or by operations that are kept as they are"
-        )
-    numbers = sum(4.0 * r.shape[0] ** 2 for r in (p[0].gram.G for p in posed.problems))
-    memory.require(8 * numbers, "the prices of all units", equations.like.device)
-    readers = readers_of(equations, layers, units, posed)
-    each = [1.0] * len(equations.layers) if recipe.sparsity is not None else products(equations)
-    if recipe.speedup is not None:
-        each = worth(equations)
-    uses = uses_of(equations, layers, units, left, each)
-    whole, goal = sum(use.whole for use in uses), 0.0
-    if recipe.flops is not None:
-        goal = (1 - recipe.flops) * whole
-    elif recipe.sparsity is not None:
-        goal = (1 - recipe.sparsity) * network.nonzeros - sum(network.kept_weights.values())
-    with progress.task(PRICES, total=1) as step:
-        order = eliminate(units.count, readers, uses, goal)
-        step(1, f"{len(order.units)} of {units.count} units")
-    least = order.left[-1] if order.left else whole
-    if recipe.speedup is not None:
-        return _by_the_clock(equations, units, order, recipe.speedup, example)
-    if least > goal:
-        name = "flops" if recipe.flops is not None else "sparsity"
-        most = 1 - least / whole if name == "flops" else 1 - least / network.nonzeros
-        raise InputError(
-            f"{name}={getattr(recipe, name):g}: with one unit of each layer left it would be "
-            f"{max(most, 0.0):.3f}; accepted is less than that"
-        )
-    return _staying(units.count, order.units)
 
+    network: StateEquations
+    equations: StateEquations
+    layers: Sequence[Rows]
+    units: Units
+    left: Mapping[Place, Layer]
+    recipe: Recipe
+    example: Tensor
 
-# the fewest units without which the modules are fast enough
-def _by_the_clock(
-    equations: StateEquations, units: Units, order: Order, speedup: float, example: Tensor
-) -> Tensor:
-    def measured(count: int) -> float:
-        stay = _staying(units.count, order.units[:count])
-        return faster(equations, narrow(equations, units, stay).equations, example)
+    def _uses(self) -> list[Use]:
+        e, worth = self.equations, None
+        if self.recipe.flops is not None:
+            worth = [float(e.terms[0].map.positions) if e.terms else 0.0 for e in e.layers]
+        elif self.recipe.speedup is not None:
+            worth = seconds(e)
+        return uses_of(e, self.layers, self.units, self.left, worth)
 
-    low, high = 0, len(order.units)
-    if (most := measured(high)) < speedup:
-        raise InputError(
-            f"speedup={speedup:g}: with one unit of each layer left it is {most:.2f} here; "
-            "accepted is less than that"
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if measured(middle) >= speedup else (middle, high)
-    return _staying(units.count, order.units[:high])
+    def _goal(self, uses: Sequence[Use]) -> float:
+        recipe, kept = self.recipe, sum(self.network.kept_weights.values())
+        if recipe.sparsity is not None:
+            return (1 - recipe.sparsity) * self.network.nonzeros - kept
+        return 0.0 if recipe.flops is None else (1 - recipe.flops) * sum(u.whole for u in uses)
+
+    def require(self) -> None:
+        """Refuse what cannot be met, before anything is computed.
+
+        Raises:
+            InputError: If there are no units, or taking out all but one of each layer saves less.
+        """
+        if not self.units.count:
+            raise InputError(
+                "pattern='channels': the network has no units that can go: all of its states are "
+                "read or written by skipped layers or by operations that are kept as they are"
+            )
+        uses = self._uses()
+        goal = self._goal(uses)
+        self._require_met(uses, goal, eliminate(self.units.count, [], uses, goal))
+
+    def _require_met(self, uses: Sequence[Use], goal: float, order: Order) -> None:
+        recipe, whole = self.recipe, sum(use.whole for use in uses)
+        least = order.left[-1] if order.left else whole
+        if recipe.speedup is not None:
+            most, name = self._faster(order.units), "speedup"
+            met = most >= recipe.speedup
+        else:
+            name = "sparsity" if recipe.flops is None else "flops"
+            total = self.network.nonzeros if recipe.flops is None else whole
+            most, met = max(1 - least / total, 0.0), least <= goal
+        if not met:
+            raise InputError(
+                f"{name}={getattr(recipe, name):g}: with one unit of each layer left it would be "
+                f"{most:.3g}; accepted is less than that"
+            )
+
+    def _faster(self, gone: Sequence[int]) -> float:
+        fewer = narrow(self.equations, self.units, _staying(self.units.count, gone))
+        return faster(self.equations, fewer.equations, self.example)
+
+    def spend(self, posed: Posed) -> Bool[Tensor, " units"]:
+        """Choose the units that go.
+
+        Args:
+            posed: The row problems on the network's own states.
+
+        Returns:
+            True for the units that stay.
+        """
+        numbers = sum(4.0 * len(own[0].gram.G) ** 2 for own in posed.problems)
+        memory.require(8 * numbers, "the prices of all units", self.equations.like.device)
+        readers, uses = readers_of(self.equations, self.layers, self.units, posed), self._uses()
+        goal, count = self._goal(uses), self.units.count
+        with progress.task(PRICES, total=1) as step:
+            order = eliminate(count, readers, uses, goal)
+            step(1, f"{len(order.units)} of {count} units")
+        self._require_met(uses, goal, order)
+        gone = len(order.units)
+        if self.recipe.speedup is not None:  # the fewest without which the modules are fast enough
+            low = 0
+            while gone - low > 1:
+                middle = (low + gone) // 2
+                enough = self._faster(order.units[:middle]) >= self.recipe.speedup
+                low, gone = (low, middle) if enough else (middle, gone)
+        return _staying(count, order.units[:gone])
 
 
 def _staying(count: int, gone: Sequence[int]) -> Bool[Tensor, " units"]:
@@ -222,8 +235,8 @@ def unit_records(before: StateEquations, after: StateEquations) -> list[Row]:
             "layer": old.name,
             "channels_before": len(old.terms[0].weight),
             "channels": len(new.terms[0].weight),
-            "products_before": sum(t.map.positions * t.weight.numel() for t in old.terms),
-            "products": sum(t.map.positions * t.weight.numel() for t in new.terms),
+            "products_before": old.products,
+            "products": new.products,
         }
         for old, new in pairs
         if old.terms
