@@ -86,8 +86,8 @@ def network(kind: str) -> nn.Module:
     return seeded(NETWORKS[kind]).eval()
 
 
-def inputs(kind: str) -> Tensor:
-    random = torch.Generator().manual_seed(3)
+def inputs(kind: str, seed: int = 3) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
     return torch.randn(60, *SHAPES[kind], generator=random, dtype=torch.float64)
 
 
@@ -211,7 +211,8 @@ def test_files_the_network_itself_and_training_keep_a_pattern(tmp_path, kind, na
     model, net = fitted(kind, name), seeded(NETWORKS[kind]).eval()
     model.save(tmp_path / "model")
     assert holds(simplicit.load(tmp_path / "model"), name)
-    tuned = finetune(model, network(kind), inputs(kind), epochs=1)
+    # inputs that were not matched: on those that were, the outputs may be the network's already
+    tuned = finetune(model, network(kind), inputs(kind, seed=4), epochs=3, lr=1e-3)
     assert holds(tuned, name) and not torch.equal(tuned.learned[0], model.learned[0])
     model.load_into(net)
     again = capture(net, inputs(kind)[:2])

@@ -93,9 +93,8 @@ def finetune(
         before, after = (_cross_entropy(m, inputs, probabilities) for m in (model, tuned))
         if not after <= before:  # NaN is further, too
             progress.say(
-                f"fine-tuning: {epochs} passes have taken the model further from the network on "
-                f"the calibration inputs (cross-entropy {before:.4g} to {after:.4g}); it is left "
-                "as it was"
+                "fine-tuning has taken the model further from the network on the calibration "
+                f"inputs (cross-entropy {before:.6g} to {after:.6g}); it is left as it was"
             )
             return copy.deepcopy(model)
     return tuned
