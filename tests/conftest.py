@@ -1,9 +1,8 @@
 """What takes seconds, for the tests that share it: a finished run on the digits, and processes."""
 
-import multiprocessing
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +22,7 @@ import shapes  # noqa: E402
 # search for doctests imports `shapes` a second time.
 jaxtyping.jaxtyped = shapes.sampled
 
+from simplicit.workers.processes import Processes  # noqa: E402
 from small_run import small_run  # noqa: E402
 
 
@@ -40,8 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Executor]:
     """Two processes, which take seconds to start."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as executor:
+    with Processes(2) as executor:
         yield executor
 
 

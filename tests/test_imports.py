@@ -23,7 +23,7 @@ REPOSITORY = TESTS.parent
 FLOORS = (
     ("errors", "_types", "_moved"),
     ("system", "equations.maps"),
-    ("equations",),
+    ("equations", "workers"),
     ("convex", "data", "capture", "model.archive"),
     ("model",),
     ("solvers", "calibration", "explicit", "bounds", "runtime"),

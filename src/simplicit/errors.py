@@ -1,4 +1,4 @@
-"""The one exception a user sees: a line that names what is wrong and what would be accepted."""
+"""The exceptions a user sees: a line that names what is wrong and what would be accepted."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,12 @@ class InputError(ValueError):
 
     The message is one line that names the offending thing and what would be accepted.
     The command line prints it and exits with code 2.
+    """
+
+
+class WorkerError(RuntimeError):
+    """A piece of work that ends whatever worker takes it.
+
+    The message is one line that names the piece and says what may help. The command line prints it
+    and exits with code 1; what is finished is kept.
     """

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +26,9 @@ from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import progress, threads
-from simplicit.system import workers as system_workers
 from simplicit.system.deadline import Deadline
+from simplicit.workers.executors import Asked, count, opened
+from simplicit.workers.run import Workers
 
 ONE_POINT, HALF = 0.01, 0.5
 """Level of robustness, and sparsity, where objective robustness is asked for and nothing else: one
@@ -145,7 +144,7 @@ def fit(
     checkpoint: Path | None = None,
     seed: int = 0,
     time_limit: float | None = None,
-    executor: Executor | None = None,
+    executor: Asked = None,
 ) -> Fit:
     """Do what `implicitize` does, and keep the certificates of the rows.
 
@@ -164,8 +163,9 @@ def fit(
         time_limit: Seconds for the whole call, those before a stop included. Where they are short,
             supports are chosen once, certificates end early (their rows are `time_limit`), and
             there are fewer sweeps; the budget is met in any case. None: no limit.
-        executor: Takes batches and rows instead of threads here: any of `concurrent.futures`, see
-            `system.workers`. The sweeps on the outputs use threads in any case.
+        executor: Who takes batches and rows: `threads` (the default) or `processes`, as many as
+            `workers` says; any executor of `concurrent.futures`; or a client of Dask. The bits do
+            not depend on it. The sweeps on the outputs use threads in any case.
 
     Returns:
         The model and its records.
@@ -188,12 +188,10 @@ def fit(
     home = network.like.device
     if device is not None:
         network = network.changed(lambda tensor: tensor.to(device))
-    many = system_workers.count(workers)
-    here = system_workers.pool(many) if executor is None else nullcontext(executor)
-    with here as executor:
-        matching = Matching(
-            network, structure, stream, recipe, many, executor, checkpoint, seed, deadline
-        )
+    many = count(workers)
+    with opened(executor, many) as inner:
+        given = many, Workers(inner), checkpoint, seed, deadline
+        matching = Matching(network, structure, stream, recipe, *given)
         priced = robustify.LEVELS * robustify.SWEEPS if recipe.robustness is not None else 0
         expected = matching.expect(priced)
         tell(expected)

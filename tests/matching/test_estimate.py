@@ -20,7 +20,7 @@ from simplicit.matching.estimate import LAYERS, Estimate, Work, largest
 from simplicit.recipe import Recipe
 from simplicit.system import memory, progress
 from simplicit.system.rates import NOMINAL, measured
-from simplicit.system.workers import count
+from simplicit.workers.executors import count
 
 RECIPES = [
     Recipe(),

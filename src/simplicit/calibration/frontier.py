@@ -19,7 +19,8 @@ from simplicit.equations.equation import Equation
 from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
 from simplicit.equations.stacked import Stacked
-from simplicit.system import memory, workers
+from simplicit.system import memory
+from simplicit.workers.run import run
 
 Sources = list[Tensor]
 """States of all earlier equations, empty where no one reads them any more, then the input."""
@@ -195,7 +196,7 @@ class Frontier:
     def _apply(self, function: Callable[[Sources], Tensor], every: Sources, size: int) -> Tensor:
         count = max(1, CACHE // (size * every[-1].element_size()))
         parts = zip(*(part.split(count) for part in every), strict=True)
-        found = list(workers.run(function, map(list, parts), self._executor))
+        found = list(run(function, map(list, parts), self._executor, here=True))
         return torch.cat(found) if len(found) > 1 else found[0]
 
 

@@ -10,10 +10,12 @@ the error is a millionth of their variance, however far from zero they are. The 
 for the Gram that results.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from math import ceil
 
 import torch
 from jaxtyping import Float
@@ -25,7 +27,9 @@ from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifted, Shifts
 from simplicit.convex.gram import Gram
 from simplicit.equations.equation import Equation
-from simplicit.system import memory, workers
+from simplicit.system import memory
+from simplicit.workers.executors import of
+from simplicit.workers.run import IN_FLIGHT, run
 
 BATCH, ALONE = 100, 1000
 """Samples of a block: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 120 MB in
@@ -40,6 +44,10 @@ POSITIONS = 64
 FEWEST, ENOUGH, EACH = 16, 128_000, 200
 """Of many samples each contributes less, but not less than `FEWEST`: so many in all are enough, and
 so many for each feature. On ResNet-20, half of them costs half a point, and more gain nothing."""
+
+SHARDS = 64
+"""Sums that are sent back, at most: of more blocks, those behind one another are added up where
+they are read. How many does not depend on the workers, so neither do the bits."""
 
 KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
@@ -91,8 +99,8 @@ class _Block:
     samples: int
 
 
-_Answer = tuple[int, list[Tensor], _Block | None]
-"""Rows of the data, sums over them, and the block where it is kept."""
+_Answer = tuple[int, list[Tensor], list[_Block]]
+"""Rows of the data, sums over them, and the blocks where they are kept."""
 
 
 class Readings:
@@ -131,7 +139,7 @@ class Readings:
         self._task = _Task(rows, equation, coherence, single, most, shifts)
         item = 8 if shifts else W.element_size()
         # the sum, and those of the blocks on their way to it
-        flight = 1 + workers.IN_FLIGHT * workers.of(executor)
+        flight = 1 + IN_FLIGHT * of(executor)
         N = d + int(bias)
         size = groups * (K * N + K + N * N) * (8.0 + (flight - 1) * item)
         memory.require(size, f"moments of {equation.name}", W.device)
@@ -147,6 +155,8 @@ class Readings:
             self._centre = centre.double()
         values = shifts.size if shifts else most * groups * d
         self._small = frontier.m * (values * item + most * groups * 2 * K * 4) <= KEPT
+        # a block that another process has read is read again: it takes less time than to send it
+        self._small &= getattr(executor, "here", True)
         self._blocks: list[_Block] = []
 
     def moments(self, keep: bool = False) -> list[Gram]:
@@ -160,8 +170,8 @@ class Readings:
             Statistics of each group.
         """
         self._blocks = []
-        step = partial(_read, self._task, keep and self._small)
-        m, totals = self._sum(workers.run(step, self._pieces(), self.executor))
+        step = partial(_shard, partial(_read, self._task, keep and self._small))
+        m, totals = self._sum(run(step, self._shards(), self.executor))
         tS, t, t2, s, n, SS = totals
         if self._shifts:
             G, s = self._shifts.square(SS, s, n), self._shifts.original(s)
@@ -190,10 +200,10 @@ class Readings:
         """
         if self._blocks:
             step = partial(_retarget, self._task, found)
-            answers = workers.run(step, self._blocks, self.executor)
+            answers = run(step, self._blocks, self.executor)
         else:
-            again = partial(_read_again, self._task, found)
-            answers = workers.run(again, self._pieces(), self.executor)
+            again = partial(_shard, partial(_read_again, self._task, found))
+            answers = run(again, self._shards(), self.executor)
         _, (tS, t, t2) = self._sum(answers)
         R = self._with_bias(tS, t)
         return [g.with_targets(r, square) for g, r, square in zip(grams, R, t2, strict=True)]
@@ -205,15 +215,14 @@ class Readings:
                 yield _Piece(index, [s[i : i + size] for s in sources], z[i : i + size])
                 index += 1
 
+    def _shards(self) -> Iterator[list[_Piece]]:
+        pieces, each = self._pieces(), ceil(self.frontier.m / (self._block * SHARDS))
+        while shard := list(islice(pieces, each)):
+            yield shard
+
     def _sum(self, answers: Iterable[_Answer]) -> tuple[int, list[Tensor]]:
-        m, totals = 0, []
-        for count, sums, block in answers:
-            m += count
-            if totals:
-                totals = [total.add_(part) for total, part in zip(totals, sums, strict=True)]
-            else:
-                totals = [part.double() for part in sums]
-            self._blocks += [block] if block else []
+        m, totals, blocks = _added_up(answers)
+        self._blocks += blocks
         return m, [total.div_(m) for total in totals]
 
     # moments with the features as they are, from those of the features less their centre
@@ -238,6 +247,23 @@ def drawn(m: int, positions: int, features: int) -> int:
     return min(positions, max(enough // m, FEWEST), POSITIONS)
 
 
+def _added_up(answers: Iterable[_Answer]) -> _Answer:
+    m, totals, blocks = 0, [], []
+    for count, sums, kept in answers:
+        m += count
+        if totals:
+            totals = [total.add_(part) for total, part in zip(totals, sums, strict=True)]
+        else:
+            totals = [part.double() for part in sums]
+        blocks += kept
+    return m, totals, blocks
+
+
+# of a single block as it is, in single precision where the network is: half as much to send
+def _shard(step: Callable[[_Piece], _Answer], pieces: list[_Piece]) -> _Answer:
+    return step(pieces[0]) if len(pieces) == 1 else _added_up(map(step, pieces))
+
+
 @torch.no_grad()
 def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     block = _block(task, piece)
@@ -246,7 +272,7 @@ def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     weights = sum(weight * S.samples for weight, S in block.features)
     sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.teacher.device))
     sums.append(_added([(weight, S.gram()) for weight, S in block.features]))
-    return block.features[0][1].samples, sums, block if keep else None
+    return block.features[0][1].samples, sums, [block] if keep else []
 
 
 @torch.no_grad()
@@ -260,7 +286,7 @@ def _retarget(task: _Task, found: Candidate, block: _Block) -> _Answer:
     given = V.given(W).add_(shift)
     off = torch.minimum(given, -block.rest)
     target = torch.where(block.teacher > 0, block.teacher - block.rest, off)
-    return V.samples, _of_targets(block, target), None
+    return V.samples, _of_targets(block, target), []
 
 
 def _read_again(task: _Task, found: Candidate, piece: _Piece) -> _Answer:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simplicit.errors import InputError
 from simplicit.system.files import write_bytes
+from simplicit.workers.journal import Journal
 
 
 class Checkpoint:
@@ -39,6 +40,19 @@ class Checkpoint:
             metadata = {"problem": self.problem, "records": json.dumps(records)}
             content = safetensors.torch.save({"W": W.cpu().contiguous()}, metadata)
             write_bytes(self.folder / f"{name}.safetensors", content)
+
+    def journal(self, name: str) -> Journal | None:
+        """Open the journal of a part that is under way.
+
+        Args:
+            name: Of the part.
+
+        Returns:
+            The finished pieces of it; None where nothing is kept.
+        """
+        if self.folder is None:
+            return None
+        return Journal(self.folder / f"{name}.journal", self.problem)
 
     def restore(self, name: str) -> tuple[Float[Tensor, "r c"], dict[str, Any]] | None:
         """Read a part.

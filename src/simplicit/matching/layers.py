@@ -1,8 +1,8 @@
 """The loop over layers: each is matched on the states of the model so far, first layer first."""
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
 from simplicit.units.found import Units, units_of
 from simplicit.units.narrow import Narrow, narrow
+from simplicit.workers.run import Workers
 
 
 class Matching:
@@ -79,8 +80,8 @@ class Matching:
         stream: Calibration inputs.
         recipe: What to solve.
         workers: Parallel blocks of rows.
-        executor: Takes batches side by side.
-        checkpoint: Folder that keeps finished layers.
+        executor: Takes batches and rows side by side.
+        checkpoint: Folder that keeps finished layers, and finished pieces of the next.
         seed: Of the directions in which the outputs are probed, and of noise.
         deadline: How long all may take.
 
@@ -102,7 +103,7 @@ class Matching:
         stream: Batches,
         recipe: Recipe,
         workers: int,
-        executor: Executor | None,
+        executor: Workers,
         checkpoint: Path | None,
         seed: int = 0,
         deadline: Deadline | None = None,
@@ -210,38 +211,42 @@ class Matching:
         if saved:
             self.planned = plan_of(saved, self.layers)
         else:
-            begin = time.monotonic()
-            found, budget = None, self.budget
-            if self.recipe.sensitivity and self.recipe.chooses:
-                found = sensitivity(
-                    self.network, self.equations, self.layers, self.stream, self.seed, self.executor
-                )
-            # sweeps remove no weight that equations share
-            if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
-                assert budget is not None
-                budget = first_budget(budget, self.network.nonzeros)
-            posed = pose(
-                self.equations,
-                self.layers,
-                self._frontier(own=False),
-                self.recipe,
-                found,
-                self.balls,
-                self.executor,
-                self.later,
-            )
-            if self.units is not None:
-                self.planned = self._fewer_units(self.units, posed)
-            else:
-                self.planned = self._spend(budget, posed)
-            if self.sweeps and self.budget is not None and not self.schedule.sweepable():
-                self._no_sweeps()
-                self.planned = self.planned.cut(self.budget)
-            flat, records = plan_records(self.planned)
-            records |= {"sweeps": self.sweeps, "seconds": time.monotonic() - begin}
-            records["stay"] = [] if self.narrow is None else self.narrow.stay.tolist()
-            self.checkpoint.keep("plan", flat, records)
+            with self._under_way("plan", "level") as begin:
+                self._make_plan(begin)
+        assert self.planned is not None
         self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
+
+    def _make_plan(self, begin: float) -> None:
+        found, budget = None, self.budget
+        if self.recipe.sensitivity and self.recipe.chooses:
+            found = sensitivity(
+                self.network, self.equations, self.layers, self.stream, self.seed, self.executor
+            )
+        # sweeps remove no weight that equations share
+        if self.sweeps and not any(shared(rows, self.every) for rows in self.layers):
+            assert budget is not None
+            budget = first_budget(budget, self.network.nonzeros)
+        posed = pose(
+            self.equations,
+            self.layers,
+            self._frontier(own=False),
+            self.recipe,
+            found,
+            self.balls,
+            self.executor,
+            self.later,
+        )
+        if self.units is not None:
+            self.planned = self._fewer_units(self.units, posed)
+        else:
+            self.planned = self._spend(budget, posed)
+        if self.sweeps and self.budget is not None and not self.schedule.sweepable():
+            self._no_sweeps()
+            self.planned = self.planned.cut(self.budget)
+        flat, records = plan_records(self.planned)
+        records |= {"sweeps": self.sweeps, "seconds": time.monotonic() - begin}
+        records["stay"] = [] if self.narrow is None else self.narrow.stay.tolist()
+        self.checkpoint.keep("plan", flat, records)
 
     def _unit_budget(self, units: Units) -> Budget:
         given = self.network, self.equations, self.layers, units, self.skipped, self.recipe
@@ -429,7 +434,12 @@ class Matching:
                 shape, rank = (groups, K, N - 1), factors[1]["rank"]
                 self.factors[k] = Factors.of_flat(rows.index, rows.slots, shape, rank, flat)
             return rows.put(equation, found[..., :-1], found[..., -1])
-        begin = time.monotonic()
+        with self._under_way(f"layer-{k}", "solve") as begin:
+            return self._match(k, rows, equation, frontier, begin)
+
+    def _match(
+        self, k: int, rows: Rows, equation: Equation, frontier: Frontier, begin: float
+    ) -> Equation:
         events: list[tuple[float, Progress]] = []
 
         def look(event: Progress) -> None:
@@ -531,14 +541,29 @@ class Matching:
             missing += sum(share.weights for share in shares) - int(weights)
         return missing
 
+    # finished pieces are kept until the stage is; yields when it began, attempts before a stop
+    # included
+    @contextmanager
+    def _under_way(self, name: str, phase: str) -> Iterator[float]:
+        journal = self.checkpoint.journal(name)
+        spent = 0.0 if journal is None else journal.spent
+        self._spent(phase, spent)
+        with self.executor.keeping(journal):
+            yield time.monotonic() - spent
+        if journal is not None:
+            journal.remove()
+
     def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
         saved = self.checkpoint.restore(name)
         if saved:
-            # time spent before the stop counts
-            self.earlier[phase] += saved[1]["seconds"]
-            self.start -= saved[1]["seconds"]
-            self.schedule.deadline.earlier += saved[1]["seconds"]
+            self._spent(phase, saved[1]["seconds"])
         return saved
+
+    # time spent before a stop counts
+    def _spent(self, phase: str, seconds: float) -> None:
+        self.earlier[phase] += seconds
+        self.start -= seconds
+        self.schedule.deadline.earlier += seconds
 
     def _count(self, stage: str, layers: Sequence[Equation]) -> None:
         counts = [int(r.weights(layers[r.index]).count_nonzero()) for r in self.layers]

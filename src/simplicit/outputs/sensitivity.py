@@ -19,7 +19,8 @@ from simplicit.calibration.rows import Rows
 from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.outputs.distance import Distance, signs
-from simplicit.system import progress, workers
+from simplicit.system import progress
+from simplicit.workers.run import run
 
 PROBES = 2
 """Random directions of the outputs a sample."""
@@ -82,13 +83,13 @@ def sensitivity(
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
     generator, count = torch.Generator().manual_seed(seed), _samples(network, stream)
-    T = torch.cat(list(workers.run(partial(_outputs, network), _parts(stream, count), executor)))
+    T = torch.cat(list(run(partial(_outputs, network), _parts(stream, count), executor)))
     step_of = partial(_sums, _Task(network, equations, layers, Distance(T, network.returned)))
     pieces = (
         (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
     )
     with progress.task("sensitivity of the outputs", total=stream.m) as step:
-        for samples, products, sums in workers.run(step_of, pieces, executor):
+        for samples, products, sums in run(step_of, pieces, executor):
             for S, product in zip(apart, products, strict=True):
                 S += product
             together = [total + part for total, part in zip(together, sums, strict=True)]

@@ -21,7 +21,8 @@ from simplicit.solvers.tiles import Answer, Call, Piece, Start, solve_piece
 from simplicit.solvers.watch import Callback, Progress, Watch
 from simplicit.solvers.working_set import WorkingSets
 from simplicit.system import threads
-from simplicit.system.workers import count, of, pool, run
+from simplicit.workers.executors import count, of, pool
+from simplicit.workers.run import run
 
 __all__ = ["Callback", "Progress", "solve"]
 
@@ -59,7 +60,7 @@ def solve(
             that work on a path. Rows that it does not fit (other free features) get their own.
         workers: Threads that solve tiles of rows side by side; one a processor when omitted. They
             share the arrays.
-        executor: Who solves the tiles instead of such threads, see `system.workers`.
+        executor: Who solves the tiles instead of such threads, see `workers.run`.
         settings: Numbers of the solver's stages.
 
     Returns:

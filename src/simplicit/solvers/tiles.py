@@ -5,6 +5,7 @@ their start. So any worker can solve it, in this process or in another one.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -102,6 +103,14 @@ class Answer:
     solution: Solution
     wide: Int[Tensor, " w"]
     away: bool
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come back from another process, or from a file: the callback has not seen it.
+
+        Args:
+            state: The attributes.
+        """
+        self.__dict__.update(state | {"away": True})
 
 
 def solve_piece(call: Call, piece: Piece) -> Answer:

@@ -19,7 +19,7 @@ from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.elimination import LAZY, least_squares
 from simplicit.sparsity.near import Anchor
 from simplicit.sparsity.pattern import Blocks
-from simplicit.system.workers import run
+from simplicit.workers.run import run
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +272,8 @@ def removals_among(
         (r[:, own], own, pattern.column.to(own)[own])
         for r, own in zip(parts, candidates, strict=True)
     ]
-    return list(run(partial(_among, G, keep), pieces, executor))
+    one = partial(_among, G, keep)
+    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3))
 
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor, Tensor]) -> Removals:

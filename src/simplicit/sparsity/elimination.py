@@ -17,7 +17,7 @@ from simplicit.convex.gram import factor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
-from simplicit.system.workers import run
+from simplicit.workers.run import run
 
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
@@ -96,7 +96,8 @@ def costs_among(
         For each row the loss that each removal adds.
     """
     pieces = [(r[columns], columns) for r, columns in zip(R, candidates, strict=True)]
-    return list(run(partial(_among, G, keep), pieces, executor))
+    one = partial(_among, G, keep)
+    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3))
 
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:

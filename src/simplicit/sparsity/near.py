@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simplicit.convex.gram import factor, pseudo_inverse
 from simplicit.convex.problem import RowProblem
-from simplicit.system.workers import run
+from simplicit.workers.run import run
 
 RIDGE = 1e-6
 """Curvature around the anchor, relative to the square of a feature's penalty scale."""

@@ -27,7 +27,7 @@ from simplicit.sparsity.block_elimination import weighed
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.near import Anchor, without_free
 from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern, rows_together
-from simplicit.system.workers import run
+from simplicit.workers.run import run
 
 LEVELS = tuple(0.05 * 2.0**i for i in range(8))
 """ρ, relative to the square of a feature; `benchmarks/ablation/supports.py` compares others."""
@@ -154,7 +154,7 @@ def screen(
     sizes: list[Tensor] = []
     for level in range(len(LEVELS)):
         pieces = zip(parts, states, counts, worth, patterns, strict=True)
-        states = list(run(partial(_problem, level), pieces, executor))
+        states = list(run(partial(_problem, level), pieces, executor, cost=_operations))
         sizes = [_sizes(p, s.Y) for p, s in zip(patterns, states, strict=True)]
         chosen = _best(sizes, worth, budget)
         counts = [int(c.sum()) for c in chosen]
@@ -220,6 +220,11 @@ def _tile(level: int, system: _System, pattern: Pattern, piece: tuple[_State, Te
         return found
     moved = int(((found.Z != 0) != (state.Z != 0)).sum())
     return replace(found, settled=moved <= SETTLED * int(wanted.sum()))
+
+
+def _operations(piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor, Pattern]) -> float:
+    G, rows = len(piece[0][0]), len(piece[1].R)
+    return float(G) ** 2 * (G + STEPS * rows)
 
 
 def _problem(

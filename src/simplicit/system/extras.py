@@ -8,6 +8,7 @@ from simplicit.errors import InputError
 
 EXTRAS = {
     "attacks": ("pyautoattack", "foolbox"),
+    "cluster": ("distributed",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "pruning": ("torch_pruning",),
     "runtime": ("llvmlite",),

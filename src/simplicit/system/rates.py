@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from simplicit.system import threads, workers
+from simplicit.system import threads
 
 ORDER = 512
 """Rows of the products that are timed."""
@@ -61,9 +62,9 @@ def measured(many: int, device: str = "cpu") -> Rates:
     G = b[:FACTORISED] @ b[:FACTORISED].T + torch.eye(FACTORISED, device=device)
     some, little = torch.rand(TRANSFERRED, device=device), torch.rand(8, device=device)
     product = 2.0 * ORDER**3
-    with threads.single_threaded(), workers.pool(many) as executor:
+    with threads.single_threaded(), ThreadPoolExecutor(many, initializer=_alone) as executor:
         single = seconds(lambda: a @ a, 4)
-        together = list(workers.run(_products, [a] * many, executor))
+        together = list(executor.map(_products, [a] * many))
         return Rates(
             product / single,
             product / seconds(lambda: b @ b, 3),
@@ -96,6 +97,11 @@ def seconds(work: Callable[[], Tensor], times: int) -> float:
 
 def _inverse(G: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(G))
+
+
+# a new thread has as many of its own as there are processors
+def _alone() -> None:
+    torch.set_num_threads(1)
 
 
 def _products(a: Tensor) -> float:

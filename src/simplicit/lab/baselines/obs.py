@@ -11,7 +11,7 @@ from simplicit.lab.baselines.tools.weights import Layer
 from simplicit.sparsity.budget import shares, spend
 from simplicit.sparsity.elimination import eliminate
 from simplicit.system import progress
-from simplicit.system.workers import pool
+from simplicit.workers.executors import pool
 
 DAMPING = 1e-3
 """Added to H's diagonal, relative to its mean; chosen on held-out training images, seeds 0 to 2."""

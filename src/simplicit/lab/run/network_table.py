@@ -26,8 +26,8 @@ from simplicit.matching.estimate import Estimate, Work
 from simplicit.matching.ways.patterns import spending
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
-from simplicit.system import workers as system_workers
 from simplicit.system.memory import GB
+from simplicit.workers.executors import count
 
 SPARSITY = 0.8
 """Of what is expected of a class: it names no budget."""
@@ -118,7 +118,7 @@ def work(equations: StateEquations, recipe: Recipe, workers: int | None = None) 
         recipe,
         recipe.passes(not equations.structured, structure),
         budget,
-        system_workers.count(workers),
+        count(workers),
         0 if recipe.robustness is None else robustify.LEVELS * robustify.SWEEPS,
     )
 

@@ -1,0 +1,133 @@
+"""A cluster by Dask (`distributed`): its scheduler places pieces, its workers hold what is lent."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from typing import Any
+
+from simplicit.errors import InputError
+from simplicit.system.extras import package
+from simplicit.workers.packing import Held
+
+PATIENCE = 5.0
+"""Seconds without a scheduler after which a run goes on here."""
+
+
+def is_cluster(asked: Any) -> bool:
+    """Say whether something is Dask's client, or its executor.
+
+    Args:
+        asked: What a user gives as an executor.
+
+    Returns:
+        Whether it is; Dask is not imported for that.
+    """
+    return type(asked).__module__.partition(".")[0] == "distributed"
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Connect to a scheduler.
+
+    Args:
+        address: Its address, e.g. `tcp://10.0.0.5:8786`.
+
+    Yields:
+        Dask's client.
+
+    Raises:
+        InputError: If there is none at the address, or Dask is not installed.
+    """
+    distributed = package("distributed")
+    try:
+        client = distributed.Client(address, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--scheduler {address}: no scheduler answers ({error}); accepted is the address of "
+            "one that runs, as in tcp://10.0.0.5:8786"
+        ) from None
+    with client:
+        yield client
+
+
+class Cluster(Executor):
+    """The workers of a Dask scheduler.
+
+    Args:
+        client: Dask's client, or its executor.
+
+    Raises:
+        InputError: If workers have another version of simplicit, torch or Python.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = getattr(client, "_client", client)
+        # a piece that is handed out again is worked on again
+        self._executor = self._client.get_executor(pure=False)
+        self._missed: float | None = None
+        self._require_alike()
+
+    @property
+    def _max_workers(self) -> int:
+        return max(1, sum(self._client.nthreads().values())) if not self.gone else 1
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand something to the scheduler.
+
+        Args:
+            fn: A function.
+            args: Its arguments; what `lend` gives goes to a worker once.
+            kwargs: More of them.
+
+        Returns:
+            Its future.
+        """
+        return self._executor.submit(fn, *args, **kwargs)
+
+    def lend(self, held: Held) -> Any:
+        """Bring bytes to one worker, from which the others get them when they need them.
+
+        Args:
+            held: The bytes.
+
+        Returns:
+            Dask's future of them.
+        """
+        return self._client.scatter(held, hash=False)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the scheduler has not been there for some time."""
+        if self._client.status == "running":
+            self._missed = None
+            return False
+        if self._client.status in ("closed", "closing"):
+            return True
+        self._missed = self._missed or time.monotonic()
+        return time.monotonic() - self._missed > PATIENCE
+
+    # the same bits come from the same code only
+    def _require_alike(self) -> None:
+        here, there = _versions(), self._client.run(_versions)
+        for address, found in there.items():
+            differ = [f"{name} {found[name]} for {here[name]}" for name in here if
+                      found[name] != here[name]]  # fmt: skip
+            if differ:
+                raise InputError(f"worker {address} has {', '.join(differ)}: install the same")
+        if not there:
+            raise InputError(
+                f"the scheduler at {self._client.scheduler.address} has no workers: start some "
+                "with `dask worker`"
+            )
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+
+    import simplicit
+
+    versions = {"simplicit": simplicit.__version__, "torch": torch.__version__}
+    return {**versions, "Python": platform.python_version(), "machine": platform.machine()}
