@@ -90,9 +90,9 @@ def test_fingerprints_tell_things_apart():
     other[123_456] += 1e-9
     swapped[0], swapped[1] = large[1], large[0]
     every = [large, other, swapped, large[1:], large.view(2, -1), {"a": large}, 1, "1"]
-    found = [fingerprint(pack(x)) for x in every]
+    found = [fingerprint(x) for x in every]
     assert len(set(found)) == len(every)
-    assert fingerprint(pack(large.clone())) == found[0]
+    assert fingerprint(large.clone()) == found[0]
 
 
 class Evil:

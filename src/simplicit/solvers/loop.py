@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -152,7 +151,7 @@ def _solve(
     answers: list[Answer] = []
     tiles = [(group, rows) for group in groups for rows in group.tiles]
     for (group, rows), answer in zip(
-        tiles, run(partial(solve_piece, call), pieces, executor), strict=True
+        tiles, run(_solve_piece, ((call, piece) for piece in pieces), executor), strict=True
     ):
         if answer.away:
             _report(call.watch, group.problem.unit[rows], rows, answer)
@@ -160,6 +159,11 @@ def _solve(
     order = torch.cat([rows for _, rows in tiles]).argsort()
     found = Solution.concatenate([answer.solution for answer in answers]).rows(order)
     return found, torch.cat([answer.wide for answer in answers]).sort().values
+
+
+# the call goes along with each piece, as it is when the piece goes: it may have been stopped
+def _solve_piece(asked: tuple[Call, Piece]) -> Answer:
+    return solve_piece(*asked)
 
 
 def _report(watch: Watch, unit: Tensor, rows: Tensor, answer: Answer) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.convex.solution import Status
+from simplicit.workers.packing import Passing
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ Callback = Callable[[Progress], bool | None]
 
 
 @dataclass
-class Watch:
+class Watch(Passing):
     """Clock and callback of one call; its threads share it.
 
     A copy that goes to another process keeps the time that is left, without the callback: the

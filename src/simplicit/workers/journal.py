@@ -188,8 +188,8 @@ class Call:
 
     def _asked(self, piece: Any) -> str:
         if self._of is None:
-            self._of = fingerprint(pack(self._function))
-        return (self._of + fingerprint(pack(piece))).hex()
+            self._of = fingerprint(self._function)
+        return (self._of + fingerprint(piece)).hex()
 
 
 def _metadata(content: bytes) -> dict[str, str]:

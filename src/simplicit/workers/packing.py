@@ -74,6 +74,10 @@ class Mapped:
         return torch.from_numpy(np.memmap(self.path, np.uint8, mode="c"))
 
 
+class Passing:
+    """What is another one in every attempt at the same work, such as a clock."""
+
+
 @dataclass(frozen=True)
 class _View:
     """How a tensor lies in some bytes: of which, and from which on."""
@@ -152,17 +156,19 @@ def unpack(packed: Pack, careful: bool = False) -> Any:
     return kind(io.BytesIO(packed.pickled), packed.parts).load()
 
 
-def fingerprint(packed: Pack) -> bytes:
+def fingerprint(thing: Any) -> bytes:
     """Tell a thing from others, without reading large tensors more than once.
 
     Args:
-        packed: The thing, whose parts are `Held`.
+        thing: Anything that can be pickled; what is `Passing` in it does not count.
 
     Returns:
         16 bytes.
     """
-    found = hashlib.blake2b(packed.pickled, digest_size=16)
-    for part in packed.parts:
+    file, parts = io.BytesIO(), []
+    _Lasting(file, hold, parts).dump(thing)
+    found = hashlib.blake2b(file.getvalue(), digest_size=16)
+    for part in parts:
         if len(part) <= TOLD:
             found.update(part.bytes.numpy())
         else:
@@ -204,6 +210,11 @@ def _content(x: Tensor) -> tuple[Tensor, int]:
         x.untyped_storage(), begin, (start - begin + size,), (1,)
     )
     return (F.pad(content, (first, 0)) if first > start else content), first
+
+
+class _Lasting(_Pickler):
+    def persistent_id(self, obj: Any) -> _View | str | None:
+        return "passing" if isinstance(obj, Passing) else super().persistent_id(obj)
 
 
 class _Unpickler(pickle.Unpickler):
