@@ -176,15 +176,19 @@ class Work:
         chosen = self.recipe.chooses
         fractions = self.fractions()
         found, behind = [], pass_
-        for rows in self.layers:
+        sizes = self.sizes(m, rates)
+        # wide rows are compared with all others
+        screened = self.recipe.method == "splitting" and any(
+            screened_first(size.K, size.N) for size in sizes
+        )
+        for rows, size in zip(self.layers, sizes, strict=True):
             part = every[rows.index].products / max(counted, 1.0)
             behind = max(behind - pass_ * part, 0.0)
-            size = Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
-            found.append(self._layer(size, rows, part * pass_, behind, fractions))
+            found.append(self._layer(size, rows, part * pass_, behind, fractions, screened))
         felt = chosen and self.recipe.sensitivity
         phases: dict[str, list[float]] = {}
         if felt:
-            squares = sum(size.coupling for size in self.sizes(m, rates))
+            squares = sum(size.coupling for size in sizes)
             directions = sensitivity.PROBES
             phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
         if planned:
@@ -251,14 +255,20 @@ class Work:
         ]
 
     def _layer(
-        self, size: "Size", rows: Rows, own: float, behind: float, fractions: list[float]
+        self,
+        size: "Size",
+        rows: Rows,
+        own: float,
+        behind: float,
+        fractions: list[float],
+        screened: bool,
     ) -> Layer:
         recipe, equation = self.recipe, self.equations.layers[rows.index]
         chosen, budget = recipe.chooses, self.budget is not None or recipe.rank is not None
         prices = first = further = 0.0
         certificate = size.certificate
         if chosen:
-            prices = self._price(size)
+            prices = self._price(size, screened)
             once = size.eliminated if recipe.method == "elimination" else size.split
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
@@ -318,10 +328,9 @@ class Work:
         # prices are found twice, and the first step has two starts
         return 2 * prices + first + each, 2 * once, further + (steps - 1) * once
 
-    def _price(self, size: "Size") -> float:
-        if screened_first(size.K, size.N) and self.recipe.method == "splitting":
-            return size.split + size.among
-        return size.eliminated
+    def _price(self, size: "Size", screened: bool) -> float:
+        exact = screened and screened_first(size.K, size.N)
+        return screened * size.split + (size.among if exact else size.eliminated)
 
     def _memory(
         self, m: int, found: Sequence[Layer], rates: Rates, phases: set[str]

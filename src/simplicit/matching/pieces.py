@@ -174,11 +174,12 @@ def _stages(
         found += _sensitivity(work, layers, whole, _cut(m, batch), at_once)
     if MOMENTS in expected.phases:
         for layer in layers:
-            found += [*layer.states(MOMENTS, model=False), layer.moments(MOMENTS)]
+            found += [*layer.states(MOMENTS), layer.moments(MOMENTS)]
         found += _prices(work, layers)
     for layer in layers:
-        found += [*layer.states(LAYERS, model=False), *layer.states(LAYERS, model=True)]
-        found += [layer.moments(LAYERS), *_matched(work, layer)]
+        kept = recipe.chooses and recipe.relu_aware and is_relu(layer.equation)
+        found += [*layer.states(LAYERS), layer.moments(LAYERS, kept and not layer.rows.uses)]
+        found += _matched(work, layer)
         path = PATH if not recipe.chooses and MOMENTS in expected.phases else 1.0
         found.append(layer.certificate(LAYERS, path))
     for phase, count in ((SWEEPS, work.sweeps), (LEVELS, work.priced)):
@@ -278,20 +279,28 @@ class _Layer:
     def alone(self, phase: str, step: str, seconds: float) -> Stage:
         return Stage(phase, self.rows.name, step, alone=seconds)
 
-    # through the equation, some samples after others, batch by batch
-    def states(self, phase: str, model: bool) -> list[Stage]:
-        equation, name = self.equation, self.rows.name
-        step = "states of the model" if model else "states of the network"
+    # through the equation, some samples after others, batch by batch; in the loop the model, too
+    def states(self, phase: str) -> list[Stage]:
+        equation, looped = self.equation, phase == LAYERS
+        network, model = "states of the network", "states of the model"
+        seconds = self.own * (1 + looped)
         if self.rows.index in equation.sources:
-            return [self.alone(phase, step, self.own)]
-        at_once = max(1, CACHE // (equation.size * self.item))
+            return [self.alone(phase, network, seconds)]
         z, x = (float(self.item * n) for n in (equation.size, equation.states))
-        # the network's pre-activations come back, and go out again for φ
-        sent, returned = (self.sources, x) if model else (self.sources + z, z + x)
+        if equation is self.equations.output:  # nothing reads its states
+            return self._passed(phase, network, seconds, self.sources, z)
+        # pre-activations come back, and go out again for φ
+        found = self._passed(phase, network, self.own, self.sources + z, z + x)
+        return [*found, *self._passed(phase, model, self.own, self.sources, x)] if looped else found
+
+    def _passed(
+        self, phase: str, step: str, seconds: float, sent: float, returned: float
+    ) -> list[Stage]:
+        at_once = max(1, CACHE // (self.equation.size * self.item))
         return [
             Stage(
-                phase, name, step,
-                _parts(_cut(samples, at_once), self.own * samples / self.m, sent, returned),
+                phase, self.rows.name, step,
+                _parts(_cut(samples, at_once), seconds * samples / self.m, sent, returned),
                 times=float(times), shared=self.weights,
             )
             for times, samples in self.batches
@@ -308,32 +317,45 @@ class _Layer:
     def _drawn(self) -> int:
         return moments.drawn(self.m, self.size.positions, self.size.N - 1)
 
+    # bytes of a sample's features and targets, and whether all of them are kept for new targets
+    @property
+    def _features(self) -> tuple[float, bool]:
+        size, drawn = self.size, self._drawn
+        values = drawn * (size.N - 1)
+        if shifts := Shifts.of(self.rows, self.equation, drawn):
+            values, drawn = shifts.size, size.positions
+        own = size.groups * (size.item * values + 2.0 * self.item * drawn * size.K)
+        return own, self.m * own <= moments.KEPT
+
     # blocks of samples, whose sums the caller adds up
-    def _sums(self, phase: str, step: str, seconds: float, numbers: float, sent: float) -> Stage:
-        size = self.size
+    def _sums(
+        self, phase: str, step: str, seconds: float, numbers: float, sent: float, kept: float = 0.0
+    ) -> Stage:
+        size, blocks = self.size, self._blocks
         answer = size.item * size.groups * numbers + 8.0 * size.groups * (2 * size.K + size.N) + 8
-        added = min(size.added(size.groups * numbers) * sum(n for n, _ in self._blocks), seconds)
-        parts = _parts(self._blocks, seconds - added, sent, answer=answer)
+        added = min(size.added(size.groups * numbers) * sum(n for n, _ in blocks), seconds)
+        parts = _parts(blocks, seconds - added, sent, kept, answer)
         held = size.groups * size.block
-        shared = self.weights + 8.0 * size.groups * size.K * size.N
         return Stage(
-            phase, self.rows.name, step, parts, alone=added, shared=shared, held=held
+            phase, self.rows.name, step, parts, alone=added, shared=self.weights, held=held
         )  # fmt: skip
 
-    def moments(self, phase: str) -> Stage:
+    def moments(self, phase: str, keep: bool = False) -> Stage:
         d, K = self.size.N - 1, self.size.K
         sent = self.sources + self.item * self.equation.size
-        found = self._sums(phase, "moments", self.size.moments, float(d * (d + K)), sent)
-        return replace(found, shared=self.weights)
+        features, fit = self._features
+        numbers, kept = float(d * (d + K)), features if keep and fit else 0.0
+        return self._sums(phase, "moments", self.size.moments, numbers, sent, kept)
 
+    # features that are there already, or are read again
     def retargeted(self, times: float) -> list[Stage]:
         size, d = self.size, self.size.N - 1
-        values = size.groups * self._drawn * (size.item * d + 2 * self.item * size.K)
-        kept = self.m * values <= moments.KEPT  # features that are there already
-        sent = float(values) if kept else self.sources + self.item * self.equation.size
-        seconds = size.retargeted
-        found = self._sums(LAYERS, "moments of new targets", seconds, float(d * size.K), sent)
-        return _repeated([found], times)
+        features, fit = self._features
+        sent = features if fit else self.sources + self.item * self.equation.size
+        numbers, step = float(d * size.K), "moments of new targets"
+        found = self._sums(LAYERS, step, size.retargeted, numbers, sent)
+        candidate = 8.0 * size.groups * size.K * size.N
+        return _repeated([replace(found, shared=found.shared + candidate)], times)
 
     def eliminated(self, phase: str) -> list[Stage]:
         size, N = self.size, self.size.N
@@ -343,7 +365,7 @@ class _Layer:
         return [
             Stage(
                 phase, self.rows.name, "elimination", parts, float(size.groups),
-                alone=size.inverse, shared=9.0 * N**2, held=16.0 * elimination.TILE * N**2,
+                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * elimination.TILE * N**2,
             )
         ]  # fmt: skip
 
@@ -458,9 +480,7 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
     wide = [splits and screened_first(layer.size.K, layer.size.N) for layer in layers]
     found: list[Stage] = []
     if any(wide):
-        problems = tuple(
-            layer.screened() for layer, screen in zip(layers, wide, strict=True) if screen
-        )
+        problems = tuple(layer.screened() for layer in layers)
         levels = float(len(splitting.LEVELS))
         held = max(4.0 * layer.size.N**2 for layer in layers)
         found.append(Stage(PRICES, "", "rough prices", problems, levels, held=held))

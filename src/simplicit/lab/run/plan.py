@@ -79,6 +79,11 @@ class Decides:
     every: float
     longest: float
 
+    @property
+    def where(self) -> str:
+        """Phase, layer and step."""
+        return ", ".join(part for part in (self.phase, self.layer, self.step) if part)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -348,7 +353,7 @@ def _times(found: Plan) -> Table:
     here = found.here.seconds
     written.add_row("all", *map(_seconds, [here, *(run.seconds for run in runs)]))
     parts = [one / here / work.workers, *(one / run.seconds / run.workers for run in runs)]
-    written.add_row("efficiency", *(f"{100 * part:.0f} %" for part in parts))
+    written.add_row("efficiency", *(f"{100 * part:.3g} %" for part in parts))
     return written
 
 
@@ -377,13 +382,12 @@ def _limit(found: Plan) -> str:
     enough, best, own = found.enough, found.best, found.best.decides
     if own is None:
         return f"More than 1 worker gains less than {100 * LITTLE:.0f} %."
-    where = ", ".join(part for part in (own.phase, own.layer, own.step) if part)
     piece = f", {spoken(own.longest)} a piece" if own.reason == "uneven" else ""
     few = f"{enough.workers} worker" + ("" if enough.workers == 1 else "s")
     return (
         f"More than {few} ({spoken(enough.seconds)}) gain less than {100 * LITTLE:.0f} %; "
         f"{best.workers} take least ({spoken(best.seconds)}). There {REASONS[own.reason]} decides "
-        f"({spoken(own.every)}), most of all in {where} ({spoken(own.seconds)}{piece})."
+        f"({spoken(own.every)}), most of all in {own.where} ({spoken(own.seconds)}{piece})."
     )
 
 
