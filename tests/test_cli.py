@@ -84,7 +84,7 @@ def test_the_module_runs_too():
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("run",), ("compare",), ("report",), ("verify",), ("data",)]
+    "command", [(), ("run",), ("compare",), ("report",), ("verify",), ("plan",), ("data",)]
 )
 def test_every_help_has_an_example(call, command):
     code, out, err = call(*command, "--help")
@@ -100,7 +100,8 @@ def test_every_help_has_an_example(call, command):
 def test_no_command_prints_the_help_and_fails(call):
     code, out, err = call()
     assert code == 2 and "Commands" in out + err
-    assert "error: a command is needed: run, compare, report, verify, bench, inspect or data" in err
+    needed = "run, compare, report, verify, bench, inspect, plan or data"
+    assert f"error: a command is needed: {needed}" in err
 
 
 @pytest.mark.parametrize(

@@ -203,10 +203,10 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_commands_name_configurations_and_keys_that_exist(path: Path) -> None:
     text = path.read_text("utf-8").replace("\\\n", " ")
-    for command in re.findall(r"simplicit (?:run|compare|inspect) configs/[^`#\n]*", text):
+    for command in re.findall(r"simplicit (?:run|compare|inspect|plan) configs/[^`#\n]*", text):
         _, kind, config, *words = shlex.split(command)
         keys = [word for word in words if "=" in word]
-        if kind == "compare":
+        if kind in ("compare", "plan"):
             load_each(ROOT / config, keys)
         else:
             load(ROOT / config, keys)

@@ -239,6 +239,51 @@ def inspect(
 
 
 @app.command()
+def plan(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|package.module:Class")],
+    overrides: Overrides = None,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option("--workers", min=1, help="How many; may be repeated. 1, 2, 4, … 64 without."),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", help="MB/s to all workers; what is copied here without."),
+    ] = None,
+    latency: Annotated[float, typer.Option("--latency", help="Seconds to a worker.")] = 0.0,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="One sample of a class, e.g. 3,32,32.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, help="Calibration inputs; the configuration's without."),
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option("--sparsity", help="Of a class.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run takes here and with so many workers, and where more of them stop helping.
+
+    Example: simplicit plan configs/digits.yaml --workers 1 --workers 8
+    """
+    from rich.console import Console
+
+    from simplicit.lab.run import plan as planning
+
+    planning.link_of(bandwidth, latency, 1.0)
+    asked = planning.asked_of(target, overrides or [], shape, samples, sparsity)
+    found = planning.plan(asked, workers or planning.WORKERS, bandwidth, latency)
+    if as_json:
+        print(json.dumps(planning.summary(found), indent=2))
+        return
+    # a file or a pipe has no width; a terminal has its own
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for table in planning.tables(found):
+        console.print(table)
+    for note in planning.notes(found):
+        print(note)
+
+
+@app.command()
 def data(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, or an .npz file.")],
     folder: Annotated[Path, typer.Option("--dir", help="The data folder.")] = Path("data"),
@@ -283,7 +328,8 @@ def main() -> None:
             raise
         # help was asked for by giving no command; it is printed already
         _fail(
-            message() or "a command is needed: run, compare, report, verify, bench, inspect or data"
+            message()
+            or "a command is needed: run, compare, report, verify, bench, inspect, plan or data"
         )
     if code == STOPPED:
         print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)

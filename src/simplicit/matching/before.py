@@ -53,13 +53,26 @@ def timed(work: Work, example: torch.Tensor, m: int) -> Estimate:
     Returns:
         The estimate.
     """
+    return work.estimate(m, *machine(work, example))
+
+
+def machine(work: Work, example: torch.Tensor) -> tuple[rates.Rates, float]:
+    """Time this machine.
+
+    Args:
+        work: What there is to do.
+        example: Some samples.
+
+    Returns:
+        Its rates, and the seconds of a pass of one sample through the network.
+    """
     network = work.network
     device = network.like.device
     count = int(TIMED / max(work.forward(rates.NOMINAL), 1e-9))
     u = example[: max(1, min(count, len(example), 64))].to(network.like)
     with torch.no_grad(), threads.single_threaded():
         one = rates.seconds(lambda: network.replay(u)[1], 3) / len(u)
-    return work.estimate(m, rates.measured(work.workers, str(device)), one)
+    return rates.measured(work.workers, str(device)), one
 
 
 def require_memory(work: Work, expected: Estimate, m: int) -> None:

@@ -174,17 +174,21 @@ class Work:
         pass_ /= max(min(rates.parallel, m / BATCH), 1.0)
         planned = self.budget is not None or self.recipe.rank is not None
         chosen = self.recipe.chooses
-        fractions = self._fractions()
+        fractions = self.fractions()
         found, behind = [], pass_
-        for rows in self.layers:
+        sizes = self.sizes(m, rates)
+        # wide rows are compared with all others
+        screened = self.recipe.method == "splitting" and any(
+            screened_first(size.K, size.N) for size in sizes
+        )
+        for rows, size in zip(self.layers, sizes, strict=True):
             part = every[rows.index].products / max(counted, 1.0)
             behind = max(behind - pass_ * part, 0.0)
-            size = Size.of(rows, every[rows.index], m, self.workers, fractions[0], rates)
-            found.append(self._layer(size, rows, part * pass_, behind, fractions))
+            found.append(self._layer(size, rows, part * pass_, behind, fractions, screened))
         felt = chosen and self.recipe.sensitivity
         phases: dict[str, list[float]] = {}
         if felt:
-            squares = sum(size.coupling for size in self._sizes(m, rates))
+            squares = sum(size.coupling for size in sizes)
             directions = sensitivity.PROBES
             phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
         if planned:
@@ -214,9 +218,12 @@ class Work:
         states = sum(e.size + e.states for e in every)
         return 2.0 * sum(e.products for e in every) / rates.float32 + 16.0 * states / rates.memory
 
-    # part of the weights that are non-zero: while layers are matched, which is the first sweep's,
-    # and in each sweep
-    def _fractions(self) -> list[float]:
+    def fractions(self) -> list[float]:
+        """Say what part of the weights is non-zero.
+
+        Returns:
+            It while layers are matched, which is the first sweep's; then in each further sweep.
+        """
         every = self.equations.layers
         total = sum(rows.weights(every[rows.index]).numel() for rows in self.layers)
         if self.budget is None or not total:
@@ -232,25 +239,40 @@ class Work:
         parts += [last] * sweeps.REFITS
         return [min(part / total, 1.0) for part in parts]
 
-    def _sizes(self, m: int, rates: Rates) -> list["Size"]:
-        every, first = self.equations.layers, self._fractions()[0]
+    def sizes(self, m: int, rates: Rates) -> list["Size"]:
+        """Count the rows of every layer.
+
+        Args:
+            m: Samples.
+            rates: Of this machine.
+
+        Returns:
+            The counts of each layer.
+        """
+        every, first = self.equations.layers, self.fractions()[0]
         return [
             Size.of(rows, every[rows.index], m, self.workers, first, rates) for rows in self.layers
         ]
 
     def _layer(
-        self, size: "Size", rows: Rows, own: float, behind: float, fractions: list[float]
+        self,
+        size: "Size",
+        rows: Rows,
+        own: float,
+        behind: float,
+        fractions: list[float],
+        screened: bool,
     ) -> Layer:
         recipe, equation = self.recipe, self.equations.layers[rows.index]
         chosen, budget = recipe.chooses, self.budget is not None or recipe.rank is not None
         prices = first = further = 0.0
         certificate = size.certificate
         if chosen:
-            prices = self._price(size)
+            prices = self._price(size, screened)
             once = size.eliminated if recipe.method == "elimination" else size.split
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
-            aware = recipe.relu_aware and _relu(equation)
+            aware = recipe.relu_aware and is_relu(equation)
             if recipe.units:
                 prices, first = size.units, size.whole
                 again = REFITS if aware and not self.sweeps else 0
@@ -306,15 +328,14 @@ class Work:
         # prices are found twice, and the first step has two starts
         return 2 * prices + first + each, 2 * once, further + (steps - 1) * once
 
-    def _price(self, size: "Size") -> float:
-        if screened_first(size.K, size.N) and self.recipe.method == "splitting":
-            return size.split + size.among
-        return size.eliminated
+    def _price(self, size: "Size", screened: bool) -> float:
+        exact = screened and screened_first(size.K, size.N)
+        return screened * size.split + (size.among if exact else size.eliminated)
 
     def _memory(
         self, m: int, found: Sequence[Layer], rates: Rates, phases: set[str]
     ) -> dict[str, float]:
-        like, sizes = self.equations.like, self._sizes(m, rates)
+        like, sizes = self.equations.like, self.sizes(m, rates)
         item = like.element_size()
         inputs = float(m * self.equations.p * item)
         grams = sum(size.gram for size in sizes)
@@ -357,7 +378,15 @@ def largest(work: Work, rates: Rates, m: int, free: float) -> int:
     return low
 
 
-def _relu(equation: Equation) -> bool:
+def is_relu(equation: Equation) -> bool:
+    """Say whether all states are those of a ReLU.
+
+    Args:
+        equation: Their equation.
+
+    Returns:
+        Whether they are.
+    """
     phi = equation.phi
     phis = [block.phi for block in phi.blocks] if isinstance(phi, Stacked) else [phi]
     return all(isinstance(own, Phi) and own.name == "relu" for own in phis)

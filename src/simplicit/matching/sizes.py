@@ -13,6 +13,7 @@ from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
 from simplicit.outputs import sweeps
+from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, elimination, splitting
 from simplicit.sparsity.choice import PRICED, SPARE, screened_first
 from simplicit.system.rates import Rates
@@ -132,6 +133,17 @@ class Size:
         pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
         return self.groups * (products + moved) / self._side(pieces)
 
+    def added(self, numbers: float) -> float:
+        """Price a piece's answer, in its own precision, that is added to a sum in float64.
+
+        Args:
+            numbers: In the answer.
+
+        Returns:
+            Seconds.
+        """
+        return self._moved(numbers, 16 + self.item)
+
     @property
     def retargeted(self) -> float:
         """Seconds of moments with new targets."""
@@ -140,18 +152,26 @@ class Size:
         return self.groups * (products + moved) / self._side(self.m / BATCH)
 
     @property
-    def split(self) -> float:
-        """Seconds of one choice of supports by splitting."""
-        steps = splitting.STEPS * (
+    def steps(self) -> float:
+        """Seconds of the steps of splitting at one level, for the rows of a group."""
+        return splitting.STEPS * (
             2.0 * self.K * self.N**2 / self.rates.float32
             + self._moved(10.0 * self.K * self.N, 4)
             + 10 * self.rates.call
         )
+
+    @property
+    def system(self) -> float:
+        """Seconds until a level of splitting can be solved."""
         inverse = self.N**3 / (2 * self.rates.factor)
-        if not splitting.inverted(self.K, self.N):
-            inverse /= 3
+        return inverse if splitting.inverted(self.K, self.N) else inverse / 3
+
+    @property
+    def split(self) -> float:
+        """Seconds of one choice of supports by splitting."""
         side = self._side(self.K / splitting.TILE)
-        return self.groups * len(splitting.LEVELS) * (steps / side + inverse / self._side(2))
+        once = self.steps / side + self.system / self._side(2)
+        return self.groups * len(splitting.LEVELS) * once
 
     def _removed(self, features: float, rows: int, left: float) -> float:
         removals = max(features - left, 0.0)
@@ -162,20 +182,42 @@ class Size:
         return CALLS * removals * self.rates.call + rows * (products + copied + columns)
 
     @property
+    def tile(self) -> float:
+        """Seconds of one exact elimination of some rows side by side."""
+        return self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
+
+    @property
+    def inverse(self) -> float:
+        """Seconds of the inverse of a Gram."""
+        return self.N**3 / self.rates.factor
+
+    @property
     def eliminated(self) -> float:
         """Seconds of one exact elimination of all rows."""
         tiles = -(-self.K // elimination.TILE)
-        one = self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
-        whole = self.N**3 / self.rates.factor
-        return self.groups * (tiles * one / self._side(tiles) + whole)
+        return self.groups * (tiles * self.tile / self._side(tiles) + self.inverse)
+
+    @property
+    def candidates(self) -> float:
+        """Features of a row that is priced among some."""
+        return min(SPARE * self.kept, self.N)
+
+    @property
+    def priced(self) -> int:
+        """Rows of a group that are priced exactly among candidates."""
+        return len(range(0, self.K, -(-self.K // PRICED)))
+
+    @property
+    def price(self) -> float:
+        """Seconds of exact prices of one row among candidates."""
+        count = self.candidates
+        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
+        return one + self._moved(2 * count**2)
 
     @property
     def among(self) -> float:
         """Seconds of exact prices among candidates."""
-        count = min(SPARE * self.kept, self.N)
-        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
-        rows = len(range(0, self.K, -(-self.K // PRICED)))
-        return self.groups * rows * (one + self._moved(2 * count**2)) / self._side(rows)
+        return self.groups * self.priced * self.price / self._side(self.priced)
 
     @property
     def units(self) -> float:
@@ -186,8 +228,7 @@ class Size:
     @property
     def whole(self) -> float:
         """Seconds of least squares over all features."""
-        product = 2.0 * self.K * self.N**2 / self.rates.float64
-        return self.groups * (self.N**3 / (3 * self.rates.factor) + product)
+        return self.groups * (self.N**3 / (3 * self.rates.factor) + self.product)
 
     @property
     def regressed(self) -> float:
@@ -198,11 +239,34 @@ class Size:
         singular = SINGULAR * long * short**2 / self.rates.factor
         return self.groups * (whole + triangular + singular + CALLS * self.rates.call)
 
-    # one factorisation of each row, with so many times its share
-    def _factorised(self, part: float) -> float:
-        s = min(part * self.kept, self.N) + 1
+    def support(self, part: float) -> float:
+        """Count the features of a row that is refitted.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Their number, the bias among them.
+        """
+        return min(part * self.kept, self.N) + 1
+
+    def factorised(self, part: float) -> float:
+        """Price the factors of a group's rows, each on its own support.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        s = self.support(part)
         one = s**3 / (3 * self.rates.factor) + self._moved(4 * s**2) + CALLS * self.rates.call
         return self.K * one / self._side(self.K)
+
+    @property
+    def product(self) -> float:
+        """Seconds of the product of a group's weights and its Gram."""
+        return 2.0 * self.K * self.N**2 / self.rates.float64
 
     def refit(self, part: float) -> float:
         """Price a refit of the rows, each on its own.
@@ -213,8 +277,7 @@ class Size:
         Returns:
             Seconds.
         """
-        product = 2.0 * self.K * self.N**2 / self.rates.float64
-        return self.groups * (self._factorised(part) + product)
+        return self.groups * (self.factorised(part) + self.product)
 
     def factors(self, part: float) -> float:
         """Say how large the factors of all rows are.
@@ -236,19 +299,37 @@ class Size:
         Returns:
             Seconds.
         """
-        s, K, N = min(part * self.kept, self.N) + 1, self.K, self.N
+        return self.groups * (self.factorised(part) + self.in_turn(part) + self.product)
+
+    def in_turn(self, part: float) -> float:
+        """Price the steps of a group's rows in view of all others: one row after the other.
+
+        Args:
+            part: Weights of a row, as a part of its share.
+
+        Returns:
+            Seconds.
+        """
+        s, K, N = self.support(part), self.K, self.N
         step = self._moved(K * N + s * N + s**2) + CALLS * self.rates.call
-        product = 2.0 * K * N**2 / self.rates.float64
         times = coupled.SWEEPS if self.factors(part) <= coupled.KEPT else 1
-        return self.groups * (self._factorised(part) + times * K * step + product)
+        return times * K * step
+
+    @property
+    def solved(self) -> float:
+        """Seconds of the certified solve of a group's rows, what they share apart."""
+        return 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
+
+    @property
+    def prepared(self) -> float:
+        """Seconds of the inverses, and of the stages, of a certified solve."""
+        return INVERSES * self.inverse + STAGES * self.rates.call
 
     @property
     def certificate(self) -> float:
         """Seconds of the certified solve."""
-        rows = 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
-        tiles = -(-self.K // 64)
-        whole = INVERSES * self.N**3 / self.rates.factor
-        return self.groups * (rows / self._side(tiles) + whole + STAGES * self.rates.call)
+        tiles = -(-self.K // DEFAULTS.tile)
+        return self.groups * (self.solved / self._side(tiles) + self.prepared)
 
     def swept(self, part: float, outputs: int, behind: float) -> float:
         """Price a sweep over the rows, their Grams apart.
@@ -266,9 +347,22 @@ class Size:
         moved = self._moved(numbers, self.item)
         blocks = -(-self.K // sweeps.TOGETHER)
         followed = FOLLOWED * blocks * (outputs + 4) * behind
-        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
         side = self._side(sweeps.PARTS)
-        return self.groups * (self.K * (moved / side + one) + followed / side)
+        divided = self.groups * (self.K * moved + followed) / side
+        return divided + self.swept_alone(part)
+
+    def swept_alone(self, part: float) -> float:
+        """Price what of a sweep is not divided over the samples: each row's own system.
+
+        Args:
+            part: Part of the weights that are there.
+
+        Returns:
+            Seconds.
+        """
+        s = part * (self.N - 1) + 1
+        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
+        return self.groups * self.K * one
 
     def weighted(self, part: float, outputs: int) -> float:
         """Price the Grams of all rows on their supports.

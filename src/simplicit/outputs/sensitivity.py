@@ -82,7 +82,7 @@ def sensitivity(
     sizes = [rows.weights(every[rows.index]).shape[:2] for rows in layers]
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
-    generator, count = torch.Generator().manual_seed(seed), _samples(network, stream)
+    generator, count = torch.Generator().manual_seed(seed), at_once(network, stream.example)
     T = torch.cat(list(run(partial(_outputs, network), _parts(stream, count), executor)))
     step_of = partial(_sums, _Task(network, equations, layers, Distance(T, network.returned)))
     pieces = (
@@ -136,8 +136,17 @@ def _replayed(network: StateEquations, u: Tensor) -> tuple[list[Tensor], Tensor]
     return network.replay(u.detach().clone().requires_grad_())
 
 
-# how many samples fit, measured: all that autograd saves of one, operations that are kept included
-def _samples(network: StateEquations, stream: Batches) -> int:
+def at_once(network: StateEquations, example: Tensor) -> int:
+    """Say how many samples a batch has: as many as fit, operations that are kept included.
+
+    Args:
+        network: The network as captured.
+        example: One or more samples.
+
+    Returns:
+        At least one; measured, by all that autograd saves of one.
+    """
+
     def saved(count: int) -> int:
         sizes: dict[int, int] = {}  # by storage: weights are saved, too, once for all samples
 
@@ -152,7 +161,7 @@ def _samples(network: StateEquations, stream: Batches) -> int:
             look(z)
         return sum(sizes.values())
 
-    example, each = stream.example[:1], [e.size for e in network.layers]
+    example, each = example[:1], [e.size for e in network.layers]
     slopes = sum(each) * network.like.element_size() + COPIES * max(each) * 8
     one = saved(2) - saved(1) + slopes
     return max(1, int(MEMORY // one))

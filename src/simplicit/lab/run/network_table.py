@@ -66,23 +66,40 @@ class Line:
     seconds: float
 
 
-def work_of(target: str, overrides: Sequence[str], shape: str | None) -> Work:
+def of_class(target: str) -> bool:
+    """Say whether a class is named.
+
+    Args:
+        target: A YAML file, or `package.module:Class`.
+
+    Returns:
+        Whether it is no file.
+    """
+    return ":" in target and not Path(target).exists()
+
+
+def work_of(
+    target: str, overrides: Sequence[str], shape: str | None, sparsity: float | None = None
+) -> Work:
     """Build a network with its configured or freshly drawn weights, read it, and say what is asked.
 
     Args:
         target: A YAML file, or `package.module:Class`.
         overrides: `key=value` for the YAML file.
         shape: Of one sample of a class, numbers with commas between them.
+        sparsity: Of a class; `SPARSITY` when omitted.
 
     Returns:
-        What there is to do; of a class, for a sparsity of `SPARSITY` with all processors.
+        What there is to do; of a class, with all processors.
 
     Raises:
         InputError: If there is no such network, or it cannot be read.
     """
-    if ":" not in target or Path(target).exists():
+    if not of_class(target):
         if shape is not None:
             raise InputError("--shape: only with a class; a configuration names its dataset")
+        if sparsity is not None:
+            raise InputError("--sparsity: only with a class; accepted is implicit.sparsity=…")
         settings = config.load_each(Path(target), overrides)[0]  # all with the same network
         dataset = data.load(settings.evaluation.dataset, settings.data_dir)
         with tempfile.TemporaryDirectory() as folder:  # where no trained weights are yet
@@ -92,7 +109,8 @@ def work_of(target: str, overrides: Sequence[str], shape: str | None) -> Work:
     if overrides:
         raise InputError(f"{overrides[0]!r}: accepted only with a configuration")
     net = networks.build(target, ())
-    return work(capture(net, torch.randn(2, *_sizes(shape))), Recipe(sparsity=SPARSITY))
+    recipe = Recipe(sparsity=SPARSITY if sparsity is None else sparsity)
+    return work(capture(net, torch.randn(2, *_sizes(shape))), recipe)
 
 
 def work(equations: StateEquations, recipe: Recipe, workers: int | None = None) -> Work:
