@@ -27,7 +27,7 @@ from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.refine.dead_states import without_dead_states
-from simplicit.system import progress, threads
+from simplicit.system import lock, progress, threads
 from simplicit.system import workers as system_workers
 from simplicit.system.deadline import Deadline
 
@@ -190,7 +190,8 @@ def fit(
         network = network.changed(lambda tensor: tensor.to(device))
     many = system_workers.count(workers)
     here = system_workers.pool(many) if executor is None else nullcontext(executor)
-    with here as executor:
+    held = nullcontext() if checkpoint is None else lock.held(checkpoint)
+    with held, here as executor:
         matching = Matching(
             network, structure, stream, recipe, many, executor, checkpoint, seed, deadline
         )
