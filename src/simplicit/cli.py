@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -10,6 +14,7 @@ import typer
 
 from simplicit import __version__
 from simplicit.errors import InputError
+from simplicit.system import files
 from simplicit.system.allocator import keep_freed
 
 app = typer.Typer(
@@ -22,6 +27,14 @@ app = typer.Typer(
 
 STOPPED = 130
 """Exit code after Ctrl-C; recent versions of typer return it, older ones raise `Abort`."""
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""What ends a run so that it can be taken up: Ctrl-C, a scheduler or `timeout`, a closed terminal.
+The exit code is 128 and the signal's number."""
+
+GOES_ON = "stopped; the same command with --out and the run's folder goes on"
+SAID = 0
+"""Stands among the signals that came when this was said."""
 
 WIDE = 160
 """Columns of the widest table, where no terminal says how many there are."""
@@ -308,32 +321,64 @@ def main() -> None:
         OSError: If it is none of the user's making; a bug, hence with its traceback.
     """
     keep_freed()
+    with _stoppable() as came:
+        try:
+            code = app(standalone_mode=False)
+        except InputError as error:
+            _fail(str(error))
+        except OSError as error:
+            where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            if error.errno in FULL:
+                _fail(f"{where}; what is finished is kept, the same command with --out goes on")
+            if error.errno not in REFUSED:
+                raise
+            _fail(f"{where}; give a folder that can be written")
+        except (KeyboardInterrupt, typer.Abort):
+            code = STOPPED
+        except Exception as error:
+            # what click itself says of a wrong command line: its message has no traceback
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            # help was asked for by giving no command; it is printed already
+            _fail(
+                message()
+                or "a command is needed: run, compare, report, verify, bench, inspect, plan or data"
+            )
+        if code == STOPPED:
+            print(GOES_ON, file=sys.stderr)
+            if came:
+                code = 128 + came[0]
+                came.append(SAID)
+        sys.exit(code)
+
+
+# The first signal stops the work as Ctrl-C does; a second one does not wait for what that takes.
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+        files.leave()
+        if SAID not in came:
+            # not by print, in the middle of which the signal may have come
+            os.write(2, f"{GOES_ON}\n".encode())
+        os._exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    # in the background of a shell, or under nohup, some are not to be heard
+    before = {n: old for n in numbers if (old := signal.getsignal(n)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
-        code = app(standalone_mode=False)
-    except InputError as error:
-        _fail(str(error))
-    except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        if error.errno in FULL:
-            _fail(f"{where}; what is finished is kept, the same command with --out goes on")
-        if error.errno not in REFUSED:
-            raise
-        _fail(f"{where}; give a folder that can be written")
-    except (KeyboardInterrupt, typer.Abort):
-        code = STOPPED
-    except Exception as error:
-        # what click itself says of a wrong command line: its message has no traceback
-        message = getattr(error, "format_message", None)
-        if message is None:
-            raise
-        # help was asked for by giving no command; it is printed already
-        _fail(
-            message()
-            or "a command is needed: run, compare, report, verify, bench, inspect, plan or data"
-        )
-    if code == STOPPED:
-        print("stopped; the same command with --out and the run's folder goes on", file=sys.stderr)
-    sys.exit(code)
+        yield came
+    finally:
+        if not came:  # else the process is at its end, and threads may still take a while
+            for number, old in before.items():
+                signal.signal(number, old)
 
 
 def _fail(message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.refine.dead_states import without_dead_states
-from simplicit.system import progress, threads
+from simplicit.system import lock, progress, threads
 from simplicit.system.deadline import Deadline
 from simplicit.workers.executors import Asked, count, opened
 from simplicit.workers.run import Workers
@@ -189,7 +190,8 @@ def fit(
     if device is not None:
         network = network.changed(lambda tensor: tensor.to(device))
     many = count(workers)
-    with opened(executor, many) as inner:
+    held = nullcontext() if checkpoint is None else lock.held(checkpoint)
+    with held, opened(executor, many) as inner:
         given = many, Workers(inner), checkpoint, seed, deadline
         matching = Matching(network, structure, stream, recipe, *given)
         priced = robustify.LEVELS * robustify.SWEEPS if recipe.robustness is not None else 0

@@ -1,5 +1,7 @@
 """A matching that was stopped goes on with the same bits, from a checkpoint of its own."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,10 @@ from example_networks import CAPTURED, example, seeded
 from kinds import CASES, NETWORKS, fitted, inputs, numbers, quick_fit, same
 from simplicit.errors import InputError
 from simplicit.fit import fit
+from simplicit.matching.checkpoint import Checkpoint
 from simplicit.outputs.sweeps import Sweeps
 from simplicit.recipe import Recipe
+from simplicit.system import lock
 from stopped import stopping
 
 STOPS = [
@@ -45,6 +49,30 @@ def test_a_matching_that_is_stopped_anywhere_goes_on_with_the_same_bits(
         assert again.rows == whole.rows and again.budgets == whole.budgets
         seconds = [event["seconds"] for event in again.trace]
         assert seconds == sorted(seconds) and len(seconds) == len(whole.trace)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_stop_after_any_sweep_changes_no_bit(tmp_path, monkeypatch, kind):
+    recipe = Recipe(sparsity=0.5, structure="layered", sweeps=4)
+    whole, keep, sweeps = fitted(kind, recipe), Checkpoint.keep, []
+
+    def stop_behind(self, name, *args, **others):
+        keep(self, name, *args, **others)
+        if name == "sweeping":
+            raise KeyboardInterrupt
+
+    sweep = Sweeps.sweep
+    monkeypatch.setattr(Sweeps, "sweep", lambda *a, **k: sweeps.append(sweep(*a, **k)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "keep", stop_behind)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                quick_fit(kind, recipe, checkpoint=tmp_path)
+    again = quick_fit(kind, recipe, checkpoint=tmp_path)
+    assert len(sweeps) == 4  # none was done twice
+    assert same(again.model, whole.model)
+    assert again.rows == whole.rows and again.budgets == whole.budgets
+    assert {path.stem for path in tmp_path.iterdir()} == {"plan", "sweeps"}
 
 
 RELAXED = {"sparsity": 0.5, "support": "relaxation"}
@@ -122,22 +150,70 @@ def test_time_before_a_stop_counts(tmp_path, monkeypatch):
         assert again.seconds[phase] == first.seconds[phase] == 60 * minutes
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
     quick_fit("matrices", Recipe(), checkpoint=tmp_path)
     quick_fit("matrices", Recipe(), checkpoint=tmp_path, workers=2, batch_size=7)
     u = inputs("matrices")
     other = nn.Sequential(
         *(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     )
-    for different in (
-        lambda: quick_fit("matrices", Recipe(alpha=0.5), checkpoint=tmp_path),
-        lambda: quick_fit("matrices", Recipe(structure="layered"), checkpoint=tmp_path),
-        lambda: fit(other.double(), u, Recipe(), checkpoint=tmp_path),
-        lambda: quick_fit("matrices", Recipe(), u + 1, checkpoint=tmp_path),
-        lambda: quick_fit("matrices", Recipe(), u[:-1], checkpoint=tmp_path),
-        lambda: quick_fit("matrices", Recipe(), checkpoint=tmp_path, seed=1),
+    for different, named in (
+        (lambda: quick_fit("matrices", Recipe(alpha=0.5), checkpoint=tmp_path), "recipe"),
+        (lambda: quick_fit("matrices", Recipe(structure="layered"), checkpoint=tmp_path), "recipe"),
+        (lambda: fit(other.double(), u, Recipe(), checkpoint=tmp_path), "network"),
+        (lambda: quick_fit("matrices", Recipe(), u + 1, checkpoint=tmp_path), "calibration set"),
+        (lambda: quick_fit("matrices", Recipe(), u[:-1], checkpoint=tmp_path), "calibration set"),
+        (lambda: quick_fit("matrices", Recipe(), checkpoint=tmp_path, seed=1), "seed"),
+        (lambda: quick_fit("matrices", Recipe(), checkpoint=tmp_path, time_limit=99), "time limit"),
         # the same shapes, other weights
-        lambda: fit(seeded(NETWORKS["matrices"], 3), u, Recipe(), checkpoint=tmp_path),
+        (lambda: fit(seeded(NETWORKS["matrices"], 3), u, Recipe(), checkpoint=tmp_path), "network"),
+        (
+            lambda: quick_fit("matrices", Recipe(alpha=0.5), u + 1, checkpoint=tmp_path, seed=1),
+            "recipe and another calibration set and another seed",
+        ),
     ):
-        with pytest.raises(InputError, match="belongs to another network, recipe or calibration"):
+        with pytest.raises(InputError, match=f"safetensors belongs to another {named}: give"):
             different()
+    monkeypatch.setattr("simplicit.model.archive.sealed.code", lambda: "of another day")
+    with pytest.raises(InputError, match="belongs to another version of simplicit: give"):
+        quick_fit("matrices", Recipe(), checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["plan", "layer-0", "layer-1", "sweeps"])
+@pytest.mark.parametrize("how", ["cut short", "one bit", "emptied", "something else", "a number"])
+def test_a_damaged_part_is_set_aside_and_computed_again(tmp_path, monkeypatch, capsys, part, how):
+    recipe = Recipe(sparsity=0.5, sweeps=4)
+    whole = fitted("matrices", recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "drop", lambda *_: None)
+        quick_fit("matrices", recipe, checkpoint=tmp_path)
+    path = tmp_path / f"{part}.safetensors"
+    if part != "sweeps":
+        (tmp_path / "sweeps.safetensors").unlink()
+    content = path.read_bytes()
+    ruined = bytearray(content)
+    ruined[-3] ^= 1  # in the weights
+    header = content.replace(b'\\"seconds\\": ', b'\\"seconds\\": 1', 1)[: len(content)]
+    path.write_bytes(
+        {
+            "cut short": content[: len(content) // 2],
+            "one bit": bytes(ruined),
+            "emptied": b"",
+            "something else": b"mine",
+            "a number": header,
+        }[how]
+    )
+    again = quick_fit("matrices", recipe, checkpoint=tmp_path)
+    assert same(again.model, whole.model)
+    assert again.rows == whole.rows and again.budgets == whole.budgets
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(said) == 1 and f"{path} is damaged (" in said[0]
+    assert said[0].endswith(f"it is kept as {path.name}.damaged, and computed again")
+    assert (tmp_path / f"{path.name}.damaged").exists()
+
+
+def test_two_calls_in_one_checkpoint_are_one_too_many(tmp_path):
+    with lock.held(tmp_path), pytest.raises(InputError, match=f"in use by process {os.getpid()}:"):
+        quick_fit("matrices", Recipe(), checkpoint=tmp_path)
+    assert not [*tmp_path.iterdir()]
+    quick_fit("matrices", Recipe(), checkpoint=tmp_path)

@@ -191,7 +191,7 @@ def test_fine_tuning_changes_only_non_zeros_of_a_skipped_layer():
 
 def test_a_checkpoint_of_another_skip_is_refused(tmp_path):
     quick_fit("matrices", Recipe(sparsity=0.4, skip=("0",)), checkpoint=tmp_path)
-    with pytest.raises(InputError, match="belongs to another network, recipe"):
+    with pytest.raises(InputError, match="belongs to another recipe: give"):
         quick_fit("matrices", Recipe(sparsity=0.4, skip=("2",)), checkpoint=tmp_path)
 
 

@@ -1,7 +1,7 @@
 """The explicit network: make it (`networks`), try it on the data, train it, measure it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LinearLR
 from simplicit.data.datasets import Dataset
 from simplicit.errors import InputError
 from simplicit.explicit.by_name import build, first_line, load_weights
+from simplicit.explicit.kept import State, Trainings
 from simplicit.system import progress
 from simplicit.system.suggest import did_you_mean
 
@@ -117,6 +118,8 @@ def train(
     objective: Callable[[Tensor, Tensor], Tensor] | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
+    kept: Trainings | None = None,
+    also: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Minimise the cross-entropy of the logits; the same seed gives the same bits on one CPU.
 
@@ -135,6 +138,10 @@ def train(
         objective: Gives the loss of a batch of inputs and labels; the cross-entropy by default.
         penalty: Gives a scalar that is added to each step's loss.
         after_step: Called after each step, for instance to hold weights at zero.
+        kept: Where the state is kept now and then, for a training that is stopped: the same call
+            goes on from there.
+        also: Tensors that `objective`, `penalty` and `after_step` change in place; they are part of
+            the state.
 
     Raises:
         InputError: On an unknown optimiser, no samples, NaN or infinity in the inputs, a batch of
@@ -175,7 +182,12 @@ def train(
 
         torch.manual_seed(seed)
         net.train()
-        for epoch in range(1, epochs + 1):
+        problem = inputs, labels, optimizer, lr, decay, epochs, batch_size, seed
+        place = None if kept is None else kept.next()
+        state = State(place, net, step, rate, also or {}, device, problem)
+        if done := state.restore():
+            advance(float(done * total), info=f"epoch {done} of {epochs}, taken up")
+        for epoch in range(done + 1, epochs + 1):
             waiting, loss = 0, inputs.new_zeros(())
             for batch in _steps(torch.randperm(total).to(device), batch_size):
                 loss = loss_of(inputs[batch], labels[batch])
@@ -192,6 +204,9 @@ def train(
                     report(waiting, epoch, loss.item())
                     waiting = 0
             report(waiting, epoch, loss.item())
+            state.keep(epoch, last=epoch == epochs)
+        if kept is not None:
+            kept.earlier += state.earlier
 
 
 def accuracy(

@@ -1,19 +1,19 @@
 """Finished parts of a matching on disk: one that is stopped loses at most the block it was in."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from simplicit.errors import InputError
-from simplicit.system.files import write_bytes
+from simplicit.model.archive import sealed
+from simplicit.system import files
 from simplicit.workers.journal import Journal
+
+ENDING = ".safetensors"
 
 
 class Checkpoint:
@@ -21,25 +21,34 @@ class Checkpoint:
 
     Args:
         folder: Where they are kept; None keeps nothing.
-        problem: What tells this problem from others.
+        problem: What tells this problem from others, each by its name; the code is told, too.
     """
 
-    def __init__(self, folder: Path | None, *problem: Any) -> None:
+    def __init__(self, folder: Path | None, problem: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.problem = hashlib.sha256(repr(problem).encode()).hexdigest()
+        every = {**problem, "version of simplicit": sealed.code()}
+        self.problem = {name: sealed.digest(value) for name, value in every.items()}
+        if folder is not None and folder.is_dir():
+            files.clear(folder, everywhere=False)
 
-    def keep(self, name: str, W: Float[Tensor, "r c"], records: Mapping[str, Any]) -> None:
+    def keep(
+        self,
+        name: str,
+        W: Float[Tensor, "..."],
+        records: Mapping[str, Any],
+        **others: Tensor,
+    ) -> None:
         """Write a part.
 
         Args:
             name: Of the part.
             W: Its weights.
             records: Anything JSON knows.
+            **others: Further tensors.
         """
         if self.folder is not None:
-            metadata = {"problem": self.problem, "records": json.dumps(records)}
-            content = safetensors.torch.save({"W": W.cpu().contiguous()}, metadata)
-            write_bytes(self.folder / f"{name}.safetensors", content)
+            says = {"problem": json.dumps(self.problem), "records": json.dumps(records)}
+            sealed.write(self.folder / f"{name}{ENDING}", {"W": W, **others}, says)
 
     def journal(self, name: str) -> Journal | None:
         """Open the journal of a part that is under way.
@@ -52,7 +61,7 @@ class Checkpoint:
         """
         if self.folder is None:
             return None
-        return Journal(self.folder / f"{name}.journal", self.problem)
+        return Journal(self.folder / f"{name}.journal", json.dumps(self.problem))
 
     def restore(self, name: str) -> tuple[Float[Tensor, "r c"], dict[str, Any]] | None:
         """Read a part.
@@ -61,19 +70,46 @@ class Checkpoint:
             name: Of the part.
 
         Returns:
-            Weights and records, or None if the part was not finished.
+            Weights and records, or None if the part was not finished, or is damaged.
+        """
+        found = self.restore_all(name)
+        return found and (found[0]["W"], found[1])
+
+    def restore_all(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read a part with several tensors.
+
+        Args:
+            name: Of the part.
+
+        Returns:
+            The tensors, the weights as `W`, and the records; None as in `restore`.
 
         Raises:
             InputError: If the folder holds parts of another problem.
         """
-        path = self.folder and self.folder / f"{name}.safetensors"
+        path = self.folder and self.folder / f"{name}{ENDING}"
         if path is None or not path.exists():
             return None
-        with safe_open(path, "pt") as saved:
-            metadata = saved.metadata()
-            if metadata["problem"] != self.problem:
-                raise InputError(
-                    f"{path} belongs to another network, recipe or calibration set: give another "
-                    "folder as checkpoint, or empty this one"
-                )
-            return saved.get_tensor("W"), json.loads(metadata["records"])
+        try:
+            tensors, says = sealed.read(path)
+            told, records = json.loads(says["problem"]), json.loads(says["records"])
+        except (sealed.Damaged, KeyError, ValueError) as error:
+            files.set_aside(path, str(error), "computed again")
+            return None
+        if other := [part for part, own in self.problem.items() if told.get(part) != own]:
+            raise InputError(
+                f"{path} belongs to another {' and another '.join(other)}: give another folder "
+                "as checkpoint, or empty this one"
+            )
+        return tensors, records
+
+    def drop(self, *names: str) -> None:
+        """Remove parts that nothing needs any more.
+
+        Args:
+            *names: Of the parts, or patterns of them such as `layer-*`.
+        """
+        for name in names if self.folder is not None else ():
+            assert self.folder is not None
+            for path in self.folder.glob(f"{name}{ENDING}"):
+                path.unlink(missing_ok=True)

@@ -54,9 +54,11 @@ from simplicit.matching.supports import Choice
 from simplicit.matching.ways.low_rank import Parts, choose, plan_ranks
 from simplicit.matching.ways.patterns import spending
 from simplicit.matching.ways.units import Budget, unit_records, whole_shares
+from simplicit.model.archive import sealed
 from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
+from simplicit.outputs.kept import Kept
 from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
@@ -132,6 +134,7 @@ class Matching:
         self.start = time.monotonic()
         self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
         self.sweeps = recipe.passes(not network.structured, structure)
+        self.swept, self.solving = False, 0.0
         self.constraint = None
         if structure == "full" or recipe.constraint == "row":
             self.constraint = RowConstraint(network, recipe.constraint, recipe.kappa)
@@ -140,20 +143,30 @@ class Matching:
             for rows in self.layers
         ]
         self.later: list[list[Gram]] = [[] for _ in self.layers]
-        shapes = [tuple(rows.weights(self.every[rows.index]).shape) for rows in self.layers]
-        sizes = f"{stream.m} {float(sum(u.double().sum() for u in stream)):.6e}"
-        with torch.no_grad():
-            first = network.replay(stream.example[:1])[1]
-        teacher = [t.weight for e in network.layers for t in e.terms] + [first]
-        teacher = [f"{float(t.abs().double().sum()):.6e}" for t in teacher]
         deadline = deadline or Deadline()
-        # what is left out depends on the limit
-        limit = () if deadline.limit is None else (deadline.limit,)
-        self.checkpoint = Checkpoint(
-            checkpoint, recipe, structure, shapes, sizes, teacher, seed, *limit
-        )
+        problem = {} if checkpoint is None else self._problem(structure, deadline.limit)
+        self.checkpoint = Checkpoint(checkpoint, problem)
         self._count("network", self.every)
         self.schedule = Schedule(deadline)
+
+    # what tells this matching from others
+    def _problem(self, structure: Structure, limit: float | None) -> dict[str, Any]:
+        some = torch.zeros_like(self.stream.example[:1])
+        if not any(own.dtype for own in self.stream.inputs):  # whole numbers stay 0
+            some = torch.linspace(-1, 1, some.numel()).to(some).view_as(some)
+        with torch.no_grad():
+            # of the operations between the weights; their rounding depends on the machine
+            first = self.network.replay(some)[1]
+        weights = [t.weight for e in self.network.layers for t in e.terms]
+        biases = [e.bias for e in self.network.layers if e.bias is not None]
+        return {
+            "network": (sealed.digest(*weights, *biases), f"{float(first.double().norm()):.6e}"),
+            "recipe": (self.recipe, structure),
+            "calibration set": sealed.digest_together(self.stream),
+            "seed": self.seed,
+            # what is left out depends on it
+            "time limit": limit,
+        }
 
     def expect(self, priced: int = 0) -> Estimate:
         """Say what all of it is going to take; refuse it, or leave the sweeps out, if need be.
@@ -289,12 +302,14 @@ class Matching:
 
         Without a closed loop all read the teacher's states.
         """
+        if self.sweeps and (saved := self._restore("sweeps", "sweeps")):
+            self._after_sweeps(*saved)
+            return
+        begin, before = time.monotonic(), self.earlier["solve"]
         frontier = self._frontier(self.recipe.closed_loop)
         with progress.task(LAYERS, total=len(self.layers)) as step:
-            for index, teacher in enumerate(self.every):
-                left = [t for i, t in self.skipped if i == index]
-                equation = follow(teacher, self.model, left)
-                equation = equation if self.recipe.bias or left else equation.unbiased
+            for index in range(len(self.every)):
+                equation = self._template(index)
                 for k, rows in enumerate(self.layers):
                     if rows.index == index:
                         equation = self._layer(k, rows, equation, frontier)
@@ -303,7 +318,30 @@ class Matching:
                 self.model.append(equation)
                 if index < len(self.equations.hidden):
                     frontier.advance(equation)
+        self.solving = time.monotonic() - begin + self.earlier["solve"] - before
         self._count("match", self.model)
+
+    # an equation before its own rows are matched
+    def _template(self, index: int) -> Equation:
+        left = [t for i, t in self.skipped if i == index]
+        equation = follow(self.every[index], self.model, left)
+        return equation if self.recipe.bias or left else equation.unbiased
+
+    # takes up the model behind the sweeps, which needs no layer any more
+    def _after_sweeps(self, numbers: Tensor, records: dict[str, Any]) -> None:
+        for index in range(len(self.every)):
+            equation = self._template(index)
+            for rows in self.layers:
+                if rows.index == index:
+                    W = torch.zeros_like(rows.weights(equation))
+                    equation = rows.put(equation, W, W[..., 0])
+            self.model.append(equation)
+        self.model = with_numbers(self.model, numbers[:, 0], records["biased"])
+        self.rows, self.trace = records["rows"], records["trace"]
+        self.budgets += records["budgets"]
+        self._spent("solve", records["solving"])
+        self.schedule.matched(len(self.layers) - 1)
+        self.swept = True
 
     def _frontier(self, own: bool) -> Frontier:
         folder = self.checkpoint.folder
@@ -313,30 +351,49 @@ class Matching:
 
     def sweep(self) -> None:
         """Sweep over the rows until the outputs are matched at the budget."""
-        if not self.sweeps:
-            return
-        if saved := self._restore("sweeps", "sweeps"):
-            self.model = with_numbers(self.model, saved[0][:, 0])
-            self.rows, noted = saved[1]["rows"], saved[1]["budgets"]
-            self.budgets += noted
+        if not self.sweeps or self.swept:
             return
         begin, before = time.monotonic(), len(self.budgets)
         joint, timer = self.outputs(), self.schedule.sweeps()
         assert self.budget is not None
+        if saved := self.checkpoint.restore_all("sweeping"):
+            kept = Kept(*saved)
+            layers = with_numbers(joint.every, saved[0]["W"][:, 0], saved[1]["biased"])
+            joint.read(kept, layers)
+            self.budgets += saved[1]["budgets"]
+            self._spent("sweeps", saved[1]["seconds"])
+        done = 0 if joint.place is None else joint.place.sweeps
+        timer.laps, earlier = done, self.earlier["sweeps"]
+
+        def say(layers: Sequence[Equation]) -> dict[str, Any]:
+            seconds = time.monotonic() - begin + earlier
+            return {"biased": [e.bias is not None for e in layers], "seconds": seconds}
 
         def after(stage: str) -> None:
             self._count(stage, joint.every)
             timer.lap()
+            if self.checkpoint.folder is not None and timer.laps < self.sweeps:
+                kept = joint.write()
+                kept.records |= {"budgets": self.budgets[before:], **say(joint.every)}
+                numbers = numbers_of(joint.every)[:, None]
+                self.checkpoint.keep("sweeping", numbers, kept.records, **kept.tensors)
 
         with progress.task(SWEEPS, self.sweeps * joint.count) as step:
+            if done:
+                step(done * joint.count)
             joint.match(self.budget, self.sweeps, step, after, timer.room)
         if timer.laps < self.sweeps:
             self.schedule.note(f"{self.sweeps - timer.laps} of {self.sweeps} sweeps on the outputs")
         self.model = joint.every
         self.recount()
-        records = {"rows": self.rows, "budgets": self.budgets[before:]}
-        took = {"seconds": time.monotonic() - begin}
-        self.checkpoint.keep("sweeps", numbers_of(self.model)[:, None], records | took)
+        records = {"rows": self.rows, "trace": self.trace, "solving": self.solving}
+        records |= {"budgets": self._since_match(), **say(self.model)}
+        self.checkpoint.keep("sweeps", numbers_of(self.model)[:, None], records)
+        self.checkpoint.drop("layer-*", "factors-*", "sweeping")
+
+    def _since_match(self) -> list[Row]:
+        first = next(k for k, row in enumerate(self.budgets) if row["stage"] == "match")
+        return self.budgets[first:]
 
     def outputs(self) -> Sweeps:
         """Prepare sweeps of the model.

@@ -72,26 +72,28 @@ def numbers_of(model: Sequence[Equation]) -> Float[Tensor, "_"]:
     return torch.cat(parts)
 
 
-def with_numbers(model: Sequence[Equation], numbers: Float[Tensor, "_"]) -> list[Equation]:
+def with_numbers(
+    model: Sequence[Equation], numbers: Float[Tensor, "_"], biased: Sequence[bool]
+) -> list[Equation]:
     """Put other weights and biases into equations.
 
     Args:
         model: The equations.
         numbers: As `numbers_of` writes them.
+        biased: Which of the equations have a bias then.
 
     Returns:
         The equations with them. What is shared stays shared.
     """
     known: dict[int, Tensor] = {}
     found, left = [], numbers
-    for e in model:
+    for e, has in zip(model, biased, strict=True):
         terms = []
         for term in e.terms:
             own, left = left[: term.weight.numel()], left[term.weight.numel() :]
             weight = known.setdefault(id(term.weight), own.view_as(term.weight).to(term.weight))
             terms.append(replace(term, map=replace(term.map, weight=weight)))
         bias, left = left[: e.size], left[e.size :]
-        biased = e.bias is not None or bool(bias.any())
-        bias = bias.to(terms[0].weight if terms else e.bias) if biased else None
+        bias = bias.to(terms[0].weight if terms else e.bias) if has else None
         found.append(replace(e, terms=tuple(terms), bias=bias))
     return found

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simplicit.outputs.kept import Kept
+
 MOVED = 0.25
 """Part of a row's curvatures, summed over the samples, that may have changed since its Gram.
 Without a limit, sweeps at a high sparsity lose the outputs."""
@@ -89,6 +91,33 @@ class Grams:
         self._again.remove(row)
         self.room += _size(self._kept.pop(row, None))
         return True
+
+    def write(self, kept: Kept) -> None:
+        """Write all of it down.
+
+        Args:
+            kept: Where to.
+        """
+        kept.put_rows("supports", {row: S for row, (S, _, _) in self._kept.items()})
+        kept.put_rows("grams", {row: H for row, (_, H, _) in self._kept.items()})
+        kept.put("curvatures", [part for _, _, h in self._kept.values() for part in h])
+        kept.records |= {"found again": sorted(self._again), "room": self.room}
+
+    def read(self, kept: Kept, like: Tensor) -> None:
+        """Take over what `write` has written.
+
+        Args:
+            kept: Where from.
+            like: Says on which device.
+        """
+        supports, grams = kept.get_rows("supports", like), kept.get_rows("grams", like)
+        every = kept.get("curvatures", like)
+        parts = len(every) // max(len(supports), 1)
+        self._kept = {
+            row: (supports[row], grams[row], every[parts * k : parts * (k + 1)])
+            for k, row in enumerate(supports)
+        }
+        self._again, self.room = set(kept.records["found again"]), kept.records["room"]
 
 
 def _size(kept: tuple[Tensor, Tensor, list[Tensor]] | None) -> int:

@@ -32,6 +32,7 @@ from simplicit.outputs.downstream import Downstream, Move
 from simplicit.outputs.expansion import Expansion
 from simplicit.outputs.grams import Grams
 from simplicit.outputs.growing import grown
+from simplicit.outputs.kept import Kept, Place
 from simplicit.outputs.path_norm import path_norm, prices
 from simplicit.outputs.row import solve, without_blocks
 from simplicit.sparsity.budget import spend
@@ -118,6 +119,7 @@ class Sweeps:
 
     Attributes:
         price: Price of the path norm, see `path_norm`; with one, rows also shrink.
+        place: How far `match` has come; None before it has begun.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Sweeps:
         self._biases = True if all(biased) else False if not any(biased) else None
         self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
         self.costs: dict[int, Tensor] = {}
+        self.place: Place | None = None
         self.price = 0.0
         # Grams take no more memory than the features of the longest rows
         self._grams = Grams(self.m * max((layer.d for layer in self.layers), default=0))
@@ -198,27 +201,77 @@ class Sweeps:
             room: Asked before each sweep how many there is time for. Fewer go down in larger steps;
                 two there are in any case: one that finds prices, one that removes.
         """
-        start, tied, number = max(self.nonzeros(), 1), self._tied(), 0
-        budgets, at_once = _falling(start, budget, sweeps - REFITS - 1), 0.5
-        while budgets:
-            now, *budgets = budgets
+        start = max(self.nonzeros(), 1)
+        if self.place is None:
+            self.place = Place(_falling(start, budget, sweeps - REFITS - 1), self._tied())
+        place = self.place
+        while place.budgets:
+            now, *budgets = place.budgets
             if 1 + len(budgets) > (most := room()) and len(budgets) > 1:
                 # every weight has to have a price, for which there is the time of one sweep less
                 budgets = _falling(max(now, 1), budget, max(int(most) - 2, 1))[1:]
-                at_once = 1.0
-            losing = LOSES * (now - (budgets or [budget])[0]) / max(now - tied, 1)
+                place.at_once = 1.0
+            losing = LOSES * (now - (budgets or [budget])[0]) / max(now - place.tied, 1)
             self._drop_dead()
-            self.sweep(now, step, min(losing, at_once))
-            number += 1
-            after(f"sweep {number}")
-        self._drop_dead()
-        self._grow(budget - self.nonzeros())
-        for _ in range(REFITS):
-            if room() < 1:
-                break
+            self.sweep(now, step, min(losing, place.at_once))
+            place.budgets, place.sweeps = budgets, place.sweeps + 1
+            after(f"sweep {place.sweeps}")
+        if not place.refits:
+            self._drop_dead()
+            self._grow(budget - self.nonzeros())
+        while place.refits < REFITS and room() >= 1:
             self.sweep(step=step)
-            number += 1
-            after(f"sweep {number}")
+            place.refits, place.sweeps = place.refits + 1, place.sweeps + 1
+            after(f"sweep {place.sweeps}")
+
+    def write(self) -> Kept:
+        """Write down, between two sweeps of `match`, all that the next ones depend on.
+
+        States and outputs are changed step by step: summed up anew they have other bits.
+
+        Returns:
+            All but the equations.
+        """
+        kept = Kept()
+        for k, part in enumerate(self.parts):
+            for j, (z, x) in enumerate(zip(part.Z, part.X, strict=True)):
+                kept.tensors |= {f"Z {k} {j}": z, f"X {k} {j}": x}
+            kept.tensors[f"Y {k}"] = part.Y
+        kept.tensors["random"] = self._random.get_state()
+        kept.put_rows("costs", self.costs)
+        self._grams.write(kept)
+        kept.records |= {
+            "place": None if self.place is None else vars(self.place),
+            "distances": [part.distance for part in self.parts],
+            "moved": self._moved,
+            "solved": [*self._solved.items()],
+        }
+        return kept
+
+    def read(self, kept: Kept, layers: Sequence[Equation]) -> None:
+        """Take over what `write` has written: `match` then goes on from there.
+
+        Args:
+            kept: What was written.
+            layers: The equations as they were then.
+        """
+        self.every[:] = layers
+        like = self.parts[0].Y
+        for k, (part, distance) in enumerate(
+            zip(self.parts, kept.records["distances"], strict=True)
+        ):
+            for j, (z, x) in enumerate(zip(part.Z, part.X, strict=True)):
+                # not into them: where φ does nothing, both are one
+                part.Z[j] = torch.empty_like(z).copy_(kept.tensors[f"Z {k} {j}"])
+                part.X[j] = torch.empty_like(x).copy_(kept.tensors[f"X {k} {j}"])
+            part.Y = torch.empty_like(part.Y).copy_(kept.tensors[f"Y {k}"])
+            part.distance = distance
+        self._random.set_state(kept.tensors["random"])
+        self.costs = kept.get_rows("costs", like)
+        self._grams.read(kept, like)
+        place = kept.records["place"]
+        self.place = None if place is None else Place(**place)
+        self._moved, self._solved = kept.records["moved"], dict(kept.records["solved"])
 
     @torch.no_grad()
     def sweep(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simplicit.explicit.kept import Trainings
 from simplicit.explicit.training import evaluating, train
 from simplicit.model.implicit import ImplicitModel
 from simplicit.refine.worst_case import Ramp, mixed, require_bounds, worst_logits
@@ -26,6 +27,7 @@ def finetune(
     batch_size: int = 64,
     seed: int = 0,
     eps: float = 0.0,
+    kept: Trainings | None = None,
 ) -> ImplicitModel:
     """Bring the model's class probabilities nearer to the network's (Hinton et al., 2015).
 
@@ -45,6 +47,7 @@ def finetune(
         seed: Seed of the orders.
         eps: Radius in l∞, for inputs in [0, 1] and a model without feedback and without operations
             that are kept as they are; 0 for none.
+        kept: Where the state is kept now and then, see `explicit.train`.
 
     Returns:
         A new model on the same support. Without a radius it is no further from the network on the
@@ -88,6 +91,8 @@ def finetune(
         seed=seed,
         device=like.device,
         after_step=after_step,
+        kept=kept,
+        also={"ramp": ramp.done},
     )
     if not eps:
         before, after = (_cross_entropy(m, inputs, probabilities) for m in (model, tuned))

@@ -28,10 +28,13 @@ class Ramp:
 
     Args:
         steps: Steps of the whole training.
+
+    Attributes:
+        done: Calls so far; a tensor, since it is part of a training's state.
     """
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.done = max(1.0, RAMP * steps), 0
+        self.steps, self.done = max(1.0, RAMP * steps), torch.zeros((), dtype=torch.int64)
 
     def __call__(self) -> float:
         """Take a step.
@@ -39,8 +42,8 @@ class Ramp:
         Returns:
             How far the ramp is, in [0, 1].
         """
-        self.done += 1
-        return min(1.0, self.done / self.steps)
+        self.done.add_(1)
+        return min(1.0, int(self.done) / self.steps)
 
 
 def mixed(clean: Tensor, worst: Tensor, y: Int[Tensor, "m"], part: float) -> Tensor:

@@ -151,12 +151,13 @@ def test_a_finished_run_is_not_done_again(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "left"),
     [
+        ("outputs.sweeps.Sweeps.match", {"explicit.safetensors", "checkpoint/plan.safetensors"}
+         | {f"checkpoint/layer-{i}.safetensors" for i in range(3)}),
         ("fit.without_dead_states", {"explicit.safetensors", "checkpoint/plan.safetensors"}
-         | {f"checkpoint/layer-{i}.safetensors" for i in range(3)}
          | {"checkpoint/sweeps.safetensors"}),
-        ("lab.run.measure.curve", {"model.safetensors", "checkpoint/layer-2.safetensors"}),
+        ("lab.run.measure.curve", {"model.safetensors", "checkpoint/sweeps.safetensors"}),
     ],
-    ids=["at the end of the solve", "in the evaluation"],
+    ids=["at the end of the solve", "behind the sweeps", "in the evaluation"],
 )  # fmt: skip
 def test_a_stopped_run_is_taken_up(finished, tmp_path, monkeypatch, where, left):
     folder = tmp_path / "out"

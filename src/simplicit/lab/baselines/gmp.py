@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import nn
 
 from simplicit.lab.baselines.tools import weights
@@ -30,16 +31,19 @@ def gmp(task: Task, sparsity: float) -> nn.Module:
     steps = task.epochs * math.ceil(len(task.train_inputs) / task.batch_size)
     span = PRUNED_BY * steps
     interval = max(1, round(span / PRUNINGS))
-    held, step = keep_largest(net, total), 0
+    held, done = keep_largest(net, total), torch.zeros((), dtype=torch.int64)
 
     def after_step() -> None:
-        nonlocal held, step
-        step += 1
+        done.add_(1)
+        step = int(done)
         hold(held)
         if step % interval == 0 and step < span + interval:
-            held = keep_largest(net, round((1 - cubic(step, span, sparsity)) * total))
+            stay = keep_largest(net, round((1 - cubic(step, span, sparsity)) * total))
+            for (_, mask), (_, new) in zip(held, stay, strict=True):
+                mask.copy_(new)
 
-    train(task, net, task.epochs, after_step=after_step)
+    also = {"steps": done} | {f"mask {k}": mask for k, (_, mask) in enumerate(held)}
+    train(task, net, task.epochs, after_step=after_step, also=also)
     keep_largest(net, count)  # nothing new, unless there was no step at all
     return net
 

@@ -6,8 +6,7 @@ ICLR 2018), `ibp` by Gowal et al. ("On the effectiveness of interval bound propa
 """
 
 import math
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +43,18 @@ def adversarial(task: Task, sparsity: float) -> nn.Module:
     Returns:
         A trained copy with exactly round((1 − sparsity) N₀) non-zero weights.
     """
-    seeds = count(task.seed + 1)
+    seed = torch.tensor(task.seed)
 
     def objective(net: nn.Module, u: Tensor, y: Tensor) -> Tensor:
+        seed.add_(1)
         with evaluating(net):
             moved = pgd(
                     net, u, y, task.eps, (0.0, 1.0),
-                    steps=STEPS, restarts=1, targets=0, seed=next(seeds),
+                    steps=STEPS, restarts=1, targets=0, seed=int(seed),
                 )  # fmt: skip
         return F.cross_entropy(net(moved), y)
 
-    return _trained(task, sparsity, objective)
+    return _trained(task, sparsity, objective, also={"seed": seed})
 
 
 def decay(task: Task, sparsity: float) -> nn.Module:
@@ -99,7 +99,7 @@ def ibp(task: Task, sparsity: float) -> nn.Module:
         worst = worst_logits(net, u, y, part * task.eps)
         return mixed(F.cross_entropy(net(u), y), worst, y, part)
 
-    return _trained(task, sparsity, objective, slower=SLOWER)
+    return _trained(task, sparsity, objective, slower=SLOWER, also={"ramp": ramp.done})
 
 
 def worst_logits(net: nn.Sequential, u: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -141,6 +141,7 @@ def _trained(
     sparsity: float,
     objective: Callable[[nn.Module, Tensor, Tensor], Tensor],
     slower: float = 1.0,
+    also: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     net, stay = weights.begin(task, sparsity)
     held = keep_largest(net, stay)
@@ -151,5 +152,6 @@ def _trained(
         slower=slower,
         objective=lambda u, y: objective(net, u, y),
         after_step=lambda: hold(held),
+        also=also,
     )
     return net

@@ -87,6 +87,8 @@ def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
     sizes = [entry.layer.weight.shape[0] + entry.branch for entry in groups]
     scales = [torch.ones(n, device=task.device, requires_grad=True) for n in sizes]
     velocities = [torch.zeros_like(scale) for scale in scales]
+    also = {f"scale {k}": scale for k, scale in enumerate(scales)}
+    also |= {f"velocity {k}": velocity for k, velocity in enumerate(velocities)}
     handles = []
 
     def of(entry: Structures, scale: Tensor) -> Tensor:
@@ -103,12 +105,13 @@ def _trained(task: Task, net: nn.Module, gamma: float) -> nn.Module:
         with torch.no_grad():
             for i, scale in enumerate(scales):
                 gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
-                new, velocities[i] = apg_step(scale, velocities[i], gradient, RATE, gamma)
-                scale.copy_(new)
+                new = apg_step(scale, velocities[i], gradient, RATE, gamma)
+                scale.copy_(new[0])
+                velocities[i].copy_(new[1])
                 scale.grad = None
 
     try:
-        train(task, net, task.epochs, after_step=after_step)
+        train(task, net, task.epochs, after_step=after_step, also=also)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from heapq import heapify, heapreplace
 from math import ceil, inf
 
 from simplicit.matching.pieces import Stage
-from simplicit.system.workers import IN_FLIGHT
+from simplicit.workers.run import IN_FLIGHT
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ def default_folder(name: str) -> Path:
         name: Of the run, e.g. that of its configuration file.
 
     Returns:
-        `runs/<name>-<time>`.
+        `runs/<name>-<time>`, with a number behind it where that is there already: after two starts
+        in one second, or a clock that was set back.
     """
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{k}") for k in count(2))
+    return next(path for path in chain([first], others) if not path.exists())
 
 
 def run(settings: Config, folder: Path) -> list[Row]:

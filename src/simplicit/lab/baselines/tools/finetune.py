@@ -1,6 +1,6 @@
 """Training with the task's settings: the one loop of `explicit.train`, with zeros held."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ def train(
     objective: Callable[[Tensor, Tensor], Tensor] | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[], None] | None = None,
+    also: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Train a copy of the task's network, in place, by cross-entropy on the labels.
 
@@ -35,6 +36,7 @@ def train(
         objective: See `explicit.train`.
         penalty: See `explicit.train`.
         after_step: See `explicit.train`.
+        also: See `explicit.train`.
     """
     net.requires_grad_(True)
     inputs, labels = task.train_inputs, task.train_labels
@@ -52,6 +54,8 @@ def train(
         objective=objective,
         penalty=penalty,
         after_step=after_step,
+        kept=task.kept,
+        also=also,
     )
 
 

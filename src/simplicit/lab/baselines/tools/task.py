@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from simplicit.errors import InputError
+from simplicit.explicit.kept import Trainings
 from simplicit.explicit.training import evaluating
 
 
@@ -26,6 +27,7 @@ class Task:
         lr: Learning rate of Adam.
         seed: The same seed gives the same bits on one CPU.
         eps: Radius in l∞ that the robust methods train for.
+        kept: Where trainings keep their states, for a run that is stopped and taken up.
 
     Raises:
         InputError: If the calibration set is empty or not finite, or `epochs` is below 0.
@@ -40,6 +42,7 @@ class Task:
     lr: float = 1e-3
     seed: int = 0
     eps: float = 0.05
+    kept: Trainings = field(default_factory=Trainings)
 
     def __post_init__(self) -> None:
         if len(self.calibration) == 0:
