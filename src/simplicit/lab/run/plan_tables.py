@@ -95,12 +95,12 @@ def notes(found: Plan) -> list[str]:
     Returns:
         Sentences.
     """
-    alone = sum(stage.times * stage.alone for stage in found.stages)
+    alone, link = sum(stage.times * stage.alone for stage in found.stages), found.link
     return [
         _limit(found),
         f"The caller alone has {spoken(alone)} of {spoken(found.one.seconds)}; the link has "
-        f"{found.link.bandwidth / MB:,.0f} MB/s each way and {found.link.latency:g} s of latency, a "
-        f"piece takes {1e6 * found.link.each:.0f} µs to hand over.",
+        f"{link.bandwidth / MB:,.0f} MB/s each way and {link.latency:g} s of latency, and a piece "
+        f"takes {1e6 * link.each:.0f} µs to hand over.",
     ]
 
 
