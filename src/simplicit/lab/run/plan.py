@@ -31,8 +31,9 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 LITTLE = 0.1
 """Part of the time that more workers have to save."""
 
-ARRAYS, HANDED = 4, 500
-"""Arrays of a piece that is handed over, and how often it is to time that."""
+ARRAYS, HANDED = 2, 500
+"""Arrays of a piece that is handed over, and how often it is to time that: so many there and back
+has a row that is refitted, and most pieces are such rows."""
 
 COPIED = 2
 """Bytes that memory reads and writes for each that goes to another process of this machine."""
