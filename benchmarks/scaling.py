@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simplicit.lab.run import plan as planning
+from simplicit.lab.run import plan_tables as shown
 from simplicit.lab.run.makespan import makespan
 
 WIDE = 160
@@ -47,7 +48,7 @@ def decided(found: planning.Plan) -> Table:
             f"{run.seconds:,.0f}",
             f"{100 * found.one.seconds / run.workers / run.seconds:.1f} %",
             f"{took:.2f}",
-            f"{planning.REASONS[own.reason]}, {own.every:,.0f} s" if own else "–",
+            f"{shown.REASONS[own.reason]}, {own.every:,.0f} s" if own else "–",
             f"{own.where}: {own.seconds:,.0f} s, a piece {own.longest:.2f} s" if own else "–",
         )
     return table
@@ -68,9 +69,9 @@ def main() -> None:
     asked = planning.asked_of(target, [], chosen.shape, chosen.samples, chosen.sparsity)
     found = planning.plan(asked, chosen.workers, chosen.bandwidth, chosen.latency)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for table in (*planning.tables(found), decided(found)):
+    for table in (*shown.tables(found), decided(found)):
         console.print(table)
-    for note in planning.notes(found):
+    for note in shown.notes(found):
         print(note)
 
 

@@ -281,18 +281,19 @@ def plan(
     from rich.console import Console
 
     from simplicit.lab.run import plan as planning
+    from simplicit.lab.run import plan_tables as shown
 
     planning.link_of(bandwidth, latency, 1.0)
     asked = planning.asked_of(target, overrides or [], shape, samples, sparsity)
     found = planning.plan(asked, workers or planning.WORKERS, bandwidth, latency)
     if as_json:
-        print(json.dumps(planning.summary(found), indent=2))
+        print(json.dumps(shown.summary(found), indent=2))
         return
     # a file or a pipe has no width; a terminal has its own
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for table in planning.tables(found):
+    for table in shown.tables(found):
         console.print(table)
-    for note in planning.notes(found):
+    for note in shown.notes(found):
         print(note)
 
 

@@ -9,7 +9,7 @@ from simplicit.lab.run.makespan import FREE, Link, lost, makespan, returned, sen
 from simplicit.matching.pieces import Pieces, Stage
 
 COUNTS = (1, 2, 3, 7, 16, 64, 500)
-LINKS = (FREE, Link(1e6, 0.0), Link(1e6, 0.01), Link(inf, 0.5))
+LINKS = (FREE, Link(1e6, 0.0), Link(1e6, 0.01, 1e-4), Link(inf, 0.5), Link(inf, 0.0, 0.03))
 
 
 def stage(seed: int) -> Stage:
@@ -46,8 +46,9 @@ def twin(found: Stage, workers: int, link: Link) -> float:
         free[first] += duration
     there = used * found.shared + sum(p.count * p.sent for p in found.pieces)
     back = sum(p.count * p.returned for p in found.pieces)
-    link_time = found.once + max(there, back) / link.bandwidth + 2 * link.latency
-    return found.times * (found.alone + max(max(free) + link.latency, link_time))
+    caller = found.count * link.each + max(there, back) / link.bandwidth
+    last = max(free) + link.each + link.latency
+    return found.times * (found.alone + max(last, found.once + caller + 2 * link.latency))
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -86,6 +87,7 @@ def test_what_is_on_its_way_takes_time(link):
             assert time >= 2 * found.times * link.latency
             assert time * link.bandwidth >= (1 - 1e-9) * sent(found, workers)
             assert time * link.bandwidth >= (1 - 1e-9) * returned(found, workers)
+            assert time >= (1 - 1e-9) * found.times * found.count * link.each
     few, many = (sum(sent(found, workers) for found in STAGES) for workers in (2, 64))
     assert few < many  # each worker gets what all of them share
     assert sum(returned(found, 2) for found in STAGES) == sum(

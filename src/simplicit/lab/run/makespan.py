@@ -20,10 +20,12 @@ class Link:
     Attributes:
         bandwidth: Bytes a second, in each direction, of all workers together.
         latency: Seconds from one side to the other.
+        each: Seconds of the caller to hand a piece over and to take its answer, bytes apart.
     """
 
     bandwidth: float = inf
     latency: float = 0.0
+    each: float = 0.0
 
 
 FREE = Link()
@@ -135,7 +137,8 @@ def _divided(stage: Stage, workers: int, link: Link) -> float:
             heapreplace(free, free[0] + duration)
     there = used * stage.shared + sum(own.count * own.sent for own in stage.pieces)
     back = sum(own.count * own.returned for own in stage.pieces)
-    return max(max(free) + link.latency, stage.once + max(there, back) * way + 2 * link.latency)
+    busy = stage.count * link.each + max(there, back) * way
+    return max(max(free) + link.each + link.latency, stage.once + busy + 2 * link.latency)
 
 
 # the next piece is on its way while one is worked on, so a worker waits only where pieces are short

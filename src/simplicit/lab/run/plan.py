@@ -4,13 +4,14 @@ Rates are timed on this machine, pieces are those that matching hands out, and t
 by `makespan`. A worker is taken to be as fast as one thread here, as if it were alone.
 """
 
+import pickle
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.table import Table
 
 from simplicit.calibration.frontier import SAMPLES
 from simplicit.data import datasets as data
@@ -18,10 +19,11 @@ from simplicit.errors import InputError
 from simplicit.lab.config import config
 from simplicit.lab.run.makespan import IN_FLIGHT, Link, Lost, lost, makespan, returned, sent
 from simplicit.lab.run.network_table import of_class, work_of
-from simplicit.matching.before import machine, spoken
+from simplicit.matching.before import machine
 from simplicit.matching.estimate import SENSITIVITY, Estimate, Work
 from simplicit.matching.pieces import Stage, stages
 from simplicit.outputs.sensitivity import at_once
+from simplicit.system.workers import run
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of workers, where none are named."""
@@ -29,17 +31,14 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 LITTLE = 0.1
 """Part of the time that more workers have to save."""
 
+ARRAYS, HANDED = 2, 500
+"""Arrays of a piece that is handed over, and how often it is to time that: so many there and back
+has a row that is refitted, and most pieces are such rows."""
+
 COPIED = 2
 """Bytes that memory reads and writes for each that goes to another process of this machine."""
 
 MB = 1e6
-
-REASONS = {
-    "alone": "the caller's own part",
-    "repeated": "what every worker makes for itself",
-    "uneven": "the longest piece",
-    "moved": "what is on its way",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Decides:
     """What more workers would not shorten.
 
     Attributes:
-        reason: One of `REASONS`.
+        reason: A field of `Lost`.
         phase: Description of the task.
         layer: Name of the layer; of the longest piece, where a stage has those of several.
         step: What is done there.
@@ -186,13 +185,14 @@ def asked_of(
     return Asked(work, samples, settings.evaluation.bs)
 
 
-def link_of(bandwidth: float | None, latency: float, memory: float) -> Link:
+def link_of(bandwidth: float | None, latency: float, memory: float, each: float = 0.0) -> Link:
     """Say what is between the caller and its workers.
 
     Args:
         bandwidth: MB a second; by default what this machine copies.
         latency: Seconds.
         memory: Bytes a second that this machine reads and writes.
+        each: Seconds of the caller for a piece, see `handed_over`.
 
     Returns:
         The link.
@@ -204,7 +204,25 @@ def link_of(bandwidth: float | None, latency: float, memory: float) -> Link:
         raise InputError(f"--bandwidth {bandwidth:g}: accepted are MB/s above 0")
     if not 0 <= latency < float("inf"):
         raise InputError(f"--latency {latency:g}: accepted are seconds, at least 0")
-    return Link(memory / COPIED if bandwidth is None else bandwidth * MB, latency)
+    return Link(memory / COPIED if bandwidth is None else bandwidth * MB, latency, each)
+
+
+def handed_over() -> float:
+    """Time how long the caller is busy with a piece of next to nothing.
+
+    Returns:
+        Seconds: it is pickled, waits for its turn, and its answer is read.
+    """
+    row = [torch.zeros(8) for _ in range(ARRAYS)]
+    with ThreadPoolExecutor(1) as executor:
+        begin = time.thread_time()  # other work on the machine does not count
+        for answer in run(_unread, (pickle.dumps(row) for _ in range(HANDED)), executor):
+            pickle.loads(answer)
+        return (time.thread_time() - begin) / HANDED
+
+
+def _unread(piece: bytes) -> bytes:
+    return piece
 
 
 def plan(
@@ -233,7 +251,7 @@ def plan(
     one = replace(work, workers=1).estimate(m, replace(rates, parallel=1.0), forward)
     felt = at_once(work.network, example) if SENSITIVITY in one.phases else 1
     found = stages(work, m, rates, forward, felt, asked.batch)
-    link = link_of(bandwidth, latency, rates.memory)
+    link = link_of(bandwidth, latency, rates.memory, handed_over())
     counts = [*sorted(set(workers)), *_enough(found, link)]
     *runs, enough, best = (_run(found, one, count, link) for count in counts)
     return Plan(asked, found, one, here, link, runs, enough, best)
@@ -291,140 +309,3 @@ def _decides(found: list[Stage], workers: int, link: Link) -> Decides | None:
         longest[key] = max(longest.get(key, 0.0), piece.seconds if piece else 0.0)
     first = max(sums, key=lambda key: sums[key])
     return Decides(reason, *first, sums[first], every[reason], longest[first])
-
-
-def tables(found: Plan) -> list[Table]:
-    """Write the phases as tables.
-
-    Args:
-        found: The plan.
-
-    Returns:
-        What there is to do and to move, and the seconds; a row per phase, and one of all.
-    """
-    return [_sizes(found), _times(found)]
-
-
-def _sizes(found: Plan) -> Table:
-    last = found.runs[-1]
-    written = Table(title=f"{found.asked.samples:,} inputs; bytes with {last.workers} workers")
-    for heading in ("phase", "longest piece"):
-        written.add_column(heading)
-    sizes = ("sent MB", "to each", "back MB", "caller MB", "worker MB")
-    for heading in ("s", "10⁹ products", "pieces", *sizes):
-        written.add_column(heading, justify="right")
-    for name, phase in last.phases.items():
-        own = [stage for stage in found.stages if stage.phase == name]
-        pairs = [(stage, piece) for stage in own if (piece := stage.longest) is not None]
-        stage, piece = max(pairs, key=lambda pair: pair[1].seconds, default=(None, None))
-        named = stage and piece and " ".join((stage.layer or piece.layer, stage.step)).strip()
-        moved = (phase.sent, phase.worker_sent, phase.returned, phase.caller, phase.worker)
-        written.add_row(
-            name, named or "–", f"{piece.seconds:.3g}" if piece else "–",
-            *_counted(own), *(f"{size / MB:,.0f}" for size in moved),
-        )  # fmt: skip
-    every = last.phases.values()
-    totals = [sum(p.sent for p in every), sum(p.worker_sent for p in every)]
-    totals += [sum(p.returned for p in every)]
-    totals += [max(p.caller for p in every), max(p.worker for p in every)]
-    written.add_section()
-    counted = _counted(found.stages)
-    written.add_row("all", "", "", *counted, *(f"{size / MB:,.0f}" for size in totals))
-    return written
-
-
-def _counted(some: Sequence[Stage]) -> tuple[str, str]:
-    products = sum(stage.products for stage in some)
-    pieces = sum(stage.times * stage.count for stage in some)
-    return f"{products / 1e9:,.1f}", f"{pieces:,.0f}"
-
-
-def _times(found: Plan) -> Table:
-    work, runs, one = found.asked.work, found.runs, found.one.seconds
-    written = Table(title="seconds with so many workers")
-    written.add_column("phase")
-    counts = [f"{run.workers}" for run in runs]
-    for heading in (f"{work.workers} here", *counts):
-        written.add_column(heading, justify="right")
-    for name in found.one.phases:
-        seconds = [sum(found.here.phases[name]), *(run.phases[name].seconds for run in runs)]
-        written.add_row(name, *map(_seconds, seconds))
-    written.add_section()
-    here = found.here.seconds
-    written.add_row("all", *map(_seconds, [here, *(run.seconds for run in runs)]))
-    parts = [one / here / work.workers, *(one / run.seconds / run.workers for run in runs)]
-    written.add_row("efficiency", *(f"{100 * part:.3g} %" for part in parts))
-    return written
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
-
-
-def notes(found: Plan) -> list[str]:
-    """Say how far workers help, and what then decides.
-
-    Args:
-        found: The plan.
-
-    Returns:
-        Sentences.
-    """
-    alone = sum(stage.times * stage.alone for stage in found.stages)
-    return [
-        _limit(found),
-        f"The caller alone has {spoken(alone)} of {spoken(found.one.seconds)}; the link has "
-        f"{found.link.bandwidth / MB:,.0f} MB/s each way and {found.link.latency:g} s of latency.",
-    ]
-
-
-def _limit(found: Plan) -> str:
-    enough, best, own = found.enough, found.best, found.best.decides
-    if own is None:
-        return f"More than 1 worker gains less than {100 * LITTLE:.0f} %."
-    piece = f", {spoken(own.longest)} a piece" if own.reason == "uneven" else ""
-    few = f"{enough.workers} worker" + ("" if enough.workers == 1 else "s")
-    return (
-        f"More than {few} ({spoken(enough.seconds)}) gain less than {100 * LITTLE:.0f} %; "
-        f"{best.workers} take least ({spoken(best.seconds)}). There {REASONS[own.reason]} decides "
-        f"({spoken(own.every)}), most of all in {own.where} ({spoken(own.seconds)}{piece})."
-    )
-
-
-def summary(found: Plan) -> dict[str, Any]:
-    """Sum up what a run takes.
-
-    Args:
-        found: The plan.
-
-    Returns:
-        All of it, for JSON.
-    """
-    one = found.one.seconds
-    return {
-        "samples": found.asked.samples,
-        "link": asdict(found.link),
-        "here": {
-            "workers": found.asked.work.workers,
-            "seconds": found.here.seconds,
-            "memory": found.here.memory,
-            "phases": {name: sum(parts) for name, parts in found.here.phases.items()},
-        },
-        "stages": [
-            {**asdict(stage), "seconds": stage.seconds, "worker": stage.worker}
-            for stage in found.stages
-        ],
-        "runs": [_summed_up(run, one) for run in found.runs],
-        "enough": _summed_up(found.enough, one),
-        "best": _summed_up(found.best, one),
-    }
-
-
-def _summed_up(run: Run, one: float) -> dict[str, Any]:
-    return {
-        "workers": run.workers,
-        "seconds": run.seconds,
-        "efficiency": one / run.workers / run.seconds,
-        "phases": {name: asdict(phase) for name, phase in run.phases.items()},
-        "decides": run.decides and asdict(run.decides),
-    }
