@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -121,10 +121,11 @@ def test_pieces_cover_rows_and_samples(kind, recipe, m, batch):
         assert set(covered(SWEEPS, "sweeps").values()) == {m}
 
 
-class Recorder(Executor):
+class Recorder(ThreadPoolExecutor):
     """Does at once what it is given, and keeps the sizes of what goes there and back."""
 
     def __init__(self) -> None:
+        super().__init__(1)
         self.calls: list[tuple[str, int, int]] = []
 
     def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
@@ -215,7 +216,7 @@ def built(name: str) -> tuple[Recorder, list[Stage]]:
 STEPS = {
     ("frontier._preactivations", "frontier._activated"): ("states of the network",),
     ("frontier._states",): ("states of the model",),
-    ("moments._read",): ("moments",),
+    ("moments._shard",): ("moments",),
     ("moments._retarget",): ("moments of new targets",),
     ("sensitivity._outputs",): ("outputs",),
     ("sensitivity._sums",): ("slopes",),

@@ -75,6 +75,21 @@ def test_what_is_damaged_is_done_again(tmp_path, monkeypatch):
         assert same(worked(path, pieces())[0], whole)
 
 
+def grown(M: Tensor) -> Tensor:
+    return 2 * M
+
+
+def test_an_answer_is_kept_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST", 0.0)
+    monkeypatch.setattr(module, "RATE", 1e12)
+    for _ in range(2):
+        workers = Workers(None)
+        with workers.keeping(Journal(tmp_path / "stage.journal", "this")):
+            for answer in run(grown, [torch.ones(3)] * 3, workers):
+                assert torch.equal(answer, torch.full((3,), 2.0))
+                answer.zero_()
+
+
 def test_short_pieces_and_large_answers_are_not_written(tmp_path):
     path = tmp_path / "stage.journal"
     worked(path, pieces())  # some microseconds each

@@ -147,23 +147,17 @@ def _solve(
     groups: list[_Group], start: Start, call: Call, executor: Executor | None
 ) -> tuple[Solution, Int[Tensor, " w"]]:
     # the rows of some groups in the order of their numbers, and those that are too wide for sets
-    pieces = (piece for group in groups for piece in group.pieces(start))
+    # the call as it is when a piece goes: it may have been stopped meanwhile
+    pieces = ((call, piece) for group in groups for piece in group.pieces(start))
     answers: list[Answer] = []
     tiles = [(group, rows) for group in groups for rows in group.tiles]
-    for (group, rows), answer in zip(
-        tiles, run(_solve_piece, ((call, piece) for piece in pieces), executor), strict=True
-    ):
+    for (group, rows), answer in zip(tiles, run(solve_piece, pieces, executor), strict=True):
         if answer.away:
             _report(call.watch, group.problem.unit[rows], rows, answer)
         answers.append(answer)
     order = torch.cat([rows for _, rows in tiles]).argsort()
     found = Solution.concatenate([answer.solution for answer in answers]).rows(order)
     return found, torch.cat([answer.wide for answer in answers]).sort().values
-
-
-# the call goes along with each piece, as it is when the piece goes: it may have been stopped
-def _solve_piece(asked: tuple[Call, Piece]) -> Answer:
-    return solve_piece(*asked)
 
 
 def _report(watch: Watch, unit: Tensor, rows: Tensor, answer: Answer) -> None:

@@ -113,16 +113,16 @@ class Answer:
         self.__dict__.update(state | {"away": True})
 
 
-def solve_piece(call: Call, piece: Piece) -> Answer:
+def solve_piece(asked: tuple[Call, Piece]) -> Answer:
     """Solve the rows of a piece.
 
     Args:
-        call: What is asked for.
-        piece: The rows.
+        asked: What is asked for, and the rows.
 
     Returns:
         Their solution.
     """
+    call, piece = asked
     if isinstance(piece.shared, WorkingSets):
         solution, wide = solve_by_sets(call, piece.shared, piece)
     else:

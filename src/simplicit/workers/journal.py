@@ -100,17 +100,18 @@ class Journal:
             return
         tensors = {str(i): part.bytes for i, part in enumerate(answer.parts)}
         tensors["answer"] = torch.frombuffer(bytearray(answer.pickled), dtype=torch.uint8)
-        self._waiting.append((key, asked, tensors))
+        spent = self.spent + time.monotonic() - self._begin
+        named = {"call": str(key[0]), "piece": str(key[1]), "asked": asked, "spent": str(spent)}
+        # at once: whoever gets the answer may change it in place
+        self._waiting.append(safetensors.torch.save(tensors, named))
         self._seconds += seconds
         if self._seconds >= UNWRITTEN:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
-        for (call, piece), asked, tensors in self._waiting:
-            spent = self.spent + time.monotonic() - self._begin
-            named = {"call": str(call), "piece": str(piece), "asked": asked, "spent": str(spent)}
-            self._append(safetensors.torch.save(tensors, named))
+        for content in self._waiting:
+            self._append(content)
         self._waiting, self._seconds = [], 0.0
         self._file.flush()
 
