@@ -23,7 +23,7 @@ from simplicit.matching.before import machine
 from simplicit.matching.estimate import SENSITIVITY, Estimate, Work
 from simplicit.matching.pieces import Stage, stages
 from simplicit.outputs.sensitivity import at_once
-from simplicit.system.workers import run
+from simplicit.workers.run import run
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of workers, where none are named."""
