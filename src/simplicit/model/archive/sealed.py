@@ -58,19 +58,38 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         The tensors, and what is said of them.
 
     Raises:
-        Damaged: If the file cannot be read, or the checksum differs.
+        Damaged: If the file cannot be read, or the checksum differs or is not there.
     """
+    tensors, says, summed = _read(path)
+    if not summed:
+        raise Damaged("it has no checksum")
+    return tensors, says
+
+
+def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors that somebody else may have written, without a checksum.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors, and what is said of them; see `read`.
+    """
+    tensors, says, _ = _read(path)
+    return tensors, says
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], bool]:
     try:
         with safe_open(path, "pt") as file:
             says = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(str(error)) from None
-    if (told := says.pop(SUM, None)) is None:
-        raise Damaged("it has no checksum")
-    if told != _sum(tensors, says):
+    told = says.pop(SUM, None)
+    if told is not None and told != _sum(tensors, says):
         raise Damaged("its checksum differs")
-    return tensors, says
+    return tensors, says, told is not None
 
 
 def digest(*things: Any) -> str:
