@@ -7,7 +7,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from simplicit import __version__
 from simplicit.errors import InputError
 from simplicit.lab import plots
 from simplicit.lab.config import config
@@ -17,7 +16,6 @@ from simplicit.lab.results import read
 from simplicit.lab.run import origin
 from simplicit.lab.run.run import folder_of, models_of, run
 from simplicit.lab.run.standing import WEIGHTS
-from simplicit.model.archive import sealed
 from simplicit.system import files, lock
 
 Row = dict[str, Any]
@@ -74,7 +72,6 @@ def _require_free(settings: Sequence[Config], folder: Path) -> None:
     parts = [path for path in folder.glob("sparsity-*") if path.is_dir()]
     if origin.others(folder) and not parts:
         raise InputError(f"{folder} exists and holds something else: give another folder as --out")
-    now = {"code": sealed.code()[: origin.DIGITS], "simplicit": __version__}
     asked = {f"sparsity-{one.implicit.sparsity}": one for one in settings}
     for part in parts:
         if (part / "config.yaml").exists():
@@ -83,9 +80,9 @@ def _require_free(settings: Sequence[Config], folder: Path) -> None:
             )
             alike = settings[0].model_copy(update={"implicit": implicit})
             origin.require_free(part, asked.get(part.name, alike))
-    unfinished = [one for one in settings if not _finished(one, folder)]
-    for part in parts if unfinished else ():
-        origin.require_same(part, {**(origin.known(part) or {}), **now}, finished=False)
+    if not all(_finished(one, folder) for one in settings):
+        for part in parts:
+            origin.require_version(part, origin.version(), "is of a comparison that was")
 
 
 def _finished(settings: Config, folder: Path) -> bool:

@@ -125,8 +125,7 @@ def environment(dataset: Dataset) -> Row:
         Versions, digests of the code and the data, platform, processors, threads, command line.
     """
     return {
-        "simplicit": __version__,
-        "code": sealed.code()[:DIGITS],
+        **version(),
         "data": fingerprint(dataset),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -186,15 +185,39 @@ def require_same(folder: Path, now: Row, finished: bool) -> None:
             f"{folder} was begun with other data: their digest is {before['data']} there, "
             f"{now['data']} here; give another folder as --out, or the data as they were"
         )
-    if before.get("code", now["code"]) != now["code"] and not finished:
-        raise InputError(
-            f"{folder} is not finished and was begun with another version of simplicit: "
-            f"{_version(before)} there, {_version(now)} here; give another folder as --out, or "
-            "finish it with that version"
-        )
+    if not finished:
+        require_version(folder, now, "is not finished, and was")
     same = {name: before.get(name, now[name]) for name in LIBRARIES}
     if not finished and (said := differences(same, {name: now[name] for name in LIBRARIES})):
         progress.say(f"note: {said}: what is made now may be rounded otherwise")
+
+
+def require_version(folder: Path, now: Row, what: str = "was") -> None:
+    """Refuse to go on with what another version has begun.
+
+    Args:
+        folder: A run folder.
+        now: The environment that there is now.
+        what: Says which folder that is, in front of `begun`.
+
+    Raises:
+        InputError: If the code differs.
+    """
+    before = known(folder) or {}
+    if before.get("code", now["code"]) != now["code"]:
+        raise InputError(
+            f"{folder} {what} begun with another version of simplicit: {_version(before)} there, "
+            f"{_version(now)} here; give another folder as --out, or go on with that version"
+        )
+
+
+def version() -> Row:
+    """Tell this version of the package from others.
+
+    Returns:
+        Its number, and a digest of its code.
+    """
+    return {"simplicit": __version__, "code": sealed.code()[:DIGITS]}
 
 
 def note_network(folder: Path, seed: int, network: str) -> None:

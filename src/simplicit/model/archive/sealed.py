@@ -6,6 +6,8 @@ was cut short or altered is never taken for what was written.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -35,6 +37,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], says: Mapping[str, str]) ->
         path: The file.
         tensors: By their names.
         says: What is said of them.
+
+    Raises:
+        OSError: If the disk is full, or the folder cannot be written.
+        SafetensorError: If the tensors cannot be written at all.
     """
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -45,7 +51,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], says: Mapping[str, str]) ->
         held[name] = own.clone() if place in seen else own
         seen.add(place)
     with replace_with(path) as temporary:
-        save_file(held, temporary, {**says, SUM: _sum(held, says)})
+        try:
+            save_file(held, temporary, {**says, SUM: _sum(held, says)})
+        except SafetensorError as error:
+            # a full disk, which the library says in words only
+            if number := re.search(r"os error (\d+)", str(error)):
+                code = int(number[1])
+                raise OSError(code, os.strerror(code), str(path)) from None
+            raise
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
