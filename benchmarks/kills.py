@@ -1,8 +1,8 @@
 """Kill a comparison again and again, take it up, and compare what it made with one left alone.
 
     python benchmarks/kills.py --kills 20
-    python benchmarks/kills.py --kills 5 --config configs/fashion-mnist-lenet.yaml \\
-        --overrides explicit.epoch=1 implicit.training_size=0.02 implicit.sparsity=[0.5,0.8]
+    python benchmarks/kills.py --kills 10 --mode convolutions
+    python benchmarks/kills.py --config configs/digits.yaml --overrides implicit.sparsity=[0.5]
 
 Each kill is SIGKILL to the whole process group, at a moment drawn evenly over the time that an
 uninterrupted run takes. The same command is started again until it ends; a run that ends before its
@@ -28,8 +28,28 @@ TIMES = ("seconds", "inference_seconds", "peak_memory", "milliseconds", "times_f
 TIMES += ("pays_from", "bytes")
 """Columns that depend on the clock or the machine; `bytes` of a file that says how long it took."""
 
-DIGITS = ("implicit.sparsity=[0.6,0.8]", "seeds=[0,1]", "evaluation.speed=false")
-DIGITS += ("evaluation.baselines=[explicit,implicit,obs,gmp]", "implicit.finetune=3")
+BOTH = ("implicit.sparsity=[0.6,0.8]", "seeds=[0,1]", "evaluation.speed=false")
+MODES = {
+    "matrices": (
+        "configs/digits.yaml",
+        *BOTH,
+        "evaluation.baselines=[explicit,implicit,obs,gmp]",
+        "implicit.finetune=3",
+    ),
+    "convolutions": (
+        "configs/fashion-mnist-lenet.yaml",
+        *BOTH,
+        "evaluation.baselines=[explicit,implicit,gmp]",
+        "explicit.training_size=0.1",
+        "explicit.epoch=2",
+        "evaluation.epoch=2",
+        "implicit.training_size=0.004",
+        "implicit.sweeps=4",
+        "evaluation.bs=500",
+    ),
+}
+"""A configuration and what makes it take half a minute, with every kind of work in it."""
+
 START = ("-c", "import simplicit.lab.run.compare")
 """What every process does before it works."""
 
@@ -80,15 +100,17 @@ def left(folder: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--config", default="configs/digits.yaml")
-    parser.add_argument("--overrides", nargs="*", default=DIGITS)
+    parser.add_argument("--mode", choices=MODES, default="matrices")
+    parser.add_argument("--config", help="another configuration than that of the mode")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further keys=values")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one by default")
     given = parser.parse_args()
     place = given.keep or Path(tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
     log, draw = place / "log.txt", random.Random(given.seed)
-    command = [sys.executable, "-m", "simplicit", "compare", given.config, *given.overrides]
+    what = [given.config] if given.config else [*MODES[given.mode]]
+    command = [sys.executable, "-m", "simplicit", "compare", *what, *given.overrides]
 
     begin = time.monotonic()
     finish(start([sys.executable, *START], log), None)
