@@ -148,7 +148,8 @@ def test_a_run_prints_a_table_and_where_the_report_is(call, tmp_path):
     # another configuration does not
     before = contents(folder)
     one_error(
-        call(*RUN, "implicit.alpha=7", "--out", folder), "out exists and holds something else"
+        call(*RUN, "implicit.alpha=7", "--out", folder),
+        "out exists and holds another configuration: implicit.alpha is 0.01 there, 7.0 here; give",
     )
     assert contents(folder) == before
 

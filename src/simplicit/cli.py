@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -136,14 +136,21 @@ def report(folder: Folder) -> None:
     from simplicit.lab.plots import COMPARED, draw_all
     from simplicit.lab.report.report import write_comparison, write_report
     from simplicit.lab.run.compare import runs
+    from simplicit.system.lock import held
 
-    parts = runs(folder)  # a folder of something else is refused before it gets plots
-    for part in parts:
-        draw_all(part)
-        print(write_report(part))
-    if parts != [folder]:
-        draw_all(folder, COMPARED)
-        print(write_comparison(folder))
+    runs(folder)  # a folder of something else is refused before it gets plots
+    with ExitStack() as stack:
+        stack.enter_context(held(folder))
+        parts = runs(folder)
+        for part in parts:
+            if part != folder:
+                stack.enter_context(held(part))
+        for part in parts:
+            draw_all(part)
+            print(write_report(part))
+        if parts != [folder]:
+            draw_all(folder, COMPARED)
+            print(write_comparison(folder))
 
 
 @app.command()
@@ -311,7 +318,7 @@ def data(
     print(load(name, folder).describe())
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 

@@ -124,7 +124,8 @@ def test_configuration_and_environment(finished):
     assert config.load(finished / "config.yaml") == settings("seeds=[0,1]")
     environment = json.loads((finished / "environment.json").read_text())
     expected = {"simplicit", "python", "torch", "numpy", "platform", "machine", "processors"}
-    assert set(environment) == expected | {"threads", "command"}
+    assert set(environment) == expected | {"threads", "command", "code", "data", "networks"}
+    assert set(environment["networks"]) == {"0", "1"}
 
 
 def test_the_report_speaks_of_both_seeds(finished):
@@ -320,7 +321,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(
 
 def test_a_folder_of_something_else_is_left_alone(finished, copied, tmp_path):
     before = contents(copied)
-    with pytest.raises(InputError, match="copied exists and holds something else"):
+    with pytest.raises(InputError, match=r"configuration: seeds is \[0, 1\] there, \[0, 2\]"):
         small_run(copied, "seeds=[0,2]")
     assert contents(copied) == before
     mine = tmp_path / "mine"
@@ -328,7 +329,7 @@ def test_a_folder_of_something_else_is_left_alone(finished, copied, tmp_path):
     (mine / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="mine exists and holds something else"):
         small_run(mine)
-    with pytest.raises(InputError, match="notes.txt is a file: give another folder as --out"):
+    with pytest.raises(InputError, match="notes.txt is a file: give another folder"):
         small_run(mine / "notes.txt")
     assert contents(mine) == {"notes.txt": b"mine"}
 

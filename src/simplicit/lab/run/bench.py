@@ -13,7 +13,7 @@ from simplicit.lab.report import report
 from simplicit.lab.results import read
 from simplicit.lab.run.seed import SeedRun
 from simplicit.model.saved import load
-from simplicit.system import files, threads
+from simplicit.system import files, lock, threads
 
 Row = dict[str, Any]
 
@@ -42,6 +42,14 @@ def bench(
     most = threads.available()
     if any(count > most for count in counts or ()):
         raise InputError(f"threads: accepted are 1 to {most}, the processors there are")
+    read.metrics(folder)  # a folder of something else is left as it is
+    with lock.held(folder):
+        return _bench(folder, batches, counts, compiler)
+
+
+def _bench(
+    folder: Path, batches: Sequence[int], counts: Sequence[int] | None, compiler: bool
+) -> list[Row]:
     settings = config.load_kept(folder)
     metrics = read.metrics(folder)
     if not any(row["model"] == "implicit" for row in metrics):

@@ -9,11 +9,14 @@ from omegaconf import OmegaConf
 
 from simplicit.errors import InputError
 from simplicit.lab import plots
+from simplicit.lab.config import config
 from simplicit.lab.config.config import Config
 from simplicit.lab.report import report
 from simplicit.lab.results import read
-from simplicit.lab.run.run import run
-from simplicit.system import files
+from simplicit.lab.run import origin
+from simplicit.lab.run.run import folder_of, models_of, run
+from simplicit.lab.run.standing import WEIGHTS
+from simplicit.system import files, lock
 
 Row = dict[str, Any]
 
@@ -39,10 +42,15 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     wanted = [s.implicit.sparsity for s in settings]
     if None in wanted:
         raise InputError("implicit.sparsity: accepted is a number to compare at, or a list of them")
-    if folder.exists() and (not folder.is_dir() or (folder / "explicit.safetensors").exists()):
-        raise InputError(f"{folder} exists and holds something else: give another folder as --out")
+    with lock.held(folder):
+        _require_free(settings, folder)
+        files.clear(folder, everywhere=False)
+        return _compare(settings, folder)
+
+
+def _compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     rows: list[Row] = []
-    parts = [folder / f"sparsity-{sparsity}" for sparsity in wanted]
+    parts = [folder / f"sparsity-{one.implicit.sparsity}" for one in settings]
     for part, one in zip(parts, settings, strict=True):
         if part != parts[0]:
             lend_networks(parts[0], part, one)
@@ -59,21 +67,53 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     return rows
 
 
+# A comparison may grow by sparsities; all else is that of its configuration, and of its runs.
+def _require_free(settings: Sequence[Config], folder: Path) -> None:
+    parts = [path for path in folder.glob("sparsity-*") if path.is_dir()]
+    if origin.others(folder) and not parts:
+        raise InputError(f"{folder} exists and holds something else: give another folder as --out")
+    asked = {f"sparsity-{one.implicit.sparsity}": one for one in settings}
+    for part in parts:
+        if (part / "config.yaml").exists():
+            implicit = settings[0].implicit.model_copy(
+                update={"sparsity": config.load_kept(part).implicit.sparsity}
+            )
+            alike = settings[0].model_copy(update={"implicit": implicit})
+            origin.require_free(part, asked.get(part.name, alike))
+    if not all(_finished(one, folder) for one in settings):
+        for part in parts:
+            origin.require_version(part, origin.version(), "is of a comparison that was")
+
+
+def _finished(settings: Config, folder: Path) -> bool:
+    part = folder / f"sparsity-{settings.implicit.sparsity}"
+    try:
+        made = {(row["model"], row.get("seed")) for row in read.metrics(part)}
+    except InputError:
+        return False
+    return all((model, seed) in made for model in models_of(settings) for seed in settings.seeds)
+
+
 def lend_networks(source: Path, part: Path, settings: Config) -> None:
     """Begin a run with the explicit networks of another: it finds them, and trains none.
 
     Args:
         source: The other run's folder.
-        part: The new run's; if it exists, nothing is done.
+        part: The new run's; where it has a network, or models of its own, nothing is done.
         settings: The new run's configuration; its explicit networks are the other's.
     """
-    if part.exists():
+    if (part / "metrics.json").exists():
         return
-    files.write_text(part / "config.yaml", settings.to_yaml())
-    for path in source.rglob("explicit.safetensors"):
-        place = part / path.relative_to(source)
-        with files.replace_with(place) as file:
-            shutil.copyfile(path, file)
+    with lock.held(part):
+        for seed in settings.seeds:
+            path = folder_of(settings, source, seed) / WEIGHTS
+            place = folder_of(settings, part, seed) / WEIGHTS
+            if path.exists() and not place.exists():
+                # first, so that the folder never holds what nobody can name
+                if not (part / "config.yaml").exists():
+                    files.write_text(part / "config.yaml", settings.to_yaml())
+                with files.replace_with(place) as file:
+                    shutil.copyfile(path, file)
 
 
 def _together(settings: Sequence[Config]) -> str:
@@ -90,7 +130,12 @@ def runs(folder: Path) -> list[Path]:
 
     Returns:
         Run folders, in the order of `metrics.json`.
+
+    Raises:
+        InputError: If there is no such folder, or no results in it.
     """
-    rows = read.metrics(folder) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder; accepted is one that `run` has written")
+    rows = read.metrics(folder)
     targets = dict.fromkeys(row["target"] for row in rows if "target" in row)
     return [folder / f"sparsity-{target}" for target in targets] or [folder]

@@ -1,28 +1,22 @@
 """One configuration, one run folder: train, match, evaluate, draw, report."""
 
-import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from simplicit import __version__
 from simplicit.data import datasets as data
-from simplicit.errors import InputError
 from simplicit.fit import check_device
 from simplicit.lab import plots
-from simplicit.lab.config import config
 from simplicit.lab.config.config import Config
 from simplicit.lab.report import report
 from simplicit.lab.results import read
+from simplicit.lab.run import origin
 from simplicit.lab.run.seed import SeedRun
-from simplicit.system import files, progress, threads
+from simplicit.lab.run.standing import Standing, standing
+from simplicit.system import files, lock, progress, threads
 
 Row = dict[str, Any]
 
@@ -51,29 +45,73 @@ def run(settings: Config, folder: Path) -> list[Row]:
     Args:
         settings: The configuration.
         folder: The run folder. One that holds the same configuration is taken up where it was
-            left.
+            left; one in which another process is at work is refused.
 
     Returns:
         The rows of `metrics.json`.
     """
     check_device(settings.device)
-    _check_folder(folder, settings)
-    dataset = data.load(settings.evaluation.dataset, settings.data_dir)
-    parts = [
-        SeedRun(settings, dataset, seed, folder / f"seed-{seed}" if index else folder)
-        for index, seed in enumerate(settings.seeds)
-    ]
-    for part in parts:
-        part.build()  # what does not fit is told before anything is written
-    if not (folder / "config.yaml").exists():
-        parts[0].read()
-        files.write_text(folder / "config.yaml", settings.to_yaml())
-    if not (folder / "environment.json").exists():
-        files.write_json(folder / "environment.json", environment())
-    rows = read.metrics(folder) if (folder / "metrics.json").exists() else []
+    with lock.held(folder):
+        return _run(settings, folder)
+
+
+def models_of(settings: Config) -> list[str]:
+    """List the models that a run makes.
+
+    Args:
+        settings: The configuration.
+
+    Returns:
+        Their names, in order.
+    """
     models: list[str] = list(settings.evaluation.baselines)
     if settings.implicit.finetune and "implicit" in models:
         models.insert(models.index("implicit") + 1, "finetuned")
+    return models
+
+
+def folder_of(settings: Config, folder: Path, seed: int) -> Path:
+    """Say where the models of a seed are.
+
+    Args:
+        settings: The configuration.
+        folder: The run folder.
+        seed: One of its seeds.
+
+    Returns:
+        The folder.
+    """
+    return folder if seed == settings.seeds[0] else folder / f"seed-{seed}"
+
+
+def _run(settings: Config, folder: Path) -> list[Row]:
+    begun = origin.require_free(folder, settings)
+    dataset = data.load(settings.evaluation.dataset, settings.data_dir)
+    parts = [
+        SeedRun(settings, dataset, seed, folder_of(settings, folder, seed))
+        for seed in settings.seeds
+    ]
+    now, models, rows = origin.environment(dataset), models_of(settings), []
+    stands = None
+    if begun:
+        stands = standing(folder, [(part.seed, part.folder) for part in parts])
+        rows = stands.rows
+        made = {(row["model"], row["seed"]) for row in rows}
+        finished = all((model, part.seed) in made for model in models for part in parts)
+        origin.require_same(folder, now, finished or settings.implicit.evaluate)
+        files.clear(folder)
+        stands.mend()
+    for part in parts:
+        part.build()  # what does not fit is told before anything is written
+    if not begun:
+        parts[0].read()
+        files.write_text(folder / "config.yaml", settings.to_yaml())
+    if not (folder / "environment.json").exists():
+        files.write_json(folder / "environment.json", now)
+    if stands is not None:
+        rows = _with_networks(parts, stands, (origin.known(folder) or {}).get("networks", {}))
+        if (folder / "metrics.json").exists() and rows != read.metrics(folder):
+            _write(folder, rows)
     for part in parts:
         for model in models:
             found = [r for r in rows if r["model"] == model and r.get("seed") == part.seed]
@@ -92,9 +130,11 @@ def run(settings: Config, folder: Path) -> list[Row]:
             rows = [new if row is old else row for row in rows] + ([] if found else [new])
             # the metrics last: a row there says that all of its model is on disk
             part.write_tables(folder)
-            files.write_csv(folder / "metrics.csv", rows)
-            files.write_json(folder / "metrics.json", rows)
+            origin.note_network(folder, part.seed, part.network)
+            _write(folder, _in_order(rows, settings, models))
+            part.forget(model)
         shutil.rmtree(part.checkpoint, ignore_errors=True)
+    rows = _in_order(rows, settings, models)
     with progress.task("drawing plots, writing the report", total=2) as step:
         plots.draw_all(folder)
         step(1)
@@ -103,46 +143,30 @@ def run(settings: Config, folder: Path) -> list[Row]:
     return rows
 
 
-# accepts a folder that is new, empty, or holds the same configuration
-def _check_folder(folder: Path, settings: Config) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: give another folder as --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        known = config.load_kept(folder) if (folder / "config.yaml").exists() else None
-        if known is None or _without_evaluate(known) != _without_evaluate(settings):
-            raise InputError(
-                f"{folder} exists and holds something else: give another folder as --out, or the "
-                "same configuration to take a stopped run up"
+def _write(folder: Path, rows: Sequence[Row]) -> None:
+    files.write_csv(folder / "metrics.csv", rows)
+    files.write_json(folder / "metrics.json", rows)
+
+
+# as if none had been made a second time
+def _in_order(rows: Sequence[Row], settings: Config, models: Sequence[str]) -> list[Row]:
+    return sorted(rows, key=lambda r: (settings.seeds.index(r["seed"]), models.index(r["model"])))
+
+
+# Rows whose explicit network was damaged stand if it is made again bit by bit.
+def _with_networks(
+    parts: Sequence[SeedRun], stands: Standing, networks: Mapping[str, str]
+) -> list[Row]:
+    rows = stands.rows
+    for part in parts:
+        own = [row for row in rows if row["seed"] == part.seed]
+        if part.seed in stands.networks and own and networks.get(str(part.seed)) != part.network:
+            progress.say(
+                f"the explicit network of seed {part.seed} has other bits than the one before: "
+                "its models are made again"
             )
-    elif settings.implicit.evaluate:
-        raise InputError(
-            f"implicit.evaluate: {folder} holds no saved model; give the folder of a finished run "
-            "as --out"
-        )
-
-
-def _without_evaluate(settings: Config) -> Config:
-    implicit = settings.implicit.model_copy(update={"evaluate": False})
-    return settings.model_copy(update={"implicit": implicit})
-
-
-def environment() -> Row:
-    """Describe what a run ran on, without naming the machine.
-
-    Returns:
-        Versions, platform, processors, threads, command line.
-    """
-    return {
-        "simplicit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "processors": threads.available(),
-        "threads": torch.get_num_threads(),
-        "command": " ".join(Path(part).name if i == 0 else part for i, part in enumerate(sys.argv)),
-    }
+            rows = [row for row in rows if row["seed"] != part.seed]
+    return rows
 
 
 Advice = Callable[[str], None]

@@ -2,6 +2,7 @@
 
 import math
 import resource
+import shutil
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,15 +20,18 @@ from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
 from simplicit.equations.network import StateEquations
 from simplicit.explicit import training as explicit
+from simplicit.explicit.kept import Trainings
 from simplicit.fit import fit, structure_of
 from simplicit.lab import baselines
 from simplicit.lab.config.config import Config
 from simplicit.lab.evaluate import speed
-from simplicit.lab.results import read
 from simplicit.lab.results.shown import FILE
 from simplicit.lab.run import measure
+from simplicit.lab.run.origin import DIGITS
+from simplicit.lab.run.standing import WEIGHTS, table
 from simplicit.matching.records import UNSOLVED
 from simplicit.matching.ways.patterns import patterned
+from simplicit.model.archive import sealed
 from simplicit.model.archive.format import NUMBERS
 from simplicit.model.implicit import ImplicitModel
 from simplicit.model.saved import load
@@ -58,7 +62,7 @@ class SeedRun:
     def __init__(self, settings: Config, dataset: data.Dataset, seed: int, folder: Path) -> None:
         self.settings, self.dataset, self.seed, self.folder = settings, dataset, seed, folder
         self.checkpoint = folder / "checkpoint"
-        self._weights = folder / "explicit.safetensors"
+        self._weights = folder / WEIGHTS
         self._tables: dict[str, list[Row]] = {}
         self._net: tuple[nn.Module, float] | None = None
 
@@ -169,7 +173,7 @@ class SeedRun:
         )
         begin = time.monotonic()
         pruned = baselines.METHODS[name](task, settings.implicit.sparsity or 0.0)
-        seconds = time.monotonic() - begin
+        seconds = time.monotonic() - begin + task.kept.earlier
         nonzeros, before = (capture(n, dataset.train_inputs[:2]).nonzeros for n in (pruned, net))
         self._count(name, baselines.by_name(pruned))
         return (
@@ -188,7 +192,7 @@ class SeedRun:
             Its row of the metrics.
         """
         net, _ = self._explicit()
-        begin = time.monotonic()
+        begin, kept = time.monotonic(), Trainings(self.checkpoint / "finetuned")
         model = finetune(
             load(self.folder).to(self.settings.device),
             net,
@@ -197,8 +201,9 @@ class SeedRun:
             eps=self.settings.implicit.finetune_eps,
             batch_size=self.settings.evaluation.bs,
             seed=self.seed,
+            kept=kept,
         )
-        seconds = time.monotonic() - begin
+        seconds = time.monotonic() - begin + kept.earlier
         model.save(self.folder / "finetuned")
         return (
             self._row("finetuned", model)
@@ -261,11 +266,25 @@ class SeedRun:
         """
         for name, rows in self._tables.items():
             path = folder / f"{name}.csv"
-            others = read.table(path, ["seed"]) if path.exists() else []
+            others = table(path) if path.exists() else []
             new = {row.get("model") for row in rows}
             kept = [r for r in others if r["seed"] != str(self.seed) or r.get("model") not in new]
             files.write_csv(path, [*kept, *({"seed": self.seed, **row} for row in rows)])
         self._tables.clear()
+
+    def forget(self, model: str) -> None:
+        """Remove what was kept for a model that was not finished.
+
+        Args:
+            model: One that is finished now.
+        """
+        shutil.rmtree(self.checkpoint / model, ignore_errors=True)
+
+    @property
+    def network(self) -> str:
+        """A digest of the explicit network's weights; it is trained if need be."""
+        net, _ = self._explicit()
+        return sealed.digest(*net.state_dict().values())[:DIGITS]
 
     # the explicit network and the seconds its training took
     def _explicit(self) -> tuple[nn.Module, float]:
@@ -279,6 +298,7 @@ class SeedRun:
             with safe_open(self._weights, "pt") as file:
                 return net, float((file.metadata() or {}).get("seconds", "nan"))
         begin, seconds = time.monotonic(), math.nan
+        kept = Trainings(self.checkpoint / "explicit")
         if wanted.weights is None:
             chosen = data.sample(len(dataset.train_labels), wanted.training_size, self.seed)
             explicit.train(
@@ -292,11 +312,11 @@ class SeedRun:
                 seed=self.seed,
                 device=device,
                 log_interval=wanted.log_interval,
+                kept=kept,
             )
-            seconds = time.monotonic() - begin
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-        metadata = {"seconds": str(seconds)}
-        files.write_bytes(self._weights, safetensors.torch.save(weights, metadata))
+            seconds = time.monotonic() - begin + kept.earlier
+        sealed.write(self._weights, net.state_dict(), {"seconds": str(seconds)})
+        self.forget("explicit")
         return net, seconds
 
     def _fit(self) -> tuple[ImplicitModel, Row]:

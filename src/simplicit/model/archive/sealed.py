@@ -6,6 +6,8 @@ was cut short or altered is never taken for what was written.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -35,6 +37,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], says: Mapping[str, str]) ->
         path: The file.
         tensors: By their names.
         says: What is said of them.
+
+    Raises:
+        OSError: If the disk is full, or the folder cannot be written.
+        SafetensorError: If the tensors cannot be written at all.
     """
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -45,7 +51,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], says: Mapping[str, str]) ->
         held[name] = own.clone() if place in seen else own
         seen.add(place)
     with replace_with(path) as temporary:
-        save_file(held, temporary, {**says, SUM: _sum(held, says)})
+        try:
+            save_file(held, temporary, {**says, SUM: _sum(held, says)})
+        except SafetensorError as error:
+            # a full disk, which the library says in words only
+            if number := re.search(r"os error (\d+)", str(error)):
+                code = int(number[1])
+                raise OSError(code, os.strerror(code), str(path)) from None
+            raise
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,19 +71,38 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         The tensors, and what is said of them.
 
     Raises:
-        Damaged: If the file cannot be read, or the checksum differs.
+        Damaged: If the file cannot be read, or the checksum differs or is not there.
     """
+    tensors, says, summed = _read(path)
+    if not summed:
+        raise Damaged("it has no checksum")
+    return tensors, says
+
+
+def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors that somebody else may have written, without a checksum.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors, and what is said of them; see `read`.
+    """
+    tensors, says, _ = _read(path)
+    return tensors, says
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], bool]:
     try:
         with safe_open(path, "pt") as file:
             says = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(str(error)) from None
-    if (told := says.pop(SUM, None)) is None:
-        raise Damaged("it has no checksum")
-    if told != _sum(tensors, says):
+    told = says.pop(SUM, None)
+    if told is not None and told != _sum(tensors, says):
         raise Damaged("its checksum differs")
-    return tensors, says
+    return tensors, says, told is not None
 
 
 def digest(*things: Any) -> str:
