@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simplicit import __version__
-from simplicit.errors import InputError
+from simplicit.errors import InputError, WorkerError
 from simplicit.system import files
 from simplicit.system.allocator import keep_freed
 
@@ -45,6 +45,10 @@ Overrides = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a stopped run is taken up.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Address of a Dask scheduler, whose workers take the work."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -66,7 +70,11 @@ def _main(
 
 @app.command()
 def run(
-    config: Configuration, overrides: Overrides = None, out: Out = None, as_json: Json = False
+    config: Configuration,
+    overrides: Overrides = None,
+    out: Out = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
 ) -> None:
     """Train, match, evaluate, plot and report, as a YAML file says.
 
@@ -80,13 +88,18 @@ def run(
     folder = out or default_folder(config.stem)
     advise(settings, lambda line: print(line, file=sys.stderr))
     print(f"run folder: {folder}", file=sys.stderr)
-    rows = execute(settings, folder)
+    with _cluster(scheduler) as executor:
+        rows = execute(settings, folder, executor)
     _print_results(settings.evaluation.dataset, folder, rows, as_json)
 
 
 @app.command()
 def compare(
-    config: Configuration, overrides: Overrides = None, out: Out = None, as_json: Json = False
+    config: Configuration,
+    overrides: Overrides = None,
+    out: Out = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
 ) -> None:
     """Compare methods at several sparsities: implicit.sparsity may be a list.
 
@@ -100,8 +113,21 @@ def compare(
     folder = out or default_folder(config.stem)
     advise(settings[0], lambda line: print(line, file=sys.stderr))
     print(f"folder of the comparison: {folder}", file=sys.stderr)
-    rows = execute(settings, folder)
+    with _cluster(scheduler) as executor:
+        rows = execute(settings, folder, executor)
     _print_results(settings[0].evaluation.dataset, folder, rows, as_json)
+
+
+# only a run on a cluster imports what speaks to it
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    if address is None:
+        yield None
+        return
+    from simplicit.workers.cluster import connected
+
+    with connected(address) as client:
+        yield client
 
 
 def _print_results(dataset: str, folder: Path, rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -334,6 +360,8 @@ def main() -> None:
             code = app(standalone_mode=False)
         except InputError as error:
             _fail(str(error))
+        except WorkerError as error:
+            _fail(str(error), code=1)
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             if error.errno in FULL:
@@ -389,6 +417,6 @@ def _stoppable() -> Iterator[list[int]]:
                 signal.signal(number, old)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

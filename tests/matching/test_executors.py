@@ -15,6 +15,11 @@ RECIPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _everything_is_handed_out(monkeypatch):
+    monkeypatch.setattr("simplicit.workers.run.LIGHT", 0.0)
+
+
 def check(kind: str, recipe: str, *executors: Executor) -> None:
     u = inputs(kind)
     one = quick_fit(kind, RECIPES[recipe], u, batch_size=8)

@@ -124,5 +124,21 @@ def test_what_is_alike_is_lent_once():
     x += 1  # the same place, other bytes
     pack(x, lender)
     assert len(lent) == 2 and not back
-    lender.forget()
-    assert len(back) == 2
+    lender.forget()  # bytes that can be taken back are not with a worker
+    pack(x, lender)
+    assert len(lent) == 2 and not back
+    lender = Lender(lend)
+    for times in (1, 2):
+        pack(x, lender)
+        lender.forget()
+        assert len(lent) == 2 + times
+
+
+def test_there_is_an_end_to_what_is_lent(monkeypatch):
+    monkeypatch.setattr("simplicit.workers.lender.MOST", 5 * 8 * SMALL)
+    there: list[Held] = []
+    lender = Lender(lambda held: there.append(held) or held, there.remove)
+    for k in range(8):
+        pack(torch.full((SMALL,), k, dtype=torch.float64), lender)
+        lender.end()
+        assert len(there) == min(k + 1, 5)

@@ -196,7 +196,7 @@ class Frontier:
     def _apply(self, function: Callable[[Sources], Tensor], every: Sources, size: int) -> Tensor:
         count = max(1, CACHE // (size * every[-1].element_size()))
         parts = zip(*(part.split(count) for part in every), strict=True)
-        found = list(run(function, map(list, parts), self._executor, here=True))
+        found = list(run(function, map(list, parts), self._executor, work=0.0))
         return torch.cat(found) if len(found) > 1 else found[0]
 
 

@@ -157,6 +157,9 @@ class Readings:
         self._small = frontier.m * (values * item + most * groups * 2 * K * 4) <= KEPT
         # a block that another process has read is read again: it takes less time than to send it
         self._small &= getattr(executor, "here", True)
+        # multiply-adds of a block of the Gram; new targets cost a vector of it a channel
+        self._work = self._block * most * groups * float(d) * (d + K)
+        self._again = self._block * most * groups * 2.0 * d * K
         self._blocks: list[_Block] = []
 
     def moments(self, keep: bool = False) -> list[Gram]:
@@ -171,7 +174,7 @@ class Readings:
         """
         self._blocks = []
         step = partial(_shard, partial(_read, self._task, keep and self._small))
-        m, totals = self._sum(run(step, self._shards(), self.executor))
+        m, totals = self._sum(run(step, self._shards(), self.executor, work=self._work))
         tS, t, t2, s, n, SS = totals
         if self._shifts:
             G, s = self._shifts.square(SS, s, n), self._shifts.original(s)
@@ -200,10 +203,10 @@ class Readings:
         """
         if self._blocks:
             step = partial(_retarget, self._task, found)
-            answers = run(step, self._blocks, self.executor)
+            answers = run(step, self._blocks, self.executor, work=self._again)
         else:
             again = partial(_shard, partial(_read_again, self._task, found))
-            answers = run(again, self._shards(), self.executor)
+            answers = run(again, self._shards(), self.executor, work=self._again)
         _, (tS, t, t2) = self._sum(answers)
         R = self._with_bias(tS, t)
         return [g.with_targets(r, square) for g, r, square in zip(grams, R, t2, strict=True)]

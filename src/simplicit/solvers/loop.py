@@ -23,6 +23,9 @@ from simplicit.system import threads
 from simplicit.workers.executors import count, of, pool
 from simplicit.workers.run import run
 
+PRODUCTS = 40
+"""Products of a row with the Gram, about, until it is solved."""
+
 __all__ = ["Callback", "Progress", "solve"]
 
 
@@ -149,9 +152,13 @@ def _solve(
     # the rows of some groups in the order of their numbers, and those that are too wide for sets
     # the call as it is when a piece goes: it may have been stopped meanwhile
     pieces = ((call, piece) for group in groups for piece in group.pieces(start))
+    size = min(call.settings.tile, len(start.W))
+    work = PRODUCTS * size * float(start.W.shape[1]) ** 2
     answers: list[Answer] = []
     tiles = [(group, rows) for group in groups for rows in group.tiles]
-    for (group, rows), answer in zip(tiles, run(solve_piece, pieces, executor), strict=True):
+    for (group, rows), answer in zip(
+        tiles, run(solve_piece, pieces, executor, work=work), strict=True
+    ):
         if answer.away:
             _report(call.watch, group.problem.unit[rows], rows, answer)
         answers.append(answer)

@@ -226,7 +226,8 @@ def removals(
     block = torch.full_like(problem.free, -1, dtype=torch.long)
     block[~problem.free] = pattern.column.to(block)
     one = partial(_rows, H[None], block, keep)
-    return list(run(one, (weighed(W, worth)).split(pattern.rows), executor))
+    pieces = weighed(W, worth).split(pattern.rows)
+    return list(run(one, pieces, executor, work=float(len(H)) ** 3))
 
 
 def _rows(H: Tensor, block: Tensor, keep: int, w: Tensor) -> Removals:
@@ -273,7 +274,8 @@ def removals_among(
         for r, own in zip(parts, candidates, strict=True)
     ]
     one = partial(_among, G, keep)
-    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3))
+    most = float(max(map(len, candidates), default=0)) ** 3
+    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3, work=most))
 
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor, Tensor]) -> Removals:

@@ -97,7 +97,8 @@ def costs_among(
     """
     pieces = [(r[columns], columns) for r, columns in zip(R, candidates, strict=True)]
     one = partial(_among, G, keep)
-    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3))
+    most = float(max(map(len, candidates), default=0)) ** 3
+    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3, work=most))
 
 
 def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
@@ -146,7 +147,7 @@ def eliminate(
         The order of removal, as columns of W, and the loss that each removal adds.
     """
     tile = partial(_tile, H, protected, keep, pattern)
-    parts = list(run(tile, W.split(TILE), executor))
+    parts = list(run(tile, W.split(TILE), executor, work=min(TILE, len(W)) * float(len(H)) ** 3))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 

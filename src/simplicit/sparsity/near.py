@@ -109,7 +109,8 @@ def refit_near(
     W = torch.where(support | problem.free, anchor, 0.0)
     missing = problem.gram.R - W @ problem.gram.G
     pieces = zip(support | problem.free, missing, strict=True)
-    steps = run(partial(_step, problem, ridge(problem)), pieces, executor)
+    one = partial(_step, problem, ridge(problem))
+    steps = run(one, pieces, executor, work=_multiplications(support | problem.free))
     for w, (columns, step) in zip(W, steps, strict=True):
         w[columns] += step
     return W
@@ -128,7 +129,14 @@ def factors(
     Yields:
         For each row the columns of its support, and the Cholesky factor of G with the ridge there.
     """
-    yield from run(partial(_factor, problem, ridge(problem)), support | problem.free, executor)
+    every = support | problem.free
+    one = partial(_factor, problem, ridge(problem))
+    yield from run(one, every, executor, work=_multiplications(every))
+
+
+# of the largest factor
+def _multiplications(support: Tensor) -> float:
+    return float(support.sum(1).max()) ** 3 / 3 if len(support) else 0.0
 
 
 def _step(problem: RowProblem, small: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

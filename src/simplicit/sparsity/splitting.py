@@ -98,10 +98,10 @@ def supports(
     size = max(TILE // together, 1) * together
     wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(size)
     states = [_State.first(part) for part in R.split(size)]
-    once = partial(_System.of, G, len(R))
-    for level, system in enumerate(run(once, LEVELS, executor)):
+    once, work = partial(_System.of, G, len(R)), STEPS * min(size, len(R)) * float(len(G)) ** 2
+    for level, system in enumerate(run(once, LEVELS, executor, work=float(len(G)) ** 3)):
         tiles = zip(states, wanted, strict=True)
-        states = list(run(partial(_tile, level, system, pattern), tiles, executor))
+        states = list(run(partial(_tile, level, system, pattern), tiles, executor, work=work))
         if all(state.settled for state in states):
             break
     support = torch.ones_like(problem.gram.R, dtype=torch.bool)
@@ -153,8 +153,10 @@ def screen(
     chosen: list[Tensor] = []
     sizes: list[Tensor] = []
     for level in range(len(LEVELS)):
-        pieces = zip(parts, states, counts, worth, patterns, strict=True)
-        states = list(run(partial(_problem, level), pieces, executor, cost=_operations))
+        pieces = [*zip(parts, states, counts, worth, patterns, strict=True)]
+        work = max(map(_operations, pieces), default=0.0)
+        one = partial(_problem, level)
+        states = list(run(one, pieces, executor, cost=_operations, work=work))
         sizes = [_sizes(p, s.Y) for p, s in zip(patterns, states, strict=True)]
         chosen = _best(sizes, worth, budget)
         counts = [int(c.sum()) for c in chosen]

@@ -66,10 +66,10 @@ class Lender:
             self._free(self._known.popitem(last=False)[1][0])
 
     def forget(self) -> None:
-        """Lend everything anew: a worker that is gone may have had the only copy."""
+        """Lend anew what a worker that is gone may have had the only copy of; files stay."""
         self._seen.clear()
-        while self._known:
-            self._free(self._known.popitem()[1][0])
+        if self._take_back is None:
+            self._known.clear()
 
     def _free(self, lent: Any) -> None:
         if self._take_back is not None:

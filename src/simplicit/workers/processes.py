@@ -25,11 +25,18 @@ PREFIX = "simplicit-lent-"
 
 
 class WorkerGoneError(RuntimeError):
-    """A worker has died. `began` says whether it had begun with the piece."""
+    """A piece was lost on its way, or with its worker.
+
+    Attributes:
+        began: Whether the worker had begun with the piece.
+    """
 
     def __init__(self, began: bool) -> None:
-        super().__init__("its worker has died")
+        super().__init__(began)
         self.began = began
+
+    def __str__(self) -> str:
+        return "its worker has died" if self.began else "lost on its way"
 
 
 class _Worker:
@@ -62,7 +69,7 @@ class Processes(Executor):
             self._context.set_forkserver_preload(["simplicit.fit"])
         self._max_workers, self._lock, self._lent = workers, threading.Lock(), 0
         self._folder, self._alive = _fresh(folder or Path(tempfile.gettempdir()))
-        self._workers = [_Worker(self._context) for _ in range(workers)]
+        self._workers: list[_Worker | None] = [None] * workers  # begun when there is work
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give something to the process that has least to do.
@@ -77,8 +84,9 @@ class Processes(Executor):
         """
         outer: Future[Any] = Future()
         with self._lock:
-            k = min(range(self._max_workers), key=lambda k: len(self._workers[k].given))
-            worker = self._workers[k]
+            waiting = [0 if w is None else len(w.given) for w in self._workers]
+            k = waiting.index(min(waiting))
+            worker = self._workers[k] = self._workers[k] or _Worker(self._context)
             try:
                 inner = worker.pool.submit(fn, *args, **kwargs)
             except BrokenProcessPool:  # it has died while it had nothing to do
@@ -97,7 +105,7 @@ class Processes(Executor):
             if isinstance(error, BrokenProcessPool):
                 worker.dead = True
                 if worker in self._workers:
-                    self._workers[self._workers.index(worker)] = _Worker(self._context)
+                    self._workers[self._workers.index(worker)] = None
                 error = WorkerGoneError(began)
         # one that was cancelled meanwhile is not waited for any more
         with contextlib.suppress(InvalidStateError):
@@ -139,7 +147,7 @@ class Processes(Executor):
         """
         with self._lock:
             workers, self._workers = self._workers, []
-        for worker in workers:
+        for worker in filter(None, workers):
             if worker.given and worker.pid.done() and not worker.dead:
                 with contextlib.suppress(ProcessLookupError, BrokenProcessPool):
                     os.kill(worker.pid.result(), signal.SIGKILL)

@@ -20,6 +20,7 @@ from concurrent.futures import (
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from simplicit.workers.executors import of
 from simplicit.workers.journal import Journal
 from simplicit.workers.lender import Lender
 from simplicit.workers.packing import Pack, pack, unpack
+from simplicit.workers.processes import WorkerGoneError
 
 IN_FLIGHT = 2
 """Pieces handed over for each worker: one is worked on, the next is there when it ends."""
@@ -46,6 +48,9 @@ LOST = 10
 LATE, SLOWER = 5.0, 5.0
 """A piece is handed out again after so many seconds, if the longest so far took so many times less:
 at most one in so many is done twice where pieces are alike."""
+
+LIGHT = 2e8
+"""Multiply-adds, ten milliseconds, that go to another process and back in about that time."""
 
 LOOK = 1.0
 """Seconds between two looks at what is late, and at whether there still is a scheduler."""
@@ -141,7 +146,7 @@ def run(
     executor: Executor | None = None,
     *,
     cost: Callable[[Piece], float] | None = None,
-    here: bool = False,
+    work: float = inf,
 ) -> Generator[Answer, None, None]:
     """Apply a function to every piece.
 
@@ -155,7 +160,8 @@ def run(
         pieces: One argument a call. Processes and clusters need to be able to pickle them.
         executor: Who does it; None does it here, one piece after the other, as they are asked for.
         cost: What a piece costs, in any unit: then all are there at once, and the largest go first.
-        here: Whether pieces cost less than their way to another process: then threads take them.
+        work: Multiply-adds of a piece, about: light ones stay in this process, where threads take
+            them; of those without, nothing is kept in a journal.
 
     Yields:
         The answers, in the order of the pieces. The first piece in this order that fails raises its
@@ -163,10 +169,11 @@ def run(
         that have not begun are cancelled.
     """
     workers = executor if isinstance(executor, Workers) else Workers(executor)
+    journal = workers.journal if work else None
     if workers._inner is None:
-        yield from _one_by_one(function, pieces, None if here else workers.journal)
+        yield from _one_by_one(function, pieces, journal)
         return
-    task = _Task(workers, function, here)
+    task = _Task(workers, function, work < LIGHT, journal)
     try:
         yield from task.answers(pieces, cost)
     finally:
@@ -221,7 +228,11 @@ class _Task(Generic[Piece, Answer]):
     """One call of `run`."""
 
     def __init__(
-        self, workers: Workers, function: Callable[[Piece], Answer], here: bool = False
+        self,
+        workers: Workers,
+        function: Callable[[Piece], Answer],
+        here: bool,
+        journal: Journal | None,
     ) -> None:
         self._workers, self._function, self._here = workers, function, here or workers.here
         self._executor = workers.threads if here else workers._inner
@@ -230,7 +241,6 @@ class _Task(Generic[Piece, Answer]):
         self._jobs: dict[Future[Any], _Job[Piece]] = {}
         self._done: dict[int, _Outcome] = {}
         self._longest = 0.0
-        journal = None if here else workers.journal
         self._call = journal and journal.call(function)
 
     def answers(
@@ -361,7 +371,7 @@ class _Task(Generic[Piece, Answer]):
             ) from error
         if not job.futures:
             if not self._here:
-                self._workers.lender.forget()  # the worker may have had the only copy
+                self._workers.lender.forget()
                 self._packed = None
             self._workers.again += 1
             self._hand_out(job)
@@ -411,8 +421,11 @@ def _away(
     own: Sequence[Any],
     torch_threads: int,
 ) -> Pack:
-    one = unpack(Pack(function, list(lent)))
-    outcome = _do(one, torch_threads, unpack(Pack(piece, list(own))))
+    try:
+        one, given = unpack(Pack(function, list(lent))), unpack(Pack(piece, list(own)))
+    except OSError:  # what was lent has been taken back
+        raise WorkerGoneError(began=False) from None
+    outcome = _do(one, torch_threads, given)
     if outcome.error is not None:
         text = "".join(traceback.format_exception(outcome.error))
         outcome.error.add_note(f"in a worker:\n{text}")

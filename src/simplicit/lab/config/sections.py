@@ -107,6 +107,9 @@ class Implicit(Section):
 
     evaluate: bool = key(False, "load the saved model instead of making one", SWITCH)
     workers: Count = key(1, "parallel workers, reduced to the cores there are", COUNT)
+    executor: Literal["threads", "processes"] = key(
+        "threads", "what the workers are; --scheduler takes a cluster's", "threads, processes"
+    )
     time_limit: Positive | None = key(
         None,
         "seconds for making the implicit model; where they are short, steps are left out and named",

@@ -17,11 +17,12 @@ from simplicit.lab.run import origin
 from simplicit.lab.run.run import folder_of, models_of, run
 from simplicit.lab.run.standing import WEIGHTS
 from simplicit.system import files, lock
+from simplicit.workers.executors import Asked
 
 Row = dict[str, Any]
 
 
-def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
+def compare(settings: Sequence[Config], folder: Path, executor: Asked = None) -> list[Row]:
     """Run every configuration, and write their results as one table, one figure, one page.
 
     A comparison that was stopped is taken up where it was; one that is finished can be given more
@@ -31,6 +32,7 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
         settings: Configurations that differ in `implicit.sparsity` only, as `config.load_each`
             reads them.
         folder: Where to. It gets one run folder per sparsity, e.g. `sparsity-0.9`.
+        executor: Who takes the work in place of those that the configurations name: see `fit`.
 
     Returns:
         The rows of all runs; `target` is the sparsity that was asked for. The explicit networks,
@@ -45,16 +47,16 @@ def compare(settings: Sequence[Config], folder: Path) -> list[Row]:
     with lock.held(folder):
         _require_free(settings, folder)
         files.clear(folder, everywhere=False)
-        return _compare(settings, folder)
+        return _compare(settings, folder, executor)
 
 
-def _compare(settings: Sequence[Config], folder: Path) -> list[Row]:
+def _compare(settings: Sequence[Config], folder: Path, executor: Asked) -> list[Row]:
     rows: list[Row] = []
     parts = [folder / f"sparsity-{one.implicit.sparsity}" for one in settings]
     for part, one in zip(parts, settings, strict=True):
         if part != parts[0]:
             lend_networks(parts[0], part, one)
-        made = run(one, part)
+        made = run(one, part, executor)
         others = [row for row in made if row["model"] != "explicit"]
         rows += [row for row in made if row["model"] == "explicit" and part == parts[0]]
         rows += [row | {"target": one.implicit.sparsity} for row in others]

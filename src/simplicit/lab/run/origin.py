@@ -24,6 +24,7 @@ Row = dict[str, Any]
 FREE = {
     "implicit.evaluate": "what is done with the folder",
     "implicit.workers": "how many do it",
+    "implicit.executor": "who does it",
     "explicit.log_interval": "how often it is shown",
     "data_dir": "where the data lie; whether they are the same is seen from themselves",
 }

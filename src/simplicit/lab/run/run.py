@@ -17,6 +17,7 @@ from simplicit.lab.run import origin
 from simplicit.lab.run.seed import SeedRun
 from simplicit.lab.run.standing import Standing, standing
 from simplicit.system import files, lock, progress, threads
+from simplicit.workers.executors import Asked
 
 Row = dict[str, Any]
 
@@ -36,7 +37,7 @@ def default_folder(name: str) -> Path:
     return next(path for path in chain([first], others) if not path.exists())
 
 
-def run(settings: Config, folder: Path) -> list[Row]:
+def run(settings: Config, folder: Path, executor: Asked = None) -> list[Row]:
     """Do everything a configuration asks for; take up a run that was stopped.
 
     Anything that is wrong with the folder, the data, the network or the settings is an
@@ -46,13 +47,14 @@ def run(settings: Config, folder: Path) -> list[Row]:
         settings: The configuration.
         folder: The run folder. One that holds the same configuration is taken up where it was
             left; one in which another process is at work is refused.
+        executor: Who takes the work in place of those that the configuration names: see `fit`.
 
     Returns:
         The rows of `metrics.json`.
     """
     check_device(settings.device)
     with lock.held(folder):
-        return _run(settings, folder)
+        return _run(settings, folder, executor)
 
 
 def models_of(settings: Config) -> list[str]:
@@ -84,11 +86,11 @@ def folder_of(settings: Config, folder: Path, seed: int) -> Path:
     return folder if seed == settings.seeds[0] else folder / f"seed-{seed}"
 
 
-def _run(settings: Config, folder: Path) -> list[Row]:
+def _run(settings: Config, folder: Path, executor: Asked) -> list[Row]:
     begun = origin.require_free(folder, settings)
     dataset = data.load(settings.evaluation.dataset, settings.data_dir)
     parts = [
-        SeedRun(settings, dataset, seed, folder_of(settings, folder, seed))
+        SeedRun(settings, dataset, seed, folder_of(settings, folder, seed), executor)
         for seed in settings.seeds
     ]
     now, models, rows = origin.environment(dataset), models_of(settings), []

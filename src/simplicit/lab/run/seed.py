@@ -38,6 +38,7 @@ from simplicit.model.saved import load
 from simplicit.recipe import Recipe
 from simplicit.refine.finetune import finetune
 from simplicit.system import files, progress
+from simplicit.workers.executors import Asked
 
 Row = dict[str, Any]
 
@@ -57,10 +58,19 @@ class SeedRun:
         dataset: Its data.
         seed: Seed of the initial weights, of the order of training and of the samples chosen.
         folder: Where the models are.
+        executor: Who takes the work, see `fit`; the configuration says it by default.
     """
 
-    def __init__(self, settings: Config, dataset: data.Dataset, seed: int, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        dataset: data.Dataset,
+        seed: int,
+        folder: Path,
+        executor: Asked = None,
+    ) -> None:
         self.settings, self.dataset, self.seed, self.folder = settings, dataset, seed, folder
+        self.executor = settings.implicit.executor if executor is None else executor
         self.checkpoint = folder / "checkpoint"
         self._weights = folder / WEIGHTS
         self._tables: dict[str, list[Row]] = {}
@@ -332,6 +342,7 @@ class SeedRun:
             device=self.settings.device,
             checkpoint=self.checkpoint,
             time_limit=wanted.time_limit,
+            executor=self.executor,
         )
         result.model.save(self.folder)
         self._tables |= {"rows": result.rows, "trace": result.trace, "budget": result.budgets}

@@ -1,0 +1,163 @@
+"""A real scheduler and real workers, as processes on the loopback address, one of them killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kinds import inputs, quick_fit, same
+from simplicit.errors import InputError, WorkerError
+from simplicit.recipe import Recipe
+from simplicit.workers.cluster import connected
+from simplicit.workers.executors import opened
+from simplicit.workers.run import Workers, run
+
+pytest.importorskip("distributed")
+pytestmark = pytest.mark.filterwarnings("default")  # what Dask warns of is its own
+
+
+def free() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def dask(log: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    # workers import the modules of these tests, as those of a user would import the user's
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"  # simplicit counts itself
+    command = [sys.executable, "-m", "dask", *arguments]
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, cwd=log.parent
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    port = free()
+    address = f"tcp://127.0.0.1:{port}"
+    own = ["--host", "127.0.0.1", "--no-dashboard"]
+    with dask(folder / "scheduler.log", "scheduler", "--port", str(port), *own) as scheduler:
+        each = ["worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        makes = [dask(folder / f"worker-{k}.log", *each) for k in range(workers)]
+        try:
+            processes = [make.__enter__() for make in makes]
+            with connected(address) as client:
+                client.wait_for_workers(workers, timeout=60)
+            yield address, [scheduler, *processes]
+        finally:
+            for make in makes:
+                make.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as (found, _):
+        yield found
+
+
+def scaled(M: Tensor, factor: float) -> Tensor:
+    return factor * M.sum(0)
+
+
+def fails(piece: int) -> int:
+    if piece == 2:
+        raise ValueError("piece 2")
+    return piece
+
+
+def dies(folder: str, piece: int) -> int:
+    marker = Path(folder) / "died"
+    if piece == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return piece
+
+
+def slow(piece: int) -> int:
+    time.sleep(0.2)
+    return piece
+
+
+def test_answers_in_order_and_a_matrix_goes_once(address):
+    M = torch.randn(1000, 400, dtype=torch.float64)
+    with connected(address) as client, opened(client) as executor:
+        workers = Workers(executor)
+        found = list(run(partial(scaled, M), [float(i) for i in range(9)], workers))
+        assert all(torch.equal(a, i * M.sum(0)) for i, a in enumerate(found))
+        again = list(run(partial(scaled, M.clone()), [1.0], workers))
+        assert torch.equal(again[0], found[1])
+        assert workers.lender.sent == M.nbytes
+        with pytest.raises(ValueError, match="piece 2"):
+            list(run(fails, range(5), workers))
+        # its executor is one, too
+        assert list(run(abs, [-1, -2], client.get_executor())) == [1, 2]
+
+
+def test_a_cluster_gives_the_bits_of_one_worker(address, monkeypatch):
+    monkeypatch.setattr("simplicit.workers.run.LIGHT", 1e4)
+    kind = "convolutions"
+    recipe, u = Recipe(sparsity=0.6), inputs(kind)
+    one = quick_fit(kind, recipe, u, batch_size=8)
+    with connected(address) as client:
+        many = quick_fit(kind, recipe, u, batch_size=8, executor=client)
+    assert same(many.model, one.model)
+
+
+def kills(piece: int) -> int:
+    if piece == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return piece
+
+
+def test_workers_that_are_killed_and_a_scheduler_that_goes_away(tmp_path, capsys, monkeypatch):
+    with (
+        cluster(tmp_path, workers=4) as (address, processes),
+        connected(address) as client,
+        opened(client) as executor,
+    ):
+        monkeypatch.setattr("simplicit.workers.cluster.PATIENCE", 1.0)
+        workers = Workers(executor)
+        # one costs its piece
+        assert list(run(partial(dies, str(tmp_path)), range(12), workers)) == [*range(12)]
+        assert (tmp_path / "died").exists() and workers.again >= 1
+        with pytest.raises(WorkerError, match="piece 1 of .*kills ended 2 workers"):
+            list(run(kills, range(3), workers))
+        answers = run(slow, range(12), workers)
+        found = [next(answers)]
+        processes[0].kill()
+        found += answers
+        assert found == [*range(12)]
+        assert "the scheduler is gone: the run goes on here" in capsys.readouterr().err
+        assert list(run(slow, range(3), workers)) == [0, 1, 2]
+
+
+def test_an_address_without_a_scheduler_is_refused(monkeypatch):
+    monkeypatch.setattr("simplicit.workers.cluster.PATIENCE", 0.5)
+    with (
+        pytest.raises(InputError, match="--scheduler tcp://127.0.0.1:.*no scheduler answers"),
+        connected(f"tcp://127.0.0.1:{free()}"),
+    ):
+        pass
+    with pytest.raises(InputError, match="executor='cluster': accepted are threads, processes"):
+        with opened("cluster"):
+            pass
