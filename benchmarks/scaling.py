@@ -16,9 +16,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from simplicit.lab.run import plan as planning
-from simplicit.lab.run import plan_tables as shown
-from simplicit.lab.run.makespan import makespan
+from simplicit.lab.plan import plan as planning
+from simplicit.lab.plan import tables as shown
+from simplicit.lab.plan.makespan import makespan
 
 WIDE = 160
 """Columns where no terminal says how many there are."""

@@ -40,6 +40,7 @@ FLOORS = (
     ("lab.plots.figures",),
     ("lab.report",),
     ("lab.run",),
+    ("lab.plan",),
     ("cli",),
     ("__main__",),
 )

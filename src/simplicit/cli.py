@@ -313,8 +313,8 @@ def plan(
     """
     from rich.console import Console
 
-    from simplicit.lab.run import plan as planning
-    from simplicit.lab.run import plan_tables as shown
+    from simplicit.lab.plan import plan as planning
+    from simplicit.lab.plan import tables as shown
 
     planning.link_of(bandwidth, latency, 1.0)
     asked = planning.asked_of(target, overrides or [], shape, samples, sparsity)

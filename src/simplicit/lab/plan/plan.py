@@ -17,7 +17,7 @@ from simplicit.calibration.frontier import SAMPLES
 from simplicit.data import datasets as data
 from simplicit.errors import InputError
 from simplicit.lab.config import config
-from simplicit.lab.run.makespan import IN_FLIGHT, Link, Lost, lost, makespan, returned, sent
+from simplicit.lab.plan.makespan import IN_FLIGHT, Link, Lost, lost, makespan, returned, sent
 from simplicit.lab.run.network_table import of_class, work_of
 from simplicit.matching.before import machine
 from simplicit.matching.estimate import SENSITIVITY, Estimate, Work

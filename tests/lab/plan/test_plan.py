@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 
 from simplicit import cli
-from simplicit.lab.run import plan as planning
-from simplicit.lab.run.makespan import makespan
-from simplicit.lab.run.plan_tables import REASONS
+from simplicit.lab.plan import plan as planning
+from simplicit.lab.plan.makespan import makespan
+from simplicit.lab.plan.tables import REASONS
 
 CLASS = "conv_networks:ResNet20"
 COUNTS = (1, 2, 8, 512)

@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from simplicit.lab.run.makespan import FREE, Link, lost, makespan, returned, sent
+from simplicit.lab.plan.makespan import FREE, Link, lost, makespan, returned, sent
 from simplicit.matching.pieces import Pieces, Stage
 
 COUNTS = (1, 2, 3, 7, 16, 64, 500)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from simplicit.lab.run.plan import LITTLE, MB, Plan, Run
+from simplicit.lab.plan.plan import LITTLE, MB, Plan, Run
 from simplicit.matching.before import spoken
 from simplicit.matching.pieces import Stage
 
