@@ -56,7 +56,7 @@ START = ("-c", "import simplicit.lab.run.compare")
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(log.parent / "src")}
     with log.open("ab") as file:
         return subprocess.Popen(
             command, stdout=file, stderr=file, env=environment, cwd=ROOT, start_new_session=True
@@ -109,6 +109,8 @@ def main() -> None:
     given = parser.parse_args()
     place = given.keep or Path(tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
+    # a run is not taken up by code that was edited meanwhile
+    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__"))
     log, draw = place / "log.txt", random.Random(given.seed)
     what = [given.config] if given.config else [*MODES[given.mode]]
     command = [sys.executable, "-m", "simplicit", "compare", *what, *given.overrides]

@@ -161,8 +161,8 @@ def _with_networks(
     for part in parts:
         if part.seed in stands.networks and networks.get(str(part.seed)) != part.network:
             progress.say(
-                f"the explicit network of seed {part.seed} is not known to have the bits of the one "
-                "before: its models are made again"
+                f"the explicit network of seed {part.seed} is not known to have the bits of the "
+                "one before: its models are made again"
             )
             rows = [row for row in rows if row["seed"] != part.seed]
             shutil.rmtree(part.checkpoint, ignore_errors=True)
