@@ -28,11 +28,12 @@ TIMES = ("seconds", "inference_seconds", "peak_memory", "milliseconds", "times_f
 TIMES += ("pays_from", "bytes")
 """Columns that depend on the clock or the machine; `bytes` of a file that says how long it took."""
 
-BOTH = ("implicit.sparsity=[0.6,0.8]", "seeds=[0,1]", "evaluation.speed=false")
+BOTH = ("implicit.sparsity=[0.6,0.8]", "evaluation.speed=false")
 MODES = {
     "matrices": (
         "configs/digits.yaml",
         *BOTH,
+        "seeds=[0,1]",
         "evaluation.baselines=[explicit,implicit,obs,gmp]",
         "implicit.finetune=3",
     ),
@@ -48,14 +49,14 @@ MODES = {
         "evaluation.bs=500",
     ),
 }
-"""A configuration and what makes it take half a minute, with every kind of work in it."""
+"""A configuration and what makes it take a minute at most, with every kind of work in it."""
 
 START = ("-c", "import simplicit.lab.run.compare")
 """What every process does before it works."""
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(log.parent / "src")}
     with log.open("ab") as file:
         return subprocess.Popen(
             command, stdout=file, stderr=file, env=environment, cwd=ROOT, start_new_session=True
@@ -108,6 +109,8 @@ def main() -> None:
     given = parser.parse_args()
     place = given.keep or Path(tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
+    # a run is not taken up by code that was edited meanwhile
+    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__"))
     log, draw = place / "log.txt", random.Random(given.seed)
     what = [given.config] if given.config else [*MODES[given.mode]]
     command = [sys.executable, "-m", "simplicit", "compare", *what, *given.overrides]

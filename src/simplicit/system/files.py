@@ -4,12 +4,11 @@ import csv
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from simplicit.system import progress
 
 TEMPORARY, DAMAGED = ".tmp", ".damaged"
 """How the names of files end that are being written, and that could not be read."""
@@ -70,7 +69,8 @@ def set_aside(path: Path, reason: str, then: str) -> None:
     aside = path.with_name(path.name + DAMAGED)
     os.replace(path, aside)
     reason = " ".join(reason.split())
-    progress.say(f"{path} is damaged ({reason}): it is kept as {aside.name}, and {then}")
+    said = f"{path} is damaged ({reason}): it is kept as {aside.name}, and {then}"
+    print(said, file=sys.stderr)
 
 
 def make_folder(folder: Path) -> list[Path]:

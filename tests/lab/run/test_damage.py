@@ -100,7 +100,7 @@ def test_models_of_a_network_that_is_not_the_same_again_are_made_again(
 
     monkeypatch.setattr(run_module.SeedRun, "_load_or_train", other)
     small_run(copied, BOTH)
-    assert "the explicit network of seed 0 has other bits" in capsys.readouterr().err
+    assert "the explicit network of seed 0 is not known to have the bits" in capsys.readouterr().err
     old, new = results(finished), results(copied)
     assert new["model.safetensors"] != old["model.safetensors"]
     assert new["seed-1/model.safetensors"] == old["seed-1/model.safetensors"]

@@ -161,13 +161,13 @@ def _with_networks(
 ) -> list[Row]:
     rows = stands.rows
     for part in parts:
-        own = [row for row in rows if row["seed"] == part.seed]
-        if part.seed in stands.networks and own and networks.get(str(part.seed)) != part.network:
+        if part.seed in stands.networks and networks.get(str(part.seed)) != part.network:
             progress.say(
-                f"the explicit network of seed {part.seed} has other bits than the one before: "
-                "its models are made again"
+                f"the explicit network of seed {part.seed} is not known to have the bits of the "
+                "one before: its models are made again"
             )
             rows = [row for row in rows if row["seed"] != part.seed]
+            shutil.rmtree(part.checkpoint, ignore_errors=True)
     return rows
 
 
