@@ -143,10 +143,10 @@ def test_the_bar_of_a_call_never_goes_back_and_ends_once(
         with pytest.raises(KeyboardInterrupt):
             quick_fit(kind, recipe, checkpoint=tmp_path)
     assert (before := parts()) == sorted(before) and 100 not in before
-    for _ in range(2):  # the plan is there, then every layer
+    for least in (4, 1):  # the plan is there, then all of it
         quick_fit(kind, recipe, checkpoint=tmp_path)
         shown = parts()
-        assert len(shown) > 3 and shown == sorted(shown)
+        assert len(shown) >= least and shown == sorted(shown)
         assert shown.count(100) == 1 and shown[0] >= before[-1]
 
 

@@ -7,7 +7,7 @@ bytes are those of the arrays that they consist of, on the teacher's sizes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 
 from simplicit.calibration import moments
 from simplicit.calibration.frontier import CACHE, IN_MEMORY, SAMPLES
@@ -450,7 +450,11 @@ def _sensitivity(
     inputs, outputs, weights = item * network.p, item * network.q, _bytes(network.layers)
     numbers = sum(layer.size.groups * layer.size.K**2 for layer in layers)
     seconds = (1 + probes) * whole + probes * sum(layer.size.coupling for layer in layers)
-    added = layers[0].size.added(numbers) * sum(n for n, _ in cut) if layers else 0.0
+    # batches behind one another are added up where they are made
+    m = sum(count * size for count, size in batches)
+    shards = _cut(m, at_once * ceil(m / (at_once * sensitivity.SHARDS)))
+    shards = cut if sum(n for n, _ in cut) <= sensitivity.SHARDS else shards
+    added = layers[0].size.added(numbers) * sum(n for n, _ in shards) if layers else 0.0
     added = min(added, seconds)
     sent = inputs + 2.0 * network.q * probes  # the directions are single bytes
     held = sensitivity.MEMORY
@@ -460,7 +464,7 @@ def _sensitivity(
             shared=weights, held=held,
         ),
         Stage(
-            SENSITIVITY, "", "slopes", _parts(cut, seconds - added, sent, answer=8.0 * numbers),
+            SENSITIVITY, "", "slopes", _parts(shards, seconds - added, sent, answer=8.0 * numbers),
             alone=added, shared=weights, held=held,
         ),
     ]  # fmt: skip

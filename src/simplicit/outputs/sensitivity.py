@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from math import ceil
 
 import torch
 from jaxtyping import Float
@@ -28,6 +30,10 @@ PROBES = 2
 MEMORY = 2.0**27
 """Bytes that a batch may take, or one sample if it takes more. Batches of ResNet-18 that stay in
 the caches take 11 s where 1 GiB takes 14 s."""
+
+SHARDS = 64
+"""Sums that are sent back, at most: of more batches, those behind one another are added up where
+they are made."""
 
 COPIES = 2
 """Of a layer's slopes, while they are sorted by channel and written in float64."""
@@ -85,11 +91,12 @@ def sensitivity(
     generator, count = torch.Generator().manual_seed(seed), at_once(network, stream.example)
     T = torch.cat(list(run(partial(_outputs, network), _parts(stream, count), executor)))
     step_of = partial(_sums, _Task(network, equations, layers, Distance(T, network.returned)))
-    pieces = (
+    parts = (
         (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
     )
+    shards = iter(lambda: list(islice(parts, ceil(stream.m / (count * SHARDS)))), [])
     with progress.task("sensitivity of the outputs", total=stream.m) as step:
-        for samples, products, sums in run(step_of, pieces, executor):
+        for samples, products, sums in run(step_of, shards, executor):
             for S, product in zip(apart, products, strict=True):
                 S += product
             together = [total + part for total, part in zip(together, sums, strict=True)]
@@ -111,9 +118,21 @@ def _outputs(network: StateEquations, u: Tensor) -> Tensor:
     return predict(network, u.to(network.like).flatten(1))
 
 
+_Sums = tuple[int, list[Tensor], list[float]]
+
+
+def _sums(task: _Task, parts: Sequence[tuple[Tensor, Tensor]]) -> _Sums:
+    samples, apart, together = _part(task, *parts[0])
+    for part in parts[1:]:
+        count, products, sums = _part(task, *part)
+        samples += count
+        apart = [S.add_(product) for S, product in zip(apart, products, strict=True)]
+        together = [total + own for total, own in zip(together, sums, strict=True)]
+    return samples, apart, together
+
+
 # for every layer the products of its channels' slopes, and the squares of their sums over positions
-def _sums(task: _Task, piece: tuple[Tensor, Tensor]) -> tuple[int, list[Tensor], list[float]]:
-    u, drawn = piece
+def _part(task: _Task, u: Tensor, drawn: Tensor) -> _Sums:
     every = task.equations.layers
     Z, Y = _replayed(task.network, u)
     directions = task.distance.directions(Y.detach(), drawn).unbind(2)
