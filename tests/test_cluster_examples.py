@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, CONFIGS = ROOT / "examples", ROOT / "configs"
+QUICK = ("explicit.epoch=1", "implicit.sweeps=0", "evaluation.speed=false")
 
 
 def test_jobs_of_a_queue_take_part(tmp_path):
@@ -51,8 +52,6 @@ def test_the_commands_of_a_manifest_work_together(tmp_path):
                     time.sleep(0.05)
         while "Starting established connection" not in (tmp_path / "worker").read_text():
             time.sleep(0.05)
-        done = subprocess.run(
-            [*run, "explicit.epoch=1"], capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([*run, *QUICK], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "first" / "model.safetensors").exists()

@@ -1,6 +1,7 @@
 """One-shot methods for channels, groups of weights and ranks."""
 
 from functools import cache
+from itertools import cycle
 
 import pytest
 import torch
@@ -124,12 +125,13 @@ def test_networks_of_matrices_keep_their_classes_apart(name: str) -> None:
 # channels and ranks: a budget of weights or of multiply-adds
 
 
-@pytest.mark.parametrize("name", BUDGETED)
-@pytest.mark.parametrize("cost", ["weights", "multiply-adds"])
+@pytest.mark.parametrize(
+    ("name", "cost"), [*zip(BUDGETED, cycle(["weights", "multiply-adds"]), strict=False)]
+)
 def test_the_budget_is_met_as_near_as_channels_and_ranks_come(name: str, cost) -> None:
     task = residual(StagewiseResNet20)
     before = size(task, task.net, cost)
-    for sparsity in (0.0, 0.3, 0.6):
+    for sparsity in (0.0, 0.4):
         made = SHAPED[name](task, sparsity, cost=cost)
         found = size(task, made, cost)
         assert (0.97 - sparsity) * before <= found <= round((1 - sparsity) * before)

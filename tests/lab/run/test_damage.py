@@ -1,6 +1,7 @@
 """Files of a run that are damaged are set aside and made again, or refused by name."""
 
 import json
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -49,19 +50,14 @@ def ruin(path: Path, how: str) -> None:
     path.write_bytes(RUINS[how](path.read_bytes()))
 
 
-@pytest.mark.parametrize("how", RUINS)
-@pytest.mark.parametrize(
-    "file",
-    [
-        "metrics.json",
-        "rows.csv",
-        "layers.csv",
-        "explicit.safetensors",
-        "seed-1/model.safetensors",
-        "model.json",
-        "environment.json",
-    ],
+FILES = (
+    *("metrics.json", "rows.csv", "layers.csv", "explicit.safetensors"),
+    *("seed-1/model.safetensors", "model.json", "environment.json"),
 )
+
+
+# every file, and every ruin, not each of each: a run is seconds
+@pytest.mark.parametrize(("file", "how"), [*zip(FILES, cycle(RUINS), strict=False)])
 def test_what_can_be_made_again_is(finished, copied, capsys, file, how):
     ruin(copied / file, how)
     small_run(copied, BOTH)
