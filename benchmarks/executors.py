@@ -115,6 +115,11 @@ class Memory(threading.Thread):
         self._ends.set()
 
 
+def ready() -> None:
+    """Import, in a worker, what its first piece would import."""
+    import simplicit.fit  # noqa: F401
+
+
 def job(options: argparse.Namespace) -> dict:
     """Match the network by one executor."""
     import psutil
@@ -144,7 +149,7 @@ def job(options: argparse.Namespace) -> dict:
             address, _ = stack.enter_context(dask(workers))
             executor = stack.enter_context(connected(address))
             executor.wait_for_workers(workers)
-            executor.run(__import__, "simplicit.fit")
+            executor.run(ready)
         elif options.executor == "processes":
             executor = stack.enter_context(Processes(workers))
         memory = stack.enter_context(Memory())
