@@ -49,13 +49,20 @@ def process(
 ) -> Iterator[subprocess.Popen[str]]:
     """`simplicit …` in a process of its own, gone in any case when the block ends."""
     program = ("-m", "simplicit") if code is None else ("-c", code)
+
+    def begin() -> None:
+        # a shell that has put these tests into the background has Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if before is not None:
+            before()
+
     started = subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=before,
+        preexec_fn=begin,
     )
     try:
         yield started

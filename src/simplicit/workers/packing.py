@@ -10,6 +10,7 @@ import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,14 @@ class _Careful(_Unpickler):
             return found
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how some versions of Python write a member of an enumeration
         if module == "builtins" and name in HARMLESS or (module, name) in ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is nothing that an answer has")
+
+
+def _member(kind: Any, name: str) -> Any:
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError(f"{kind!r} is nothing that an answer has")
+    return kind[name]
