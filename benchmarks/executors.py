@@ -127,19 +127,19 @@ def job(options: argparse.Namespace) -> dict:
 
     from simplicit.fit import fit
     from simplicit.recipe import Recipe
-    from simplicit.workers import run as pieces
     from simplicit.workers.cluster import connected
     from simplicit.workers.processes import Processes
+    from simplicit.workers.workers import Workers
 
     torch.set_num_threads(1)
-    made: list[pieces.Workers] = []
-    begun = pieces.Workers.__init__
+    made: list[Workers] = []
+    begun = Workers.__init__
 
     def remember(self, inner) -> None:
         begun(self, inner)
         made.append(self)
 
-    pieces.Workers.__init__ = remember
+    Workers.__init__ = remember
     net = network(options.width)
     inputs = torch.rand(options.samples, 3, options.size, options.size)
     recipe, workers = Recipe(sparsity=0.8, structure="layered"), options.workers[0]

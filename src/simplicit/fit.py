@@ -29,7 +29,7 @@ from simplicit.refine.dead_states import without_dead_states
 from simplicit.system import lock, progress, threads
 from simplicit.system.deadline import Deadline
 from simplicit.workers.executors import Asked, count, opened
-from simplicit.workers.run import Workers
+from simplicit.workers.workers import Workers
 
 ONE_POINT, HALF = 0.01, 0.5
 """Level of robustness, and sparsity, where objective robustness is asked for and nothing else: one

@@ -122,7 +122,10 @@ def test_pieces_cover_rows_and_samples(kind, recipe, m, batch):
 
 
 class Recorder(ThreadPoolExecutor):
-    """Does at once what it is given, and keeps the sizes of what goes there and back."""
+    """Does at once what it is given, and keeps the sizes of what goes there and back.
+
+    A pool of threads, to which light pieces go as well.
+    """
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -240,7 +243,7 @@ def test_so_many_pieces_are_handed_out(name):
     for functions, steps in STEPS.items():
         if functions == ("splitting._tile",) and name == "convolutions":
             continue  # long rows settle before the last level
-        own = [s for s in found if s.step in steps and not s.here]
+        own = [s for s in found if s.step in steps]
         # φ goes out by itself, of all layers but the last
         functions = [f for f in functions if f != "frontier._activated"]
         assert recorder.count(*functions) == sum(s.times * s.count for s in own), functions
@@ -254,7 +257,7 @@ def test_their_bytes_are_those_of_the_arrays(name):
     for functions, steps in STEPS.items():
         if functions == ("splitting._tile",):
             continue  # R and Z are the same array at the first level
-        own = [s for s in found if s.step in steps and not s.here]
+        own = [s for s in found if s.step in steps]
         # a piece has all that it needs: what is shared is in every one
         there = sum(s.times * p.count * (s.shared + p.sent) for s in own for p in s.pieces)
         back = sum(s.times * p.count * p.returned for s in own for p in s.pieces)

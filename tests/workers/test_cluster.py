@@ -20,7 +20,8 @@ from simplicit.errors import InputError, WorkerError
 from simplicit.recipe import Recipe
 from simplicit.workers.cluster import connected
 from simplicit.workers.executors import opened
-from simplicit.workers.run import Workers, run
+from simplicit.workers.run import run
+from simplicit.workers.workers import Workers
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("default")  # what Dask warns of is its own

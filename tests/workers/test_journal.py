@@ -5,7 +5,8 @@ from torch import Tensor
 
 from simplicit.workers import journal as module
 from simplicit.workers.journal import Journal
-from simplicit.workers.run import Workers, run
+from simplicit.workers.run import run
+from simplicit.workers.workers import Workers
 
 BEGUN: list[int] = []
 

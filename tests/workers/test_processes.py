@@ -18,7 +18,8 @@ from simplicit.errors import WorkerError
 from simplicit.workers import run as module
 from simplicit.workers.executors import opened
 from simplicit.workers.processes import Processes
-from simplicit.workers.run import Workers, run
+from simplicit.workers.run import run
+from simplicit.workers.workers import Workers
 
 
 def once(folder: str, what: str, bad: int, piece: int) -> int:

@@ -1,5 +1,6 @@
 """Work in pieces gives the same answers by threads, by processes, and here."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from simplicit.errors import InputError
+from simplicit.errors import InputError, WorkerError
 from simplicit.system import threads
 from simplicit.workers.executors import count, pool
 from simplicit.workers.run import AHEAD, IN_FLIGHT, run
@@ -74,6 +75,39 @@ def test_workers_use_as_many_torch_threads_as_the_caller(executor):
             assert set(run(torch_threads, range(4), executor)) == {wanted}
     finally:
         torch.set_num_threads(before)
+
+
+def whose(_: int) -> int:
+    return os.getpid()
+
+
+def too_large(_: int) -> int:
+    raise MemoryError
+
+
+def test_a_piece_without_room_is_tried_again_and_then_named():
+    with (
+        ThreadPoolExecutor(2) as executor,
+        pytest.raises(WorkerError, match=r"piece 0 of .*too_large ended 2 workers \(MemoryError\)"),
+    ):
+        list(run(too_large, range(1), executor))
+
+
+def test_light_pieces_stay_in_this_process(processes):
+    assert os.getpid() not in run(whose, range(4), processes)
+    assert set(run(whose, range(4), processes, work=1.0)) == {os.getpid()}
+
+
+def test_what_costs_most_goes_first_and_answers_keep_their_order():
+    begun = []
+
+    def piece(i: int) -> int:
+        begun.append(i)
+        return -i
+
+    with ThreadPoolExecutor(1) as executor:
+        found = list(run(piece, [3, 1, 4, 1, 5], executor, cost=float))
+    assert found == [-3, -1, -4, -1, -5] and begun == [5, 4, 3, 1, 1]
 
 
 def test_no_pieces(executor):

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from math import ceil
 
 import torch
 from jaxtyping import Float
@@ -30,6 +28,7 @@ from simplicit.equations.equation import Equation
 from simplicit.system import memory
 from simplicit.workers.executors import of
 from simplicit.workers.run import IN_FLIGHT, run
+from simplicit.workers.shards import shards
 
 BATCH, ALONE = 100, 1000
 """Samples of a block: the patches of a 3 × 3 convolution on 64 × 32 × 32 values take 120 MB in
@@ -44,10 +43,6 @@ POSITIONS = 64
 FEWEST, ENOUGH, EACH = 16, 128_000, 200
 """Of many samples each contributes less, but not less than `FEWEST`: so many in all are enough, and
 so many for each feature. On ResNet-20, half of them costs half a point, and more gain nothing."""
-
-SHARDS = 64
-"""Sums that are sent back, at most: of more blocks, those behind one another are added up where
-they are read. How many does not depend on the workers, so neither do the bits."""
 
 KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
@@ -219,9 +214,7 @@ class Readings:
                 index += 1
 
     def _shards(self) -> Iterator[list[_Piece]]:
-        pieces, each = self._pieces(), ceil(self.frontier.m / (self._block * SHARDS))
-        while shard := list(islice(pieces, each)):
-            yield shard
+        return shards(self._pieces(), self.frontier.m / self._block)
 
     def _sum(self, answers: Iterable[_Answer]) -> tuple[int, list[Tensor]]:
         m, totals, blocks = _added_up(answers)

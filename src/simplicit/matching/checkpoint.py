@@ -61,7 +61,11 @@ class Checkpoint:
         """
         if self.folder is None:
             return None
-        return Journal(self.folder / f"{name}.journal", json.dumps(self.problem))
+        return Journal(self._journal(name), json.dumps(self.problem))
+
+    def _journal(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.journal"
 
     def restore(self, name: str) -> tuple[Float[Tensor, "r c"], dict[str, Any]] | None:
         """Read a part.
@@ -101,6 +105,8 @@ class Checkpoint:
                 f"{path} belongs to another {' and another '.join(other)}: give another folder "
                 "as checkpoint, or empty this one"
             )
+        # of a process that was killed between the two
+        self._journal(name).unlink(missing_ok=True)
         return tensors, records
 
     def drop(self, *names: str) -> None:

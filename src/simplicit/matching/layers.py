@@ -23,12 +23,10 @@ from simplicit.convex.solution import Solution
 from simplicit.equations.equation import Equation
 from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
-from simplicit.equations.phi import Phi
-from simplicit.equations.stacked import Stacked
 from simplicit.errors import InputError
 from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
-from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work, is_relu
 from simplicit.matching.plan import (
     Plan,
     Posed,
@@ -70,7 +68,7 @@ from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
 from simplicit.units.found import Units, units_of
 from simplicit.units.narrow import Narrow, narrow
-from simplicit.workers.run import Workers
+from simplicit.workers.workers import Workers
 
 
 class Matching:
@@ -513,7 +511,7 @@ class Matching:
 
         chooses = planned is not None and self.recipe.chooses
         # targets that move with the weights are those of one use
-        aware = chooses and self.recipe.relu_aware and _relu(equation) and not rows.uses
+        aware = chooses and self.recipe.relu_aware and is_relu(equation) and not rows.uses
         readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
         grams = together(readings.moments(keep=aware), self.later[k])
         sources = rows.sources(self.equations)
@@ -637,12 +635,6 @@ class Matching:
         noted += [(first[name], name, n) for name, n in weights(self.skipped).items()]
         for _, layer, n in sorted(noted, key=lambda one: one[0]):
             self.budgets.append({"stage": stage, "layer": layer, "weights": n})
-
-
-def _relu(equation: Equation) -> bool:
-    phi = equation.phi
-    phis = [b.phi for b in phi.blocks] if isinstance(phi, Stacked) else [phi]
-    return all(isinstance(own, Phi) and own.name == "relu" for own in phis)
 
 
 # the states of an equation that reads itself

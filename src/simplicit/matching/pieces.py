@@ -35,6 +35,8 @@ from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, elimination, splitting
 from simplicit.sparsity.choice import screened_first
 from simplicit.system.rates import Rates
+from simplicit.workers import shards
+from simplicit.workers.run import LIGHT
 
 COUNTED = Rates(2.0, 2.0, 2.0, inf, 0.0, 1.0)
 """Rates at which seconds are multiply-adds: two operations are one, and nothing else takes time."""
@@ -152,7 +154,9 @@ def stages(
 def _with_products(timed: Stage, counted: Stage) -> Stage:
     pairs = zip(timed.pieces, counted.pieces, strict=True)
     own = tuple(replace(a, products=b.seconds) for a, b in pairs)
-    return replace(timed, pieces=own, products=counted.seconds)
+    # the caller's threads take what is light: see `workers.run`
+    light = all(piece.products < LIGHT for piece in own)
+    return replace(timed, pieces=own, products=counted.seconds, here=timed.here or light)
 
 
 def _stages(
@@ -203,6 +207,13 @@ def _cut(total: int, size: int) -> list[tuple[int, int]]:
 # the same of each of several things
 def _cut_each(parts: Iterable[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     return [(k * count, own) for k, total in parts for count, own in _cut(total, size)]
+
+
+# those behind one another together, where there are many: see `workers.shards`
+def _sharded(cut: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    each = ceil(sum(count for count, _ in cut) / shards.MOST)
+    whole = sum(count * size for count, size in cut)
+    return cut if each <= 1 else _cut(whole, each * max(size for _, size in cut))
 
 
 # seconds in proportion to sizes; bytes for each of them, and for each piece
@@ -301,17 +312,17 @@ class _Layer:
             Stage(
                 phase, self.rows.name, step,
                 _parts(_cut(samples, at_once), seconds * samples / self.m, sent, returned),
-                times=float(times), shared=self.weights,
+                times=float(times), shared=self.weights, here=True,
             )
             for times, samples in self.batches
         ]  # fmt: skip
 
     @property
-    def _blocks(self) -> list[tuple[int, int]]:
+    def _blocks(self) -> Sequence[tuple[int, int]]:
         samples = moments.ALONE if self.size.positions == 1 else moments.BATCH
         if shifts := Shifts.of(self.rows, self.equation, self._drawn):
             samples = max(moments.BATCH, moments.IMAGES // (8 * shifts.size))
-        return _cut_each(self.batches, samples)
+        return _sharded(_cut_each(self.batches, samples))
 
     @property
     def _drawn(self) -> int:
@@ -450,11 +461,8 @@ def _sensitivity(
     inputs, outputs, weights = item * network.p, item * network.q, _bytes(network.layers)
     numbers = sum(layer.size.groups * layer.size.K**2 for layer in layers)
     seconds = (1 + probes) * whole + probes * sum(layer.size.coupling for layer in layers)
-    # batches behind one another are added up where they are made
-    m = sum(count * size for count, size in batches)
-    shards = _cut(m, at_once * ceil(m / (at_once * sensitivity.SHARDS)))
-    shards = cut if sum(n for n, _ in cut) <= sensitivity.SHARDS else shards
-    added = layers[0].size.added(numbers) * sum(n for n, _ in shards) if layers else 0.0
+    slopes = _sharded(cut)
+    added = layers[0].size.added(numbers) * sum(n for n, _ in slopes) if layers else 0.0
     added = min(added, seconds)
     sent = inputs + 2.0 * network.q * probes  # the directions are single bytes
     held = sensitivity.MEMORY
@@ -464,7 +472,7 @@ def _sensitivity(
             shared=weights, held=held,
         ),
         Stage(
-            SENSITIVITY, "", "slopes", _parts(shards, seconds - added, sent, answer=8.0 * numbers),
+            SENSITIVITY, "", "slopes", _parts(slopes, seconds - added, sent, answer=8.0 * numbers),
             alone=added, shared=weights, held=held,
         ),
     ]  # fmt: skip

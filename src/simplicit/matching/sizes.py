@@ -13,6 +13,7 @@ from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
 from simplicit.outputs import sweeps
+from simplicit.solvers.loop import PRODUCTS
 from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, elimination, splitting
 from simplicit.sparsity.choice import PRICED, SPARE, screened_first
@@ -24,9 +25,6 @@ PASSES = 18.0
 CALLS = 60.0
 """Operations on next to nothing for each removal of an elimination, and for each refit of a row.
 Fitted."""
-
-CERTIFICATE = 100.0
-"""Products of a row with the Gram, in float64, until it is certified. Fitted."""
 
 INVERSES = 6.0
 """Inverses of the whole Gram, float64, in a certified solve. Fitted."""
@@ -318,7 +316,7 @@ class Size:
     @property
     def solved(self) -> float:
         """Seconds of the certified solve of a group's rows, what they share apart."""
-        return 2.0 * CERTIFICATE * self.K * self.N**2 / self.rates.float64
+        return 2.0 * PRODUCTS * self.K * self.N**2 / self.rates.float64
 
     @property
     def prepared(self) -> float:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from math import ceil
 
 import torch
 from jaxtyping import Float
@@ -23,6 +21,7 @@ from simplicit.equations.network import StateEquations
 from simplicit.outputs.distance import Distance, signs
 from simplicit.system import progress
 from simplicit.workers.run import run
+from simplicit.workers.shards import shards
 
 PROBES = 2
 """Random directions of the outputs a sample."""
@@ -30,10 +29,6 @@ PROBES = 2
 MEMORY = 2.0**27
 """Bytes that a batch may take, or one sample if it takes more. Batches of ResNet-18 that stay in
 the caches take 11 s where 1 GiB takes 14 s."""
-
-SHARDS = 64
-"""Sums that are sent back, at most: of more batches, those behind one another are added up where
-they are made."""
 
 COPIES = 2
 """Of a layer's slopes, while they are sorted by channel and written in float64."""
@@ -94,9 +89,9 @@ def sensitivity(
     parts = (
         (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
     )
-    shards = iter(lambda: list(islice(parts, ceil(stream.m / (count * SHARDS)))), [])
+    pieces = shards(parts, stream.m / count)
     with progress.task("sensitivity of the outputs", total=stream.m) as step:
-        for samples, products, sums in run(step_of, shards, executor):
+        for samples, products, sums in run(step_of, pieces, executor):
             for S, product in zip(apart, products, strict=True):
                 S += product
             together = [total + part for total, part in zip(together, sums, strict=True)]

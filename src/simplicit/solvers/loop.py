@@ -23,8 +23,8 @@ from simplicit.system import threads
 from simplicit.workers.executors import count, of, pool
 from simplicit.workers.run import run
 
-PRODUCTS = 40
-"""Products of a row with the Gram, about, until it is solved."""
+PRODUCTS = 100.0
+"""Products of a row with the Gram, about, until it is certified; fitted to times."""
 
 __all__ = ["Callback", "Progress", "solve"]
 

@@ -23,7 +23,8 @@ def is_cluster(asked: Any) -> bool:
     Returns:
         Whether it is; Dask is not imported for that.
     """
-    return type(asked).__module__.partition(".")[0] == "distributed"
+    of_dask = type(asked).__module__.partition(".")[0] == "distributed"
+    return of_dask and (hasattr(asked, "get_executor") or isinstance(asked, Executor))
 
 
 @contextmanager
@@ -58,7 +59,8 @@ class Cluster(Executor):
         client: Dask's client, or its executor.
 
     Raises:
-        InputError: If workers have another version of simplicit, torch or Python.
+        InputError: If workers have another version of simplicit, torch or Python, or there are
+            none.
     """
 
     def __init__(self, client: Any) -> None:
@@ -128,6 +130,9 @@ def _versions() -> dict[str, str]:
     import torch
 
     import simplicit
+    from simplicit.model.archive.sealed import code
 
-    versions = {"simplicit": simplicit.__version__, "torch": torch.__version__}
+    # a changed copy may have the same number
+    own = f"{simplicit.__version__} (code {code()[:16]})"
+    versions = {"simplicit": own, "torch": torch.__version__}
     return {**versions, "Python": platform.python_version(), "machine": platform.machine()}

@@ -43,7 +43,6 @@ class Journal:
 
     Attributes:
         spent: Seconds that earlier attempts at the stage took.
-        known: How many answers are there from them.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
@@ -53,7 +52,6 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         self._read(problem)
-        self.known = len(self._index)
 
     def call(self, function: Callable[[Any], Any]) -> "Call":
         """Begin a call of `run`; calls come in the same order in every attempt.

@@ -14,10 +14,9 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
-    ThreadPoolExecutor,
     wait,
 )
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -26,12 +25,11 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from simplicit.errors import WorkerError
-from simplicit.system import progress, threads
 from simplicit.workers.executors import of
 from simplicit.workers.journal import Journal
-from simplicit.workers.lender import Lender
 from simplicit.workers.packing import Pack, pack, unpack
 from simplicit.workers.processes import WorkerGoneError
+from simplicit.workers.workers import Workers, here_threads
 
 IN_FLIGHT = 2
 """Pieces handed over for each worker: one is worked on, the next is there when it ends."""
@@ -57,87 +55,6 @@ LOOK = 1.0
 
 Piece = TypeVar("Piece")
 Answer = TypeVar("Answer")
-
-
-class Workers(Executor):
-    """An executor, what has been lent to it, and what is finished already.
-
-    Args:
-        inner: Who takes pieces; None for one after the other, here.
-
-    Attributes:
-        here: Whether pieces stay in this process.
-        again: How many pieces were handed out more than once.
-    """
-
-    def __init__(self, inner: Executor | None) -> None:
-        self._inner, self._journal, self._spare = inner, None, None
-        self.here = inner is None or isinstance(inner, ThreadPoolExecutor)
-        self.lender = Lender(getattr(inner, "lend", None), getattr(inner, "take_back", None))
-        self.again = 0
-
-    @property
-    def _max_workers(self) -> int:
-        return of(self._inner)
-
-    @property
-    def journal(self) -> Journal | None:
-        """Where finished pieces are kept, if they are."""
-        return self._journal
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Hand something to the executor.
-
-        Args:
-            fn: A function.
-            args: Its arguments.
-            kwargs: More of them.
-
-        Returns:
-            Its future.
-        """
-        return (self._inner or self.threads).submit(fn, *args, **kwargs)
-
-    @property
-    def threads(self) -> ThreadPoolExecutor:
-        """Threads of this process, for pieces that are cheaper than their way elsewhere."""
-        if isinstance(self._inner, ThreadPoolExecutor):
-            return self._inner
-        if self._spare is None:
-            self._spare = ThreadPoolExecutor(1 if self._inner is None else threads.available())
-        return self._spare
-
-    @contextmanager
-    def keeping(self, journal: Journal | None) -> Iterator[None]:
-        """Keep finished pieces within the `with` block.
-
-        Args:
-            journal: Where; None to keep none.
-
-        Yields:
-            Nothing.
-        """
-        before, self._journal = self._journal, journal
-        try:
-            yield
-        finally:
-            if journal is not None:
-                journal.close()
-            self._journal = before
-
-    @property
-    def gone(self) -> bool:
-        """Whether those who take pieces have said that they no longer do."""
-        return bool(getattr(self._inner, "gone", False))
-
-    def go_on_here(self, why: str) -> None:
-        """Use threads of this process from now on.
-
-        Args:
-            why: A line for the user.
-        """
-        progress.say(f"{why}: the run goes on here, on {threads.available()} threads")
-        self._inner, self.here = self.threads, True
 
 
 def run(
@@ -170,7 +87,7 @@ def run(
     """
     workers = executor if isinstance(executor, Workers) else Workers(executor)
     journal = workers.journal if work else None
-    if workers._inner is None:
+    if workers.inner is None:
         yield from _one_by_one(function, pieces, journal)
         return
     task = _Task(workers, function, work < LIGHT, journal)
@@ -221,7 +138,6 @@ class _Job(Generic[Piece]):
     since: float = 0.0
     deaths: int = 0
     lost: int = 0
-    error: BaseException | None = None
 
 
 class _Task(Generic[Piece, Answer]):
@@ -235,7 +151,7 @@ class _Task(Generic[Piece, Answer]):
         journal: Journal | None,
     ) -> None:
         self._workers, self._function, self._here = workers, function, here or workers.here
-        self._executor = workers.threads if here else workers._inner
+        self._executor = workers.inner if workers.here or not here else here_threads()
         self._threads = torch.get_num_threads()
         self._packed: Pack | None = None
         self._jobs: dict[Future[Any], _Job[Piece]] = {}
@@ -362,11 +278,11 @@ class _Task(Generic[Piece, Answer]):
         if self._workers.gone:
             self._leave("the scheduler is gone")
         began = getattr(error, "began", not isinstance(error, CancelledError))
-        job.deaths, job.lost, job.error = job.deaths + began, job.lost + (not began), error
+        job.deaths, job.lost = job.deaths + began, job.lost + (not began)
         if job.deaths >= DEATHS or job.lost >= LOST:
             raise WorkerError(
                 f"piece {job.index} of {_name(self._function)} ended {job.deaths + job.lost} "
-                f"workers ({error or type(error).__name__}); what is finished is kept: fewer "
+                f"workers ({str(error) or type(error).__name__}); what is finished is kept: fewer "
                 "workers leave each more memory"
             ) from error
         if not job.futures:
@@ -382,7 +298,7 @@ class _Task(Generic[Piece, Answer]):
             return
         if not self._workers.here:
             self._workers.go_on_here(why)
-        self._here, self._executor = True, self._workers.threads
+        self._here, self._executor = True, here_threads()
         under_way = {id(job): job for job in self._jobs.values()}
         self._jobs.clear()
         for job in under_way.values():

@@ -98,9 +98,7 @@ def standing(folder: Path, seeds: Sequence[tuple[int, Path]]) -> Standing:
             drop(seed=seed)
         for model, place in {"implicit": own, "finetuned": own / "finetuned"}.items():
             made = any((row["model"], row["seed"]) == (model, seed) for row in found.rows)
-            if made and not whole(
-                place / saved.NUMBERS, "made again", lambda p: saved.read(p.parent)
-            ):
+            if made and not whole(place / saved.NUMBERS, "made again", _model):
                 drop(model, seed)
     return found
 
