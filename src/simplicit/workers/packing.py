@@ -201,9 +201,11 @@ class _Pickler(pickle.Pickler):
 
 # the bytes that a tensor lies in, from the beginning of a line on, and where it begins in them
 def _content(x: Tensor) -> tuple[Tensor, int]:
+    if not x.numel():  # a view of nothing may begin behind the end of its memory
+        return torch.empty(0, dtype=torch.uint8), 0
     item, start = x.element_size(), int(x.storage_offset()) * x.element_size()
     last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    size = (last + 1) * item if x.numel() else 0
+    size = (last + 1) * item
     first = (x.untyped_storage().data_ptr() + start) % LINE
     # memory that is not torch's own may begin in the middle of a line
     begin = start if first > start else start - first
