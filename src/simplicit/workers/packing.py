@@ -228,7 +228,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         content = self._parts[pid.place].bytes
         if not math.prod(pid.shape):
-            x = torch.empty(pid.shape, dtype=pid.dtype)
+            x = torch.empty_strided(pid.shape, pid.strides, dtype=pid.dtype)
         else:
             x = torch.empty(0, dtype=pid.dtype).set_(
                 content.untyped_storage(),
