@@ -229,11 +229,10 @@ STEPS = {
     ("splitting.of",): ("systems of splitting",),
     ("splitting._tile",): ("splitting",),
     ("near._step",): ("refit",),
-    ("near._factor",): ("refit of rows together",),
     ("tiles.solve_piece",): ("certificates",),
 }
 
-SHARES = ("near._step", "near._factor", "elimination._tile", "elimination._among")
+SHARES = ("near._step", "elimination._tile", "elimination._among")
 """Their answers are as long as rows' shares, which are not known before."""
 
 
@@ -248,6 +247,7 @@ def test_so_many_pieces_are_handed_out(name):
         functions = [f for f in functions if f != "frontier._activated"]
         assert recorder.count(*functions) == sum(s.times * s.count for s in own), functions
     named = {f for functions in STEPS for f in functions}
+    named.add("coupled._step")  # of threads here, whoever takes the others
     assert {call[0] for call in recorder.calls} <= named
 
 

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
+from simplicit.sparsity import coupled
 from simplicit.sparsity.choice import choose
 from simplicit.sparsity.coupled import DAMPING, refit_coupled, shifted
 from simplicit.sparsity.near import refit_near
@@ -29,8 +32,9 @@ def loss(problem, W, S):
     return float((S * (W @ problem.gram.G @ W.T - 2 * W @ problem.gram.R.T)).sum())
 
 
-def test_rows_that_make_up_for_each_other_are_better_together():
-    problem, anchor, S = rows()
+@pytest.mark.parametrize("K", [6, 21])
+def test_rows_that_make_up_for_each_other_are_better_together(K):
+    problem, anchor, S = rows(K)
     W = choose(problem, [4] * len(S), anchor=anchor)
     once = refit_coupled(problem, W, S)
     assert loss(problem, once, S) < loss(problem, W, S)
@@ -67,7 +71,7 @@ def test_rows_that_nothing_couples_stay_by_themselves(S):
 @settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_a_round_never_raises_what_the_outputs_feel(seed):
-    problem, anchor, S = rows(seed=seed)
+    problem, anchor, S = rows(K=6 + seed % 13, seed=seed)
     S = S * (torch.rand(len(S), generator=torch.Generator().manual_seed(seed)) < 0.8)[:, None]
     S = (S + S.T) / 2 + S.diagonal().diag()
     S = S @ S.T
@@ -78,3 +82,22 @@ def test_a_round_never_raises_what_the_outputs_feel(seed):
         after = loss(problem, W, S)
         assert after <= before + 1e-9 * abs(before)
         before = after
+
+
+def test_threads_leave_the_bits_as_they_are(monkeypatch):
+    problem, anchor, S = rows(K=21)
+    W = choose(problem, [5] * 21, anchor=anchor)
+    alone = refit_coupled(problem, W, S)
+    monkeypatch.setattr(coupled, "SIDE", 0.0)
+    with ThreadPoolExecutor(3) as executor:
+        assert torch.equal(refit_coupled(problem, W, S, executor), alone)
+
+
+def test_factors_that_are_not_kept_are_made_for_one_sweep(monkeypatch):
+    problem, anchor, S = rows(K=21)
+    W = choose(problem, [5] * 21, anchor=anchor)
+    monkeypatch.setattr(coupled, "SWEEPS", 1)
+    once = refit_coupled(problem, W, S)
+    monkeypatch.undo()
+    monkeypatch.setattr(coupled, "KEPT", 0)
+    assert torch.equal(refit_coupled(problem, W, S), once)

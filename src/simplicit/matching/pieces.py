@@ -423,14 +423,10 @@ class _Layer:
             )
         ]  # fmt: skip
         if together:
-            own = (Pieces(size.K, 1, each, float(N), 8.0 * s + 8.0 * s**2),)
-            caller = size.in_turn(part) + size.product
-            found.append(
-                Stage(
-                    LAYERS, self.rows.name, "refit of rows together", own, groups, caller,
-                    shared=shared, held=8.0 * s**2,
-                )
-            )  # fmt: skip
+            # by threads of the caller, of which there may be one
+            alone = size.factorised(part) + size.in_turn(part) + size.product
+            step = "refit of rows together"
+            found.append(Stage(LAYERS, self.rows.name, step, (), groups, alone))
         return found
 
     def certificate(self, phase: str, times: float = 1.0) -> Stage:

@@ -300,7 +300,7 @@ class Size:
         return self.groups * (self.factorised(part) + self.in_turn(part) + self.product)
 
     def in_turn(self, part: float) -> float:
-        """Price the steps of a group's rows in view of all others: one row after the other.
+        """Price the steps of a group's rows in view of all others: one block after the other.
 
         Args:
             part: Weights of a row, as a part of its share.
@@ -309,9 +309,10 @@ class Size:
             Seconds.
         """
         s, K, N = self.support(part), self.K, self.N
-        step = self._moved(K * N + s * N + s**2) + CALLS * self.rates.call
+        products = 2.0 * K * N * (K + N) / self.rates.float64
+        moved = self._moved(K * s**2 + 10.0 * K * N)
         times = coupled.SWEEPS if self.factors(part) <= coupled.KEPT else 1
-        return times * K * step
+        return times * (products + moved + CALLS * K * self.rates.call)
 
     @property
     def solved(self) -> float:

@@ -6,25 +6,36 @@ errors of two channels may cancel in the outputs, or add up. (That curvature is 
 the assumption of K-FAC: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
 Approximate Curvature", ICML 2015.) Given all other rows, row i is least squares on its own Gram, to
 targets that are shifted by Σ_j S_ij E_j G / S_ii, j ≠ i.
+
+A block of rows takes these steps D at once, each by the t_i that together are best: the minimum
+over t is a small system with matrix S ∘ D G D'. So products are of matrices, which every processor
+does far faster than one row after another, and no block ever raises the loss.
 """
 
-from collections.abc import Iterable
 from concurrent.futures import Executor
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import Gram
+from simplicit.convex.gram import Gram, solve_factored
 from simplicit.convex.problem import RowProblem
-from simplicit.convex.products import weighted_rows
-from simplicit.sparsity.near import factors
+from simplicit.sparsity.near import factorised, ridge
+from simplicit.workers.run import run
 
 DAMPING = 0.3
 """Added to the diagonal of S, relative to it: a change of the outputs is not linear for long."""
 
 SWEEPS = 3
 """Times that each row is solved, the others as they are; once where factors are not kept."""
+
+BLOCKS, LEAST = 8, 8
+"""Blocks of rows, and the rows of each at least. On ResNet-20's layers three sweeps then come as
+near to the minimum as one row at a time; with two blocks, 1 % of the way is left."""
+
+SIDE = 1e6
+"""Multiply-adds of a row from which threads take rows side by side."""
 
 KEPT = 2**30
 """Bytes of factors, at most, that are kept from sweep to sweep."""
@@ -43,36 +54,50 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
     Returns:
         Moments with these targets; t2 is left as it is.
     """
-    missing = gram.R - W @ gram.G
-    return gram.with_targets(gram.R + _ratios(S, W) @ missing - missing, gram.t2)
+    missing, coupling = gram.R - W @ gram.G, _damped(S, W)
+    shift = (coupling / coupling.diagonal()[:, None]).fill_diagonal_(0.0) @ missing
+    return gram.with_targets(gram.R + shift, gram.t2)
 
 
 def refit_coupled(
     problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling, executor: Executor | None = None
 ) -> Float[Tensor, "K N"]:
-    """Minimise tr(S E G E') over the supports, one row after another.
+    """Minimise tr(S E G E') over the supports, one block of rows after another.
 
     Args:
         problem: The rows; penalty and ball are left out.
         W: Weights, whose supports are kept; free features are in all of them.
         S: How the outputs couple the rows.
-        executor: Factorises supports side by side.
+        executor: Where it has more than one worker, threads here take rows side by side: what would
+            travel is as much as what is done with it.
 
     Returns:
         Weights with no larger loss. Where the data do not say what one should be, it stays.
     """
-    G, W, many = problem.gram.G, W.clone(), kept(W)
-    ratios, missing = _ratios(S, W), problem.gram.R - W @ G
-    found: Iterable[tuple[Tensor, Tensor]] = factors(problem, W != 0, executor)
-    if many:
-        found = list(found)
-    for _ in range(SWEEPS if many else 1):
-        for i, (columns, factor) in enumerate(found):
-            wanted = (ratios[i] @ missing)[columns, None]
-            step = torch.zeros_like(W[:1])
-            step[0, columns] = torch.cholesky_solve(wanted, factor)[:, 0]
-            W[i] += step[0]
-            missing[i] -= weighted_rows(step, G)[0]
+    G, W = problem.gram.G, W.clone()
+    support, coupling, missing = (W != 0) | problem.free, _damped(S, W), problem.gram.R - W @ G
+    size = max(LEAST, -(-len(W) // BLOCKS))
+    blocks = [slice(i, i + size) for i in range(0, len(W), size)]
+    rows = range(len(W))
+    known: dict[int, Tensor] = {}
+    most = float(support.sum(1).max()) if len(W) else 0.0
+    side = executor if most**3 / 3 >= SIDE else None
+    for _ in range(SWEEPS if (many := kept(W)) else 1):
+        for block in blocks:
+            slopes = coupling[block] @ missing
+            wanted = slopes / coupling.diagonal()[block, None]
+            factors = [known.get(i) for i in rows[block]]
+            pieces = zip(support[block], wanted, factors, strict=True)
+            D = torch.zeros_like(slopes)
+            found = run(partial(_step, problem, ridge(problem), many), pieces, side, work=0)
+            for i, d, (columns, step, factor) in zip(rows[block], D, found, strict=True):
+                d[columns] = step
+                if factor is not None:
+                    known[i] = factor
+            moved = D @ G
+            t = _together(coupling[block, block] * (moved @ D.T), (slopes * D).sum(1))
+            W[block] += t * D
+            missing[block] -= t * moved
     return W
 
 
@@ -89,7 +114,36 @@ def kept(W: Float[Tensor, "K N"]) -> bool:
     return float(sizes.square().sum()) * W.element_size() <= KEPT
 
 
-# S_ij / S_ii; rows that no output hears are on their own
-def _ratios(S: Coupling, like: Tensor) -> Tensor:
-    own = (1 + DAMPING) * S.diagonal()[:, None]
-    return torch.where(own > 0, S / own, 0.0).fill_diagonal_(1.0).to(like)
+# what rows that no output hears get wrong counts for themselves
+def _damped(S: Coupling, like: Tensor) -> Tensor:
+    own = (1 + DAMPING) * S.diagonal()
+    heard = own > 0
+    return torch.where(heard[:, None], S - S.diagonal().diag(), 0.0).to(like) + torch.where(
+        heard, own, 1.0
+    ).diag().to(like)
+
+
+Step = tuple[Int[Tensor, " s"], Float[Tensor, " s"], Float[Tensor, "s s"] | None]
+
+
+# where a row's own loss is least, and the factor if it is wanted again and is new
+def _step(
+    problem: RowProblem,
+    small: Float[Tensor, " N"],
+    again: bool,
+    row: tuple[Bool[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, "s s"] | None],
+) -> Step:
+    on, wanted, factor = row
+    columns = on.nonzero()[:, 0]
+    new = factorised(problem, small, columns) if factor is None else factor
+    step = solve_factored(new, wanted[columns, None])[:, 0]
+    return columns, step, new if again and factor is None else None
+
+
+# Of steps t_i along directions with curvature Q and slopes q, the best; none along one of no
+# length. The damping keeps Q, of unit diagonal, far from singular.
+def _together(Q: Float[Tensor, "b b"], q: Float[Tensor, " b"]) -> Float[Tensor, "b 1"]:
+    unit = torch.where(Q.diagonal() > 0, Q.diagonal(), 1.0).sqrt()
+    Q = Q / unit / unit[:, None]
+    Q.diagonal().fill_(1.0)
+    return solve_factored(torch.linalg.cholesky(Q), (q / unit)[:, None]) / unit[:, None]

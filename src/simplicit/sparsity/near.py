@@ -4,7 +4,6 @@ States that are never on, and features that outnumber the samples, leave weights
 around an anchor, the weights so far, decides them.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
 
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import factor, pseudo_inverse
+from simplicit.convex.gram import factor, pseudo_inverse, solve_factored
 from simplicit.convex.problem import RowProblem
 from simplicit.workers.run import run
 
@@ -86,7 +85,7 @@ def refit_all(problem: RowProblem, anchor: Float[Tensor, "K N"]) -> Float[Tensor
         Weights, (K, N).
     """
     G, R = normal_equations(problem, anchor)
-    return torch.cholesky_solve(R.T, factor(G)).T
+    return solve_factored(factor(G), R.T).T
 
 
 def refit_near(
@@ -116,22 +115,22 @@ def refit_near(
     return W
 
 
-def factors(
-    problem: RowProblem, support: Bool[Tensor, "K N"], executor: Executor | None
-) -> Iterator[tuple[Int[Tensor, " s"], Float[Tensor, "s s"]]]:
-    """Factorise the normal equations of each row's support, ahead of who asks for them.
+def factorised(
+    problem: RowProblem, small: Float[Tensor, " N"], columns: Int[Tensor, " s"]
+) -> Float[Tensor, "s s"]:
+    """Factorise the normal equations of a support.
 
     Args:
         problem: The rows.
-        support: Which weights may be non-zero; free features may always.
-        executor: Takes rows side by side.
+        small: Their ridge.
+        columns: The features of the support.
 
-    Yields:
-        For each row the columns of its support, and the Cholesky factor of G with the ridge there.
+    Returns:
+        The lower Cholesky factor of G with the ridge there.
     """
-    every = support | problem.free
-    one = partial(_factor, problem, ridge(problem))
-    yield from run(one, every, executor, work=_multiplications(every))
+    G = problem.gram.G[columns[:, None], columns]
+    G.diagonal().add_(small[columns])
+    return factor(G)
 
 
 # of the largest factor
@@ -139,14 +138,12 @@ def _multiplications(support: Tensor) -> float:
     return float(support.sum(1).max()) ** 3 / 3 if len(support) else 0.0
 
 
-def _step(problem: RowProblem, small: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _step(
+    problem: RowProblem,
+    small: Float[Tensor, " N"],
+    row: tuple[Bool[Tensor, " N"], Float[Tensor, " N"]],
+) -> tuple[Tensor, Tensor]:
     on, missing = row
-    columns, lower = _factor(problem, small, on)
-    return columns, torch.cholesky_solve(missing[columns, None], lower)[:, 0]
-
-
-def _factor(problem: RowProblem, small: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
     columns = on.nonzero()[:, 0]
-    G = problem.gram.G[columns[:, None], columns]
-    G.diagonal().add_(small[columns])
-    return columns, factor(G)
+    lower = factorised(problem, small, columns)
+    return columns, solve_factored(lower, missing[columns, None])[:, 0]

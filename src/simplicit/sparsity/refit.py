@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.gram import factor
+from simplicit.convex.gram import factor, solve_factored
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution
@@ -88,7 +88,7 @@ def refit(
         if len(columns) == 0:
             continue
         gram = problem.gram.select(columns, slice(k, k + 1))
-        row = torch.cholesky_solve(gram.R.T, _factor(gram.G)).T
+        row = solve_factored(_factor(gram.G), gram.R.T).T
         constrained = omega[columns] > 0
         if float(row.abs()[0] @ omega[columns]) > float(radius[k]):
             ball = Ball(constrained.nonzero()[:, 0], float(radius[k]), omega[columns][constrained])

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from simplicit.convex.gram import solve_factored
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.block_elimination import weighed
 from simplicit.sparsity.budget import shares
@@ -207,9 +208,7 @@ class _System:
     def solved(self, right: Tensor, added: Tensor | None = None) -> Tensor:
         if self.whole:
             return right @ self.matrix if added is None else torch.addmm(added, right, self.matrix)
-        # a third of the time of `cholesky_solve`, which copies the factor
-        forward = torch.linalg.solve_triangular(self.matrix, right.T, upper=False)
-        found = torch.linalg.solve_triangular(self.matrix.T, forward, upper=True).T
+        found = solve_factored(self.matrix, right.T).T
         return found if added is None else found.add_(added)
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import factor
+from simplicit.convex.gram import factor, solve_factored
 
 
 class Reader:
@@ -88,7 +88,7 @@ class Reader:
             unit: Its number.
         """
         if (J := self._columns.pop(unit, None)) is not None:
-            X = torch.cholesky_solve(self._H[J], factor(self._H[J][:, J]))
+            X = solve_factored(factor(self._H[J][:, J]), self._H[J])
             self._W -= self._W[:, J] @ X
             moved = self._Q[:, J] @ X
             self._Q -= moved + moved.mT - X.mT @ (self._Q[J][:, J] @ X)
