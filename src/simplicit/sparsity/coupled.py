@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import Gram, solve_factored
+from simplicit.convex.gram import ROUNDING, Gram, solve_factored
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import factorised, ridge
 from simplicit.workers.run import run
@@ -79,6 +79,8 @@ def refit_coupled(
     size = max(LEAST, -(-len(W) // BLOCKS))
     blocks = [slice(i, i + size) for i in range(0, len(W), size)]
     rows = range(len(W))
+    small = ridge(problem)
+    least = small + ROUNDING * G.diagonal()
     known: dict[int, Tensor] = {}
     most = float(support.sum(1).max()) if len(W) else 0.0
     side = executor if most**3 / 3 >= SIDE else None
@@ -89,13 +91,15 @@ def refit_coupled(
             factors = [known.get(i) for i in rows[block]]
             pieces = zip(support[block], wanted, factors, strict=True)
             D = torch.zeros_like(slopes)
-            found = run(partial(_step, problem, ridge(problem), many), pieces, side, work=0)
+            found = run(partial(_step, problem, small, many), pieces, side, work=0)
             for i, d, (columns, step, factor) in zip(rows[block], D, found, strict=True):
                 d[columns] = step
                 if factor is not None:
                     known[i] = factor
             moved = D @ G
-            t = _together(coupling[block, block] * (moved @ D.T), (slopes * D).sum(1))
+            curvature = moved @ D.T
+            curvature.diagonal().add_(D.square() @ least)
+            t = _together(coupling[block, block] * curvature, (slopes * D).sum(1))
             W[block] += t * D
             missing[block] -= t * moved
     return W
@@ -141,9 +145,9 @@ def _step(
 
 
 # Of steps t_i along directions with curvature Q and slopes q, the best; none along one of no
-# length. The damping keeps Q, of unit diagonal, far from singular.
+# length. With a diagonal of 1, the damping leaves no eigenvalue below D / (1 + D) but by rounding.
 def _together(Q: Float[Tensor, "b b"], q: Float[Tensor, " b"]) -> Float[Tensor, "b 1"]:
     unit = torch.where(Q.diagonal() > 0, Q.diagonal(), 1.0).sqrt()
-    Q = Q / unit / unit[:, None]
-    Q.diagonal().fill_(1.0)
-    return solve_factored(torch.linalg.cholesky(Q), (q / unit)[:, None]) / unit[:, None]
+    values, vectors = torch.linalg.eigh(Q / unit / unit[:, None])
+    values = values.clamp_min(DAMPING / (1 + DAMPING))
+    return vectors @ ((vectors.T @ (q / unit)) / values)[:, None] / unit[:, None]
