@@ -55,6 +55,9 @@ def connected(address: str) -> Iterator[Any]:
 class Cluster(Executor):
     """The workers of a Dask scheduler.
 
+    Data go to workers, and answers come from them, without the scheduler's part where this machine
+    reaches them, unless the client says otherwise.
+
     Args:
         client: Dask's client, or its executor.
 
@@ -69,6 +72,8 @@ class Cluster(Executor):
         self._executor = self._client.get_executor(pure=False)
         self._missed: float | None = None
         self._require_alike()
+        if self._client.direct_to_workers is None:
+            self._client.direct_to_workers = _reachable(self._client)
 
     @property
     def _max_workers(self) -> int:
@@ -96,7 +101,12 @@ class Cluster(Executor):
         Returns:
             Dask's future of them.
         """
-        return self._client.scatter(held, hash=False)
+        if self._client.direct_to_workers:
+            try:
+                return self._client.scatter(held, hash=False, direct=True)
+            except (OSError, TimeoutError):  # that worker may be gone; others are not
+                pass
+        return self._client.scatter(held, hash=False, direct=False)
 
     @property
     def gone(self) -> bool:
@@ -122,6 +132,15 @@ class Cluster(Executor):
                 f"the scheduler at {self._client.scheduler.address} has no workers: start some "
                 "with `dask worker`"
             )
+
+
+# Not where only the scheduler's address is open to this machine: then all goes through it, twice.
+def _reachable(client: Any) -> bool:
+    try:
+        client.gather(client.scatter(0, hash=False, direct=True, timeout=PATIENCE), direct=True)
+    except (OSError, TimeoutError):
+        return False
+    return True
 
 
 def _versions() -> dict[str, str]:
