@@ -59,6 +59,7 @@ BASES: dict[str, dict[str, Any]] = {
     "a level": {"objective": "robustness", "sparsity": 0.5, "sweeps": 4, "robustness": 0.001},
     "feedback": {"structure": "full"},
     "feedback to a budget": {"structure": "full", "sparsity": 0.5},
+    "feedback of low rank": {"structure": "full", "rank": 1},
     "rows in a ball": {"constraint": "row"},
     "rows in a ball to a budget": {"constraint": "row", "sparsity": 0.5},
 }

@@ -98,7 +98,8 @@ class Recipe:
             neurons and channels go, and the model is smaller and dense; for one of sparsity, flops
             and speedup.
         rank: Layers by two factors: each of at most this rank, with single weights beside them
-            under a sparsity; `auto`: the ranks that meet the sparsity. None: no factors.
+            under a sparsity; `auto`: the ranks that meet the sparsity. In structure `full` A is of
+            at most this rank, by the nuclear norm, and stored whole. None: any rank.
         flops: Budget of `channels`: the fraction of the multiply-adds to do without, in (0, 1).
         speedup: Budget of `channels`: how many times faster torch's own modules are to be than
             those of the network, by the clock of this machine.
@@ -363,9 +364,13 @@ class Recipe:
                 "level of robustness",
             ),
             "rank": (
-                not bounded and self.objective == "sparsity" and self.support != "relaxation",
-                "accepted with objective sparsity, structure triangular or layered, constraint "
-                "states, and any support but relaxation",
+                self.constraint == "states"
+                and self.objective == "sparsity"
+                and self.support != "relaxation"
+                and (structure != "full" or not budget),
+                "accepted with objective sparsity, constraint states, and any support but "
+                "relaxation; in structure full, where A is stored whole and a rank saves no "
+                "weights, a whole number without a sparsity",
             ),
             "sweeps": (
                 not self.sweeps or (self.chooses and not bounded and not factors),

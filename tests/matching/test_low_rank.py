@@ -153,7 +153,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "auto without a budget": ({"rank": "auto"}, "rank='auto': accepted is None or a whole number"),
     "no rank": ({"rank": 0}, "rank=0: accepted is None, auto, or a whole number, at least 1"),
     "truth": ({"rank": True}, "rank=True: accepted is None, auto, or a whole number"),
-    "feedback": ({"rank": 1, "structure": "full"}, "rank=1: accepted with objective sparsity"),
     "a ball": ({"rank": 1, "constraint": "row"}, "rank=1: accepted with objective sparsity"),
     "robustness": ({"rank": 1, "objective": "robustness"}, "rank=1: accepted with objective"),
     "relaxation": ({"rank": 1, "sparsity": 0.1, "support": "relaxation"}, "rank=1: accepted with"),

@@ -32,6 +32,7 @@ RECIPES = [
     Recipe(sparsity=0.5, support="relaxation"),
     Recipe(rank=1),
     Recipe(rank=1, sparsity=0.5),
+    Recipe(rank=1, structure="full"),
     Recipe(pattern="channels", sparsity=0.5),
 ]
 

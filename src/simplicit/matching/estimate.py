@@ -277,6 +277,11 @@ class Work:
                 prices, first = size.units, size.whole
                 again = REFITS if aware and not self.sweeps else 0
                 further = again * (size.whole + size.retargeted)
+            elif recipe.rank is not None and self.equations.feedback:
+                own = equation is not self.equations.output
+                again = REFITS if aware else 0
+                prices, first = 0.0, size.nuclear if own else size.whole
+                further = again * (size.retargeted + size.within)
             elif recipe.rank is not None:
                 prices, first, further = self._ranks(size, prices, first, aware)
             elif not self.sweeps:

@@ -50,6 +50,7 @@ from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.stored import numbers_of, plan_of, plan_records, with_numbers
 from simplicit.matching.supports import Choice
 from simplicit.matching.ways.low_rank import Parts, choose, plan_ranks
+from simplicit.matching.ways.low_rank_full import choose_full, low_records, plan_full
 from simplicit.matching.ways.patterns import spending
 from simplicit.matching.ways.units import Budget, unit_records, whole_shares
 from simplicit.model.archive import sealed
@@ -61,6 +62,7 @@ from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
+from simplicit.solvers.nuclear import Low
 from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.choice import prune_smallest
 from simplicit.sparsity.pattern import UNSTRUCTURED
@@ -290,6 +292,8 @@ class Matching:
 
     def _spend(self, budget: int | None, posed: Posed) -> Plan:
         given = self.equations, self.layers, self.recipe
+        if self.recipe.rank is not None and self.equations.feedback:
+            return plan_full(*given, posed)
         if self.recipe.rank is not None:
             return plan_ranks(*given, budget, posed, self.executor)
         assert budget is not None
@@ -530,12 +534,15 @@ class Matching:
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]
         parts: list[Parts] = []
+        low: list[Low] = []
         if planned is not None and chooses:
             anchors = [anchor(w, rows.biased) for w in rows.weights(equation)]
             given = planned.shares[k]
             if ball is None and self.constraint is not None:
                 given = [given[0].more(self._missing(k)), *given[1:]]
-            if self.recipe.rank is None:
+            if self.recipe.rank is not None and self.equations.feedback:
+                problems, W, low = choose_full(choice, problems, given, anchors, retarget)
+            elif self.recipe.rank is None:
                 problems, W = choice.choose(problems, given, anchors, retarget)
             else:
                 problems, parts = choose(choice, problems, given, anchors, retarget)
@@ -556,6 +563,7 @@ class Matching:
         for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
             for row in row_records(rows.name, problem, solution, w):
                 records.append({**row, "row": row["row"] + g * len(w)})
+        records += low_records(rows.name, len(records), low)
         if parts and parts[0].left.shape[1]:
             records = self._factored(k, rows, parts, records)
         if any(row["status"] == "time_limit" for row in records):

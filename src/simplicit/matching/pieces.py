@@ -481,6 +481,8 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
         return [layer.certificate(PRICES, PATH) for layer in layers]
     if recipe.units:
         return [layer.alone(PRICES, "prices of units", layer.size.units) for layer in layers]
+    if recipe.rank is not None and work.equations.feedback:
+        return []
     factors = [layer.alone(PRICES, "factors", layer.size.regressed) for layer in layers]
     if recipe.rank is not None and not recipe.both:
         return factors
@@ -519,6 +521,12 @@ def _matched(work: Work, layer: _Layer) -> list[Stage]:
         again = 0 if work.sweeps else again
         whole = layer.alone(LAYERS, "least squares", size.whole)
         return [*layer.retargeted(again), *_repeated([whole], 1 + again)]
+    if recipe.rank is not None and work.equations.feedback:
+        if layer.equation is work.equations.output:
+            return [layer.alone(LAYERS, "least squares", size.whole)]
+        within = layer.alone(LAYERS, "refit in the row space", size.within)
+        path = layer.alone(LAYERS, "path of the nuclear norm", size.nuclear)
+        return [path, *layer.retargeted(again), *_repeated([within], again)]
     if recipe.rank is not None:
         steps = again + (len(CHOICES) if aware or recipe.sensitivity else 1)
         factors = [layer.alone(LAYERS, "factors", size.regressed)]

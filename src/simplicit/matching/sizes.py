@@ -41,6 +41,13 @@ SINGULAR = 12.0
 """Operations of singular values and both bases, for each entry and each of the shorter side: Golub,
 Van Loan, "Matrix Computations", section 8.6, have more for square matrices, fewer for long ones."""
 
+LEVELED = 1000.0
+"""Steps of the nuclear norm at all levels of a path: 300 to 1,400 for 112 states of
+Fashion-MNIST."""
+
+REFITTED = 100.0
+"""Steps of a refit within a row space: 20 to 300 there."""
+
 STAGES = 15_000.0
 """Operations on next to nothing of a certified solve. Fitted."""
 
@@ -236,6 +243,19 @@ class Size:
         triangular = 4.0 * self.K * self.N**2 / self.rates.float64
         singular = SINGULAR * long * short**2 / self.rates.factor
         return self.groups * (whole + triangular + singular + CALLS * self.rates.call)
+
+    @property
+    def nuclear(self) -> float:
+        """Seconds of the path of the nuclear norm to a rank, for the rows of a full A."""
+        products = 8.0 * self.K**3 / self.rates.float64
+        singular = SINGULAR * self.K**3 / self.rates.factor
+        return self.whole + LEVELED * (products + singular + CALLS * self.rates.call)
+
+    @property
+    def within(self) -> float:
+        """Seconds of the best weights of its row space, in the ball."""
+        products = 8.0 * self.K**3 / self.rates.float64
+        return self.whole + REFITTED * (products + CALLS * self.rates.call)
 
     def support(self, part: float) -> float:
         """Count the features of a row that is refitted.

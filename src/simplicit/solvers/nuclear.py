@@ -1,0 +1,284 @@
+"""ADMM for rows of low rank: singular values are thresholded, rows are projected into their balls.
+
+    min  loss(X) + λ ‖Z₁‖_* + ball(Z₂)     s.t.  X = Z₁,  X = Z₂
+
+(Boyd et al. 2011; Cai, Candès & Shen 2010 for the thresholding). X solves S X G + 2ρ X = B in the
+eigenvectors of S and G, which are found once, so that ρ may change at no cost. Z₁ has the rank, and
+a row that is shrunk into its ball keeps it: that is what is returned and certified.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simplicit.convex.nuclear import NuclearProblem
+from simplicit.convex.solution import Status
+
+LOOK = 10
+"""Steps between two certificates, and two changes of ρ. Chosen: a certificate takes as long as two
+or three steps."""
+
+RELAXED = 1.6
+"""Over-relaxation; 1.5 to 1.8 are usual (Boyd et al. 2011, section 3.4.3)."""
+
+BALANCE = 3.0
+"""Ratio of the relative residuals above which ρ moves by its root. Chosen."""
+
+RANGE = 1e8
+"""How far ρ may go from where it starts: residuals near rounding say nothing. Chosen."""
+
+MAX_STEPS = 2000
+"""Most steps at one level; 20 to 200 are usual on Fashion-MNIST, with relative gaps of 1e-4."""
+
+LEAST = 1e-5
+"""Least level of a path, relative to the one at which nothing is left. Chosen."""
+
+CLOSE = 1.05
+"""Ratio of the two levels around the wanted rank at which a path ends. Chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Low:
+    """Weights of low rank, certified.
+
+    Attributes:
+        A: Weights, in the ball.
+        level: λ; 0 for weights within a given row space.
+        objective: Loss and penalty of A.
+        gap: Its duality gap.
+        unit: Loss at A = 0, the unit of relative gaps.
+        basis: Orthonormal basis of the row space of A.
+        status: Why the solver stopped.
+        iterations: Steps, of all levels on a path.
+        state: Where another level goes on from: Z, multipliers and ρ.
+    """
+
+    A: Float[Tensor, "K n"]
+    level: float
+    objective: float
+    gap: float
+    unit: float
+    basis: Float[Tensor, "n r"]
+    status: Status
+    iterations: int
+    state: tuple[Float[Tensor, "splits K n"], Float[Tensor, "splits K n"], float]
+
+    @property
+    def rank(self) -> int:
+        """Singular values that are left."""
+        return self.basis.shape[1]
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap, relative to the loss at A = 0; 0 where that is."""
+        return self.gap / self.unit if self.unit > 0 else 0.0
+
+
+class Systems:
+    """Solves S X V'GV + ρ X = B for any ρ.
+
+    Args:
+        problem: Rows.
+        basis: V, orthonormal; the identity when omitted.
+
+    Attributes:
+        scale: Mean eigenvalue, where ρ starts.
+    """
+
+    def __init__(self, problem: NuclearProblem, basis: Float[Tensor, "n r"] | None = None) -> None:
+        G = problem.G if basis is None else basis.T @ problem.G @ basis
+        s, self._left = torch.linalg.eigh(problem.S)
+        g, self._right = torch.linalg.eigh(G)
+        self._values = s.clamp_min(0)[:, None] * g.clamp_min(0)
+        self.scale = float(self._values.mean()) or 1.0
+
+    def solve(self, B: Float[Tensor, "K r"], rho: float) -> Float[Tensor, "K r"]:
+        """Solve for X.
+
+        Args:
+            B: Right-hand side.
+            rho: ρ.
+
+        Returns:
+            X.
+        """
+        inner = self._left.T @ B @ self._right
+        return self._left @ (inner / (self._values + rho)) @ self._right.T
+
+
+def solve_nuclear(
+    problem: NuclearProblem,
+    level: float,
+    tol: float = 1e-4,
+    max_iterations: int = MAX_STEPS,
+    start: Low | None = None,
+    systems: Systems | None = None,
+) -> Low:
+    """Solve at one level.
+
+    Args:
+        problem: Rows; without a ball where every radius is infinite.
+        level: λ > 0.
+        tol: Accepted gap, relative to the loss at A = 0.
+        max_iterations: Most steps.
+        start: Solution at another level of the same problem.
+        systems: Of the same problem, which saves its eigenvectors on a path.
+
+    Returns:
+        The solution, with its gap in any case.
+    """
+    systems = systems or Systems(problem)
+    target, balls = problem.S @ problem.R, _Balls(problem)
+    many = 1 + problem.ball.has_ball
+    basis = target.new_zeros(target.shape[1], 0)
+
+    def step(W: Tensor, rho: float) -> Tensor:
+        nonlocal basis
+        U, s, Vh = torch.linalg.svd(W[0], full_matrices=False)
+        s = s - level / rho
+        kept = int((s > 0).sum())
+        basis = Vh[:kept].T
+        low = (U[:, :kept] * s[:kept]) @ Vh[:kept]
+        return torch.stack([low] if many == 1 else [low, balls(W[1])])
+
+    def certify(X: Tensor, Z: Tensor, Y: Tensor) -> tuple[Tensor, float, float]:
+        A = problem.ball.into_ball(Z[0])
+        own = Y[1] if many == 2 else torch.zeros_like(A)
+        bound = max(problem.bound(X, level, own), problem.bound(A, level, own))
+        return A, problem.objective(A, level), bound
+
+    loop = _Loop(
+        lambda B, rho: systems.solve(target + B.sum(0), many * rho),
+        step,
+        certify,
+        lambda: basis,
+        tol,
+        problem.unit,
+        systems.scale,
+    )
+    none = torch.zeros(many, *target.shape).to(target)
+    return loop.run(level, max_iterations, start.state if start else (none, none, systems.scale))
+
+
+def solve_within(
+    problem: NuclearProblem,
+    basis: Float[Tensor, "n r"],
+    tol: float = 1e-4,
+    max_iterations: int = MAX_STEPS,
+) -> Low:
+    """Minimise the loss over all weights of a row space that are in the ball.
+
+    Args:
+        problem: Rows, every radius finite.
+        basis: V, orthonormal; A = U V'.
+        tol: Accepted gap, relative to the loss at A = 0.
+        max_iterations: Most steps.
+
+    Returns:
+        The solution, with its gap in any case.
+    """
+    systems, target, balls = Systems(problem, basis), problem.S @ problem.R, _Balls(problem)
+
+    def certify(X: Tensor, Z: Tensor, Y: Tensor) -> tuple[Tensor, float, float]:
+        A = problem.ball.into_ball(Z[0] @ basis @ basis.T)
+        return A, problem.loss(A), problem.bound_within(X, Y[0], basis)
+
+    loop = _Loop(
+        lambda B, rho: systems.solve((target + B[0]) @ basis, rho) @ basis.T,
+        lambda W, _: balls(W[0])[None],
+        certify,
+        lambda: basis,
+        tol,
+        problem.unit,
+        systems.scale,
+    )
+    none = torch.zeros_like(target)[None]
+    return loop.run(0.0, max_iterations, (none, none, systems.scale))
+
+
+def solve_to_rank(problem: NuclearProblem, rank: int, tol: float = 1e-4) -> Low:
+    """Find about the least level whose solution has at most a wanted rank.
+
+    The rank need not fall with the level everywhere: bisection ends between a level with at most
+    that rank and one with more.
+
+    Args:
+        problem: Rows.
+        rank: Of A, at most.
+        tol: Accepted gap at each level, relative to the loss at A = 0.
+
+    Returns:
+        The solution at that level; A = 0 is one at the highest.
+    """
+    systems, top = Systems(problem), problem.top
+    found = solve_nuclear(problem, top, tol, systems=systems)
+    low, high, steps = LEAST, 1.0, found.iterations
+    last: Low = found
+    while top > 0 and high / low > CLOSE:
+        middle = (low * high) ** 0.5
+        last = solve_nuclear(problem, middle * top, tol, start=last, systems=systems)
+        steps += last.iterations
+        if last.rank <= rank:
+            high, found = middle, last
+        else:
+            low = middle
+    return replace(found, iterations=steps)
+
+
+class _Balls:
+    """Projects rows into their balls, from the multipliers of the last time."""
+
+    def __init__(self, problem: NuclearProblem) -> None:
+        self._ball, self._ones = problem.ball, torch.ones_like(problem.omega)
+        self._multiplier: Tensor | None = None
+
+    def __call__(self, W: Tensor) -> Tensor:
+        found, self._multiplier = self._ball.prox(W, self._ones, self._multiplier)
+        return found
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The steps, whatever is split off."""
+
+    solve: Callable[[Tensor, float], Tensor]
+    step: Callable[[Tensor, float], Tensor]
+    certify: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, float, float]]
+    basis: Callable[[], Tensor]
+    tol: float
+    unit: float
+    scale: float
+
+    def run(self, level: float, most: int, state: tuple[Tensor, Tensor, float]) -> Low:
+        Z, Y, rho = state
+        best, bound, kept, done = inf, 0.0, (Z[0], self.basis()), 0
+        for done in range(1, most + 1):
+            X = self.solve(rho * Z - Y, rho)
+            W = RELAXED * X + (1 - RELAXED) * Z + Y / rho
+            old, Z = Z, self.step(W, rho)
+            Y = rho * (W - Z)
+            if done % LOOK and done < most:
+                continue
+            A, objective, proved = self.certify(X, Z, Y)
+            bound = max(bound, proved)
+            if objective < best:
+                best, kept = objective, (A, self.basis())
+            if best - bound <= self.tol * self.unit:
+                break
+            rho = self._balanced(rho, X - Z, rho * (Z - old).sum(0), Z, Y)
+        gap = max(best - bound, 0.0)
+        solved = Status.SOLVED if gap <= self.tol * self.unit else Status.MAX_ITERATIONS
+        return Low(kept[0], level, best, gap, self.unit, kept[1], solved, done, (Z, Y, rho))
+
+    def _balanced(self, rho: float, primal: Tensor, dual: Tensor, Z: Tensor, Y: Tensor) -> float:
+        tiny = torch.finfo(Z.dtype).tiny
+        off = float(primal.norm()) / max(float(Z.norm()), tiny)
+        moved = float(dual.norm()) / max(float(Y.norm()), tiny)
+        if off == 0 or moved == 0 or 1 / BALANCE <= off / moved <= BALANCE:
+            return rho
+        factor = min(max((off / moved) ** 0.5, 0.1), 10.0)
+        return min(max(rho * factor, self.scale / RANGE), self.scale * RANGE)
