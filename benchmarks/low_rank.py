@@ -2,12 +2,18 @@
 
     python benchmarks/low_rank.py configs/cifar10-resnet20.yaml --sparsity 0.5
     python benchmarks/low_rank.py configs/fashion-mnist-300-100.yaml --sparsity 0.5 0.75
+    python benchmarks/low_rank.py configs/sparsity.yaml --full 1 2 4 8 16 --held-out
 
 `svd` cuts the singular values of each layer's weights, `weighted svd` those of the weights in the
 metric of what the layer reads, on the same calibration inputs, with the ranks that `rank: auto`
 finds. Batch norm is folded into the weights before. Nothing is trained. `benchmarks/structured` has
 those that leave every layer the same part. `--held-out` measures on training images that
 are not among the calibration inputs, in place of the test set: choices are made there.
+
+`--full` is for a full A of these ranks, and nothing else: accuracy, seconds, and the relative gaps
+of the convex problem and of the refit. Behind them are losses relative to that of A = 0, rows
+weighed by what an error costs: of the convex solution, of the refits in its row space and in that
+of the regression without a ball, and the least of any A of the rank, which no ball lets be beaten.
 """
 
 import argparse
@@ -19,10 +25,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.moments import Readings
 from simplicit.calibration.rows import rows_of
+from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.data import datasets as data
 from simplicit.data.augment import augmented
@@ -31,9 +39,13 @@ from simplicit.explicit import accuracy
 from simplicit.fit import fit
 from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
+from simplicit.matching.plan import anchor, row_problem
+from simplicit.matching.ways.low_rank_full import Reduced
 from simplicit.model.factored import CHANNELS, Factors, factored
 from simplicit.model.implicit import ImplicitModel
+from simplicit.outputs.sensitivity import sensitivity
 from simplicit.recipe import Recipe
+from simplicit.solvers.nuclear import solve_to_rank, solve_within
 from simplicit.sparsity.low_rank import Regression, regress
 from simplicit.sparsity.near import RIDGE
 
@@ -54,6 +66,8 @@ def main() -> None:
         type=int,
         help="also factors of this rank and single weights, and single weights alone",
     )
+    parser.add_argument("--full", type=int, nargs="+", help="ranks of a full A")
+    parser.add_argument("--kappa", type=float, default=0.99, help="of its ball")
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = config.load(options.config, ["implicit.sparsity=0.5", "evaluation.speed=false"])
@@ -78,6 +92,18 @@ def main() -> None:
         print(f"{name:32} {kept} {found:7.2f} % {seconds:7.1f} s", flush=True)
 
     show("network", net)
+    if options.full:
+        for rank in options.full:
+            recipe, begin = (
+                Recipe(structure="full", rank=rank, kappa=options.kappa),
+                time.monotonic(),
+            )
+            found = fit(net, u, recipe, workers=1, batch_size=settings.evaluation.bs)
+            show(f"full A of rank {rank}", found.model, time.monotonic() - begin)
+            states = [row for row in found.rows if row["layer"] == "states"]
+            gaps = [f"{row['relative_gap']:.1e}" for row in states[-2:]]
+            print("    gaps", *gaps, "losses", *spaces(net, u, recipe), flush=True)
+        return
     equations = capture(net, u[:2])
     plain, weighted = decomposed(equations, u)
     for sparsity in options.sparsity:
@@ -96,6 +122,38 @@ def main() -> None:
             name = f"rank {options.single} and single weights"
             matched(name, Recipe(rank=options.single, sparsity=sparsity))
             matched("single weights", Recipe(sparsity=sparsity, structure="layered"))
+
+
+def spaces(net: torch.nn.Module, u: Tensor, recipe: Recipe) -> list[str]:
+    """Compare row spaces on the network's own states.
+
+    Returns:
+        Losses: of the convex solution, of the refit in its space, of that in the regression's
+        space, and the bound.
+    """
+    assert isinstance(recipe.rank, int)
+    network = capture(net, u[:2])
+    full = structured(network, "full")
+    constraint = RowConstraint(network, "states", recipe.kappa)
+    states, outputs = rows_of(full)
+    felt, _ = sensitivity(network, full, [states, outputs], batches(u, 1000))
+    frontier = Frontier(full, batches(u, 1000), own=False)
+    (gram,) = Readings(states, full.layers[0], frontier, True).moments()
+    ball = constraint.ball(states, full, 1)
+    problem = row_problem(gram, recipe, states.sources(full), True, ball)
+    (W,) = states.weights(full.layers[0])
+    rows = Reduced.of(problem, felt.coupling[0], anchor(W, True)).rows
+    convex = solve_to_rank(rows, recipe.rank, recipe.tol)
+    best = regress(rows.G, rows.R, rows.S)
+    own = solve_within(rows, convex.basis, recipe.tol).objective
+    other = torch.linalg.qr(best.right[: recipe.rank].T).Q
+    losses = [
+        rows.loss(convex.A),
+        own,
+        solve_within(rows, other, recipe.tol).objective,
+        float(best.excess[recipe.rank]),
+    ]
+    return [f"{loss / rows.unit:.4f}" for loss in losses]
 
 
 def decomposed(

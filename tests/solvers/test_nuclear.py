@@ -99,7 +99,9 @@ def test_it_is_the_optimum_of_an_interior_point_method(radius, share):
 def test_long_proximal_gradient_finds_no_less():
     problem = rows()
     level = 0.05 * problem.top
-    step = 1 / float(torch.linalg.matrix_norm(problem.G, 2) * torch.linalg.matrix_norm(problem.S, 2))
+    step = 1 / float(
+        torch.linalg.matrix_norm(problem.G, 2) * torch.linalg.matrix_norm(problem.S, 2)
+    )
     A = torch.zeros_like(problem.R)
     for _ in range(20_000):
         P, s, Q = torch.linalg.svd(A + step * problem.moments(A), full_matrices=False)

@@ -62,7 +62,7 @@ from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
-from simplicit.solvers.nuclear import Low
+from simplicit.solvers.low import Low
 from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.choice import prune_smallest
 from simplicit.sparsity.pattern import UNSTRUCTURED

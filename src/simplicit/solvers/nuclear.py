@@ -7,29 +7,14 @@ eigenvectors of S and G, which are found once, so that ρ may change at no cost.
 a row that is shrunk into its ball keeps it: that is what is returned and certified.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.convex.nuclear import NuclearProblem
-from simplicit.convex.solution import Status
-
-LOOK = 10
-"""Steps between two certificates, and two changes of ρ. Chosen: a certificate takes as long as two
-or three steps."""
-
-RELAXED = 1.6
-"""Over-relaxation; 1.5 to 1.8 are usual (Boyd et al. 2011, section 3.4.3)."""
-
-BALANCE = 3.0
-"""Ratio of the relative residuals above which ρ moves by its root. Chosen."""
-
-RANGE = 1e8
-"""How far ρ may go from where it starts: residuals near rounding say nothing. Chosen."""
+from simplicit.solvers.low import Loop, Low
 
 MAX_STEPS = 2000
 """Most steps at one level; 20 to 200 are usual on Fashion-MNIST, with relative gaps of 1e-4."""
@@ -39,43 +24,6 @@ LEAST = 1e-5
 
 CLOSE = 1.05
 """Ratio of the two levels around the wanted rank at which a path ends. Chosen."""
-
-
-@dataclass(frozen=True, eq=False)
-class Low:
-    """Weights of low rank, certified.
-
-    Attributes:
-        A: Weights, in the ball.
-        level: λ; 0 for weights within a given row space.
-        objective: Loss and penalty of A.
-        gap: Its duality gap.
-        unit: Loss at A = 0, the unit of relative gaps.
-        basis: Orthonormal basis of the row space of A.
-        status: Why the solver stopped.
-        iterations: Steps, of all levels on a path.
-        state: Where another level goes on from: Z, multipliers and ρ.
-    """
-
-    A: Float[Tensor, "K n"]
-    level: float
-    objective: float
-    gap: float
-    unit: float
-    basis: Float[Tensor, "n r"]
-    status: Status
-    iterations: int
-    state: tuple[Float[Tensor, "splits K n"], Float[Tensor, "splits K n"], float]
-
-    @property
-    def rank(self) -> int:
-        """Singular values that are left."""
-        return self.basis.shape[1]
-
-    @property
-    def relative_gap(self) -> float:
-        """The gap, relative to the loss at A = 0; 0 where that is."""
-        return self.gap / self.unit if self.unit > 0 else 0.0
 
 
 class Systems:
@@ -151,7 +99,7 @@ def solve_nuclear(
         bound = max(problem.bound(X, level, own), problem.bound(A, level, own))
         return A, problem.objective(A, level), bound
 
-    loop = _Loop(
+    loop = Loop(
         lambda B, rho: systems.solve(target + B.sum(0), many * rho),
         step,
         certify,
@@ -187,7 +135,7 @@ def solve_within(
         A = problem.ball.into_ball(Z[0] @ basis @ basis.T)
         return A, problem.loss(A), problem.bound_within(X, Y[0], basis)
 
-    loop = _Loop(
+    loop = Loop(
         lambda B, rho: systems.solve((target + B[0]) @ basis, rho) @ basis.T,
         lambda W, _: balls(W[0])[None],
         certify,
@@ -239,46 +187,3 @@ class _Balls:
     def __call__(self, W: Tensor) -> Tensor:
         found, self._multiplier = self._ball.prox(W, self._ones, self._multiplier)
         return found
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """The steps, whatever is split off."""
-
-    solve: Callable[[Tensor, float], Tensor]
-    step: Callable[[Tensor, float], Tensor]
-    certify: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, float, float]]
-    basis: Callable[[], Tensor]
-    tol: float
-    unit: float
-    scale: float
-
-    def run(self, level: float, most: int, state: tuple[Tensor, Tensor, float]) -> Low:
-        Z, Y, rho = state
-        best, bound, kept, done = inf, 0.0, (Z[0], self.basis()), 0
-        for done in range(1, most + 1):
-            X = self.solve(rho * Z - Y, rho)
-            W = RELAXED * X + (1 - RELAXED) * Z + Y / rho
-            old, Z = Z, self.step(W, rho)
-            Y = rho * (W - Z)
-            if done % LOOK and done < most:
-                continue
-            A, objective, proved = self.certify(X, Z, Y)
-            bound = max(bound, proved)
-            if objective < best:
-                best, kept = objective, (A, self.basis())
-            if best - bound <= self.tol * self.unit:
-                break
-            rho = self._balanced(rho, X - Z, rho * (Z - old).sum(0), Z, Y)
-        gap = max(best - bound, 0.0)
-        solved = Status.SOLVED if gap <= self.tol * self.unit else Status.MAX_ITERATIONS
-        return Low(kept[0], level, best, gap, self.unit, kept[1], solved, done, (Z, Y, rho))
-
-    def _balanced(self, rho: float, primal: Tensor, dual: Tensor, Z: Tensor, Y: Tensor) -> float:
-        tiny = torch.finfo(Z.dtype).tiny
-        off = float(primal.norm()) / max(float(Z.norm()), tiny)
-        moved = float(dual.norm()) / max(float(Y.norm()), tiny)
-        if off == 0 or moved == 0 or 1 / BALANCE <= off / moved <= BALANCE:
-            return rho
-        factor = min(max((off / moved) ** 0.5, 0.1), 10.0)
-        return min(max(rho * factor, self.scale / RANGE), self.scale * RANGE)

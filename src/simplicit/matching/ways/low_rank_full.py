@@ -21,7 +21,8 @@ from simplicit.matching.plan import Plan, Posed, Share
 from simplicit.matching.records import Row
 from simplicit.matching.supports import Choice, Retarget
 from simplicit.recipe import Recipe
-from simplicit.solvers.nuclear import Low, solve_to_rank, solve_within
+from simplicit.solvers.low import Low
+from simplicit.solvers.nuclear import solve_to_rank, solve_within
 from simplicit.sparsity.low_rank import metric, regress
 from simplicit.sparsity.near import normal_equations, refit_all
 
@@ -59,7 +60,7 @@ def plan_full(
 
 
 @dataclass(frozen=True, eq=False)
-class _Reduced:
+class Reduced:
     """The rows of A alone, in the units of the norm, and the way back.
 
     Attributes:
@@ -77,7 +78,19 @@ class _Reduced:
     units: Float[Tensor, "K n"]
 
     @classmethod
-    def of(cls, problem: RowProblem, S: Tensor, near: Tensor) -> "_Reduced":
+    def of(
+        cls, problem: RowProblem, S: Float[Tensor, "K K"], near: Float[Tensor, "K N"]
+    ) -> "Reduced":
+        """Project out what is not in the ball.
+
+        Args:
+            problem: Rows whose states are in a ball.
+            S: What their errors do to the outputs.
+            near: Weights that the data may leave as they are.
+
+        Returns:
+            The rows of A.
+        """
         G, R = normal_equations(problem, near)
         terms = problem.terms
         inside, others = ((terms.omega > 0).nonzero()[:, 0], (terms.omega == 0).nonzero()[:, 0])
@@ -95,8 +108,15 @@ class _Reduced:
         )
         return cls(rows, G, R, inside, left[:, None] * right)
 
-    # all weights of A in the norm's units, the others at their optimum
-    def whole(self, A: Tensor) -> Float[Tensor, "K N"]:
+    def whole(self, A: Float[Tensor, "K n"]) -> Float[Tensor, "K N"]:
+        """Write rows whole, B and b at their optimum.
+
+        Args:
+            A: Weights of the states, in the norm's units.
+
+        Returns:
+            All weights, in their own units.
+        """
         W = torch.zeros_like(self.R)
         W[:, self.inside] = A / self.units
         others = torch.ones(len(self.G), dtype=torch.bool, device=W.device)
@@ -134,7 +154,7 @@ def choose_full(
     (problem,), (share,), (near,) = problems, shares, anchors
     if not share.rank:
         return problems, [refit_all(problem, near)], []
-    tol, reduced = choice.recipe.tol, _Reduced.of(problem, share.coupling, near)
+    tol, reduced = choice.recipe.tol, Reduced.of(problem, share.coupling, near)
     rows = reduced.rows
     convex = solve_to_rank(rows, share.rank, tol)
     best = regress(rows.G, rows.R, rows.S).right[: share.rank]
@@ -148,7 +168,7 @@ def choose_full(
         if part is None:
             (gram,) = retarget([W], [problem.gram])
             problem = replace(problem, gram=gram)
-            reduced = _Reduced.of(problem, share.coupling, near)
+            reduced = Reduced.of(problem, share.coupling, near)
             found = solve_within(reduced.rows, found.basis, tol)
             W = reduced.whole(found.A)
     return [problem], [W], [convex, found]
