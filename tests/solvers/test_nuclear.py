@@ -167,3 +167,13 @@ def test_steps_that_run_out_are_said_and_their_gap_is_true():
     rough = solve_nuclear(problem, 0.02 * problem.top, tol=1e-8, max_iterations=3)
     assert rough.status is Status.MAX_ITERATIONS
     assert rough.objective - rough.gap <= best.objective <= rough.objective + best.gap
+
+
+def test_the_better_row_space_depends_on_the_ball():
+    found = {}
+    for radius in (50.0, 0.1):
+        problem = rows(radius, K=12, n=16)
+        regression = torch.linalg.qr(regress(problem.G, problem.R, problem.S).right[:6].T).Q
+        spaces = solve_to_rank(problem, 6).basis, regression
+        found[radius] = [solve_within(problem, V, tol=1e-5).objective for V in spaces]
+    assert found[50.0][1] < found[50.0][0] and found[0.1][0] < found[0.1][1]

@@ -137,8 +137,9 @@ def choose_full(
     """Find the weights of the rows of A, or of the outputs, and certify those of A.
 
     The row space is that of the convex problem or that of the regression without a ball, whichever
-    has the smaller loss once its weights are the best in the ball: the first where the ball is
-    tight, the second where it is not. In front of a ReLU the weights are refitted as targets move.
+    has the smaller loss once its weights are the best in the ball. The second is often better where
+    the ball has room, the first where it is tight. In front of a ReLU the weights are refitted as
+    targets move.
 
     Args:
         choice: How rows are matched.
