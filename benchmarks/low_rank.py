@@ -94,10 +94,8 @@ def main() -> None:
     show("network", net)
     if options.full:
         for rank in options.full:
-            recipe, begin = (
-                Recipe(structure="full", rank=rank, kappa=options.kappa),
-                time.monotonic(),
-            )
+            recipe = Recipe(structure="full", rank=rank, kappa=options.kappa)
+            begin = time.monotonic()
             found = fit(net, u, recipe, workers=1, batch_size=settings.evaluation.bs)
             show(f"full A of rank {rank}", found.model, time.monotonic() - begin)
             states = [row for row in found.rows if row["layer"] == "states"]

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.convex.gram import factor
+from simplicit.convex.gram import factor, solve_factored
 from simplicit.convex.prox import Separable
 
 
@@ -47,7 +47,7 @@ class NuclearProblem:
     @cached_property
     def least_squares(self) -> Float[Tensor, "K n"]:
         """A*, with A* G = R."""
-        return torch.cholesky_solve(self.R.T, factor(self.G)).T
+        return solve_factored(factor(self.G), self.R.T).T
 
     @cached_property
     def ball(self) -> Separable:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows
-from simplicit.convex.gram import factor
+from simplicit.convex.gram import factor, solve_factored
 from simplicit.convex.nuclear import NuclearProblem
 from simplicit.convex.problem import RowProblem
 from simplicit.equations.network import StateEquations
@@ -94,7 +94,7 @@ class Reduced:
         G, R = normal_equations(problem, near)
         terms = problem.terms
         inside, others = ((terms.omega > 0).nonzero()[:, 0], (terms.omega == 0).nonzero()[:, 0])
-        slopes = torch.cholesky_solve(G[others][:, inside], factor(G[others][:, others]))
+        slopes = solve_factored(factor(G[others][:, others]), G[others][:, inside])
         H = G[inside][:, inside] - G[inside][:, others] @ slopes
         Q = R[:, inside] - R[:, others] @ slopes
         S = metric(S).to(G)
@@ -123,7 +123,7 @@ class Reduced:
         others[self.inside] = False
         o = others.nonzero()[:, 0]
         missing = self.R[:, o] - W[:, self.inside] @ self.G[self.inside][:, o]
-        W[:, o] = torch.cholesky_solve(missing.T, factor(self.G[o][:, o])).T
+        W[:, o] = solve_factored(factor(self.G[o][:, o]), missing.T).T
         return W
 
 
