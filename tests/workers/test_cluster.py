@@ -124,6 +124,27 @@ def test_a_cluster_gives_the_bits_of_one_worker(address, monkeypatch):
     assert same(many.model, one.model)
 
 
+SLOW = """
+ip link set lo mtu 1500 up
+tc qdisc add dev lo root netem delay 1ms rate 100mbit 2> /dev/null ||
+    tc qdisc add dev lo root tbf rate 100mbit burst 64kb latency 1s
+"""
+"""Of a namespace's loopback device: 1 ms and 100 Mbit/s; the rate alone where there is no netem."""
+
+
+def test_a_slow_network_changes_no_bit(tmp_path):
+    space = ["unshare", "--map-root-user", "--net", "sh", "-ec"]
+    try:
+        subprocess.run([*space, SLOW], check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"no slow network can be made here: {error}")
+    case = f"{__file__}::{test_a_cluster_gives_the_bits_of_one_worker.__name__}"
+    options = f"-q -p no:cacheprovider -p no:xdist --basetemp {tmp_path / 'own'}"
+    command = f"{SLOW} exec {sys.executable} -m pytest {options} {case}"
+    found = subprocess.run([*space, command], capture_output=True, text=True, timeout=200)
+    assert found.returncode == 0 and found.stdout.startswith("."), found.stdout
+
+
 def kills(piece: int) -> int:
     if piece == 1:
         os.kill(os.getpid(), signal.SIGKILL)
