@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -5,8 +7,11 @@ from conv_networks import CONVOLUTIONAL, KEPT, images, model, network
 from random_models import implicit_model, inputs, same
 from simplicit.bounds.certify import certify
 from simplicit.equations.phi import Phi
+from simplicit.equations.stacked import Block
 from simplicit.errors import InputError
-from simplicit.refine.finetune import finetune
+from simplicit.lab.evaluate.attacks import pgd
+from simplicit.model.implicit import ImplicitModel
+from simplicit.refine.finetune import WIDTH, WORST_LR, finetune, worst_rate
 from simplicit.refine.worst_case import Ramp, worst_logits
 
 
@@ -24,6 +29,20 @@ def test_the_bound_holds_at_random_points_and_is_tight_without_a_ball(structure)
     out = model(u)
     exact = out - out.gather(1, y[:, None])
     assert torch.allclose(worst_logits(model, u, y, 0.0), exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("structure", ["triangular", "layered"])
+def test_no_attack_beats_the_bound_and_none_its_loss(structure):
+    model = implicit_model(structure).requires_grad_(False)
+    u = inputs(model, 30).sigmoid()
+    y = model(u).argmax(1)
+    bound = worst_logits(model, u, y, 0.05)
+    out = model(pgd(model, u, y, 0.05, (0.0, 1.0)))
+    assert (out - out.gather(1, y[:, None]) <= bound + 1e-9).all()
+    attacked, worst = (
+        torch.nn.functional.cross_entropy(z, y, reduction="none") for z in (out, bound)
+    )
+    assert (attacked <= worst + 1e-9).all() and (attacked < worst).any()
 
 
 @pytest.mark.parametrize("name", [name for name in CONVOLUTIONAL if name not in KEPT])
@@ -70,6 +89,33 @@ def test_the_ramp_ends_at_one():
     ramp = Ramp(10)
     values = [ramp() for _ in range(10)]
     assert values == sorted(values) and values[0] == 0.2 and values[-1] == 1
+
+
+@pytest.mark.parametrize("rows", [WIDTH // 2, WIDTH, 8 * WIDTH])
+def test_wider_models_take_shorter_steps(rows):
+    eye = torch.eye(rows)
+    model = ImplicitModel(
+        0 * eye, eye, eye[:2], 0 * eye[:2],
+        blocks=[Block("fc", rows, Phi("relu"))],
+        structure="layered", input_shape=(rows,), reference_nonzeros=rows,
+    )  # fmt: skip
+    assert worst_rate(model) * max(rows, WIDTH) == pytest.approx(WORST_LR * WIDTH)
+
+
+def test_classes_are_those_of_the_network_whatever_they_are_called():
+    net = implicit_model("layered", dtype=torch.float32)
+    u = inputs(net, 60).sigmoid()
+
+    def flipped(model):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.learned[-1].copy_(other.learned[-1].flip(0))
+            other.biases[-1].copy_(other.biases[-1].flip(0))
+        return other
+
+    tuned, other = (finetune(m, m, u, epochs=2, eps=0.02) for m in (net, flipped(net)))
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(u), other(u).flip(1), rtol=1e-3, atol=1e-3)
 
 
 def test_finetuning_for_the_worst_case_certifies_more():

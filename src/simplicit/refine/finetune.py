@@ -16,6 +16,10 @@ from simplicit.system import progress
 LR, WORST_LR = 3e-3, 2e-2
 """Of distillation, and of the worst case; chosen on held-out training images."""
 
+WIDTH = 64
+"""Rows of the widest layer up to which `WORST_LR` holds; it is less in proportion where there are
+more, since a layer's radii add up over all that it reads. CHOSEN"""
+
 
 def finetune(
     model: ImplicitModel,
@@ -42,7 +46,7 @@ def finetune(
         net: The network it came from.
         inputs: Calibration inputs, no labels, (m, *input_shape).
         epochs: Passes over them.
-        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `WORST_LR` with eps.
+        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `worst_rate` with eps.
         batch_size: Samples a step.
         seed: Seed of the orders.
         eps: Radius in l∞, for inputs in [0, 1] and a model without feedback and without operations
@@ -84,7 +88,7 @@ def finetune(
         inputs,
         probabilities.to(like),
         objective=robust if eps else None,
-        lr=lr or (WORST_LR if eps else LR),
+        lr=lr or (worst_rate(tuned) if eps else LR),
         decay=True,
         epochs=epochs,
         batch_size=batch_size,
@@ -103,6 +107,19 @@ def finetune(
             )
             return copy.deepcopy(model)
     return tuned
+
+
+def worst_rate(model: ImplicitModel) -> float:
+    """Say how fast a model is trained for the worst case.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The learning rate at the start: the wider the widest layer, the smaller.
+    """
+    widest = max(len(weight) for weight in model.learned)
+    return WORST_LR * min(1.0, WIDTH / widest)
 
 
 @torch.no_grad()
