@@ -22,8 +22,8 @@ from simplicit.bounds.certify import proved
 from simplicit.data import datasets
 from simplicit.lab.config import config
 from simplicit.lab.evaluate.attacks import pgd
-from simplicit.lab.run.seed import SeedRun
 from simplicit.lab.run.run import folder_of
+from simplicit.lab.run.seed import SeedRun
 
 BOUNDS = (0.0, 1.0)
 

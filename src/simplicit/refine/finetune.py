@@ -46,7 +46,8 @@ def finetune(
         net: The network it came from.
         inputs: Calibration inputs, no labels, (m, *input_shape).
         epochs: Passes over them.
-        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, `worst_rate` with eps.
+        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, with eps
+            `worst_rate`.
         batch_size: Samples a step.
         seed: Seed of the orders.
         eps: Radius in l∞, for inputs in [0, 1] and a model without feedback and without operations
