@@ -34,7 +34,7 @@ from simplicit import fit as library
 from simplicit.data import datasets
 from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
-from simplicit.matching.estimate import Estimate
+from simplicit.matching.expected.estimate import Estimate
 from simplicit.matching.layers import Matching
 from simplicit.recipe import Recipe
 from simplicit.system import progress
@@ -150,7 +150,7 @@ class Watch:
         print(f"{description}: {spent:.1f} s of processors", file=sys.stderr, flush=True)
 
     def expect(self, matching: Matching, priced: int = 0) -> Estimate:
-        from simplicit.matching import before
+        from simplicit.matching.expected import before
 
         with patch.object(before, "QUICK", 0.0):  # the machine's own rates for small ones, too
             self.expected = expect(matching, priced)

@@ -17,8 +17,8 @@ from simplicit.capture.inputs import unwrapped
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching.before import tell
-from simplicit.matching.estimate import LEVELS
+from simplicit.matching.expected.before import tell
+from simplicit.matching.expected.estimate import LEVELS
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
 from simplicit.model.dead_states import folded

@@ -15,8 +15,8 @@ from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching import before
-from simplicit.matching.estimate import LAYERS, Estimate, Work, largest
+from simplicit.matching.expected import before
+from simplicit.matching.expected.estimate import LAYERS, Estimate, Work, largest
 from simplicit.recipe import Recipe
 from simplicit.system import memory, progress
 from simplicit.system.rates import NOMINAL, measured

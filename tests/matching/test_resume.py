@@ -134,7 +134,7 @@ def test_time_before_a_stop_counts(tmp_path, monkeypatch):
         monkeypatch.setattr(name, slow)
 
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    for name in ("plan.row_problem", "layers.row_problem"):
+    for name in ("plan.row_problem", "layer.row_problem"):
         takes_a_minute(f"simplicit.matching.{name}")
     sweep = Sweeps.sweep
 

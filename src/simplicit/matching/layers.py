@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +14,38 @@ from torch import Tensor
 from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
-from simplicit.calibration.moments import Candidate, Readings
 from simplicit.calibration.rows import Rows, follow, rows_of, shared
 from simplicit.calibration.skipped import skipped, weights
 from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
-from simplicit.convex.problem import RowProblem
-from simplicit.convex.solution import Solution
 from simplicit.equations.equation import Equation
 from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching.before import estimated, require_memory, require_time
 from simplicit.matching.checkpoint import Checkpoint
-from simplicit.matching.estimate import LAYERS, SWEEPS, Estimate, Work, is_relu
+from simplicit.matching.expected.before import estimated, require_memory, require_time
+from simplicit.matching.expected.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.layer import Layer
 from simplicit.matching.plan import (
     Plan,
     Posed,
-    Share,
-    anchor,
     later_moments,
     plan_layers,
     pose,
-    require_finite,
-    row_problem,
-    together,
 )
 from simplicit.matching.records import (
     Row,
     channel_records,
-    row_records,
     skipped_records,
     trace_records,
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.stored import numbers_of, plan_of, plan_records, with_numbers
-from simplicit.matching.supports import Choice
-from simplicit.matching.ways.low_rank import Parts, choose, plan_ranks
-from simplicit.matching.ways.low_rank_full import choose_full, low_records, plan_full
+from simplicit.matching.ways.low_rank import Parts, plan_ranks
+from simplicit.matching.ways.low_rank_full import plan_full
 from simplicit.matching.ways.patterns import spending
 from simplicit.matching.ways.units import Budget, unit_records, whole_shares
 from simplicit.model.archive import sealed
-from simplicit.model.certificate import round_toward_zero
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
 from simplicit.outputs.kept import Kept
@@ -62,9 +53,7 @@ from simplicit.outputs.sensitivity import sensitivity
 from simplicit.outputs.sweeps import INACTIVE, Sweeps
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
-from simplicit.solvers.low import Low
 from simplicit.sparsity.budget import first_budget
-from simplicit.sparsity.choice import prune_smallest
 from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system import memory, progress
 from simplicit.system.deadline import Deadline
@@ -504,74 +493,22 @@ class Matching:
         def look(event: Progress) -> None:
             events.append((time.monotonic() - self.start, event))
 
-        planned, ball = self.planned, self.balls[k]
-        shares: Sequence[Share | None] = [None] * rows.groups
-        coherence = 0.0
-        if planned is not None:
-            shares, coherence = planned.shares[k], planned.coherence[k]
-
-        def retarget(W: list[Tensor], known: list[Gram]) -> list[Gram]:
-            return readings.retargeted(known, _candidate(W, rows.biased))
-
-        chooses = planned is not None and self.recipe.chooses
-        # targets that move with the weights are those of one use
-        aware = chooses and self.recipe.relu_aware and is_relu(equation) and not rows.uses
-        readings = Readings(rows, equation, frontier, rows.biased, coherence, self.executor)
-        grams = together(readings.moments(keep=aware), self.later[k])
-        sources = rows.sources(self.equations)
-        for gram in grams:
-            require_finite(gram, rows.name)
-        problems = [row_problem(gram, self.recipe, sources, rows.biased, ball) for gram in grams]
+        chooses = self.planned is not None and self.recipe.chooses
         hurried = chooses and not self.sweeps and self.schedule.hurried(k)
-        choice = Choice(
-            self.recipe,
-            coupled=self.recipe.sensitivity and ball is None,
-            aware=aware and not hurried,
-            swept=bool(self.sweeps),
-            executor=self.executor,
-            hurried=hurried,
-            pattern=self.patterns[k],
-        )
-        W = [torch.zeros_like(problem.gram.R) for problem in problems]
-        parts: list[Parts] = []
-        low: list[Low] = []
-        if planned is not None and chooses:
-            anchors = [anchor(w, rows.biased) for w in rows.weights(equation)]
-            given = planned.shares[k]
-            if ball is None and self.constraint is not None:
-                given = [given[0].more(self._missing(k)), *given[1:]]
-            if self.recipe.rank is not None and self.equations.feedback:
-                problems, W, low = choose_full(choice, problems, given, anchors, retarget)
-            elif self.recipe.rank is None:
-                problems, W = choice.choose(problems, given, anchors, retarget)
-            else:
-                problems, parts = choose(choice, problems, given, anchors, retarget)
-                W = [own.whole for own in parts]
-        solutions: list[Solution] = []
-        solved: list[RowProblem] = []
-        for g, (problem, share, own) in enumerate(zip(problems, shares, W, strict=True)):
-            within = self.schedule.certificate(k, len(problems) - g)
-            timed = replace(choice, within=within)
-            problem, solution, w = timed.certified(problem, planned, share, own, look)
-            if self.recipe.sparsity is None and self.recipe.sparsity_ratio:
-                kept = w[:, ~problem.free]
-                w[:, ~problem.free] = prune_smallest(kept, self.recipe.sparsity_ratio)
-            solved.append(problem)
-            solutions.append(solution)
-            W[g] = w if ball is None else round_toward_zero(w, self.equations.like.dtype).to(w)
-        records: list[Row] = []
-        for g, (problem, solution, w) in enumerate(zip(solved, solutions, W, strict=True)):
-            for row in row_records(rows.name, problem, solution, w):
-                records.append({**row, "row": row["row"] + g * len(w)})
-        records += low_records(rows.name, len(records), low)
-        if parts and parts[0].left.shape[1]:
-            records = self._factored(k, rows, parts, records)
+        layer = Layer(
+            k, rows, equation, self.equations, self.recipe, self.planned, self._missing(k),
+            self.balls[k], self.later[k], self.patterns[k], bool(self.sweeps), hurried,
+            partial(self.schedule.certificate, k), self.executor,
+        )  # fmt: skip
+        matched = layer.match(frontier, look)
+        records, found = matched.records, matched.candidate
+        if matched.parts and matched.parts[0].left.shape[1]:
+            records = self._factored(k, rows, matched.parts, records)
         if any(row["status"] == "time_limit" for row in records):
             self.schedule.short("certificates")
         trace = list(trace_records(rows.name, events))
         self.rows += records
         self.trace += trace
-        found = _candidate(W, rows.biased)
         both = torch.cat([found.W, found.shift[..., None]], 2).flatten(0, 1)
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
@@ -597,8 +534,9 @@ class Matching:
 
     # weights for which balls of earlier layers had no room
     def _missing(self, k: int) -> int:
-        assert self.planned is not None
         missing = 0
+        if self.planned is None or self.constraint is None or self.balls[k] is not None:
+            return missing
         for rows, shares in zip(self.layers[:k], self.planned.shares, strict=False):
             weights = rows.weights(self.model[rows.index]).count_nonzero()
             missing += sum(share.weights for share in shares) - int(weights)
@@ -646,13 +584,6 @@ class Matching:
 
 
 # the states of an equation that reads itself
-def _candidate(W: Sequence[Tensor], bias: bool) -> Candidate:
-    every = torch.stack(list(W))
-    if not bias:
-        return Candidate(every, torch.zeros_like(every[..., 0]))
-    return Candidate(every[..., :-1], every[..., -1])
-
-
 def _settle(equation: Equation, u: Tensor) -> Tensor:
     A, B = (term.weight for term in equation.terms)
     c = u @ B.T if equation.full_bias is None else u @ B.T + equation.full_bias

@@ -7,7 +7,7 @@ sweeps on the outputs. A layer's supports, refitted once, and the budget stay in
 import time
 from dataclasses import dataclass, field
 
-from simplicit.matching.estimate import LEVELS, SWEEPS, Estimate
+from simplicit.matching.expected.estimate import LEVELS, SWEEPS, Estimate
 from simplicit.system import progress
 from simplicit.system.deadline import Deadline, pace
 

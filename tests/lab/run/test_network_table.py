@@ -11,7 +11,7 @@ from example_networks import captured
 from simplicit import cli
 from simplicit.lab.run import network_table as inspect
 from simplicit.lab.run.network_table import work, work_of
-from simplicit.matching.estimate import Estimate
+from simplicit.matching.expected.estimate import Estimate
 from simplicit.recipe import Recipe
 from simplicit.system.rates import NOMINAL
 

@@ -19,9 +19,9 @@ from simplicit.errors import InputError
 from simplicit.lab.config import config
 from simplicit.lab.plan.makespan import IN_FLIGHT, Link, Lost, lost, makespan, returned, sent
 from simplicit.lab.run.network_table import of_class, work_of
-from simplicit.matching.before import machine
-from simplicit.matching.estimate import SENSITIVITY, Estimate, Work
-from simplicit.matching.pieces import Stage, stages
+from simplicit.matching.expected.before import machine
+from simplicit.matching.expected.estimate import SENSITIVITY, Estimate, Work
+from simplicit.matching.expected.pieces import Stage, stages
 from simplicit.outputs.sensitivity import at_once
 from simplicit.workers.run import run
 

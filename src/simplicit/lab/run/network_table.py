@@ -21,8 +21,8 @@ from simplicit.explicit import by_name as networks
 from simplicit.fit import structure_of
 from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
-from simplicit.matching.before import spoken, timed
-from simplicit.matching.estimate import Estimate, Work
+from simplicit.matching.expected.before import spoken, timed
+from simplicit.matching.expected.estimate import Estimate, Work
 from simplicit.matching.ways.patterns import spending
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify

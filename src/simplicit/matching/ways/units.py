@@ -12,7 +12,7 @@ from simplicit.calibration.rows import Rows
 from simplicit.calibration.skipped import Layer, Place
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching.estimate import PRICES
+from simplicit.matching.expected.estimate import PRICES
 from simplicit.matching.plan import Plan, Posed, Share, anchor
 from simplicit.matching.records import Row
 from simplicit.recipe import Recipe

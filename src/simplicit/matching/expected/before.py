@@ -4,7 +4,7 @@ import torch
 
 from simplicit.calibration.batches import Batches
 from simplicit.errors import InputError
-from simplicit.matching.estimate import Estimate, Work, largest
+from simplicit.matching.expected.estimate import Estimate, Work, largest
 from simplicit.system import memory, progress, rates, threads
 from simplicit.system.memory import GB
 

@@ -16,7 +16,7 @@ from simplicit.calibration.shifts import Shifts
 from simplicit.convex import shared as unit_scale
 from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
-from simplicit.matching.estimate import (
+from simplicit.matching.expected.estimate import (
     LAYERS,
     LEVELS,
     MOMENTS,
@@ -27,7 +27,7 @@ from simplicit.matching.estimate import (
     Work,
     is_relu,
 )
-from simplicit.matching.sizes import Size
+from simplicit.matching.expected.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
 from simplicit.outputs import sensitivity, sweeps

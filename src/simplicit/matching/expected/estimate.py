@@ -15,7 +15,7 @@ from simplicit.equations.equation import Equation
 from simplicit.equations.network import StateEquations
 from simplicit.equations.phi import Phi
 from simplicit.equations.stacked import Stacked
-from simplicit.matching.sizes import Size
+from simplicit.matching.expected.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
 from simplicit.outputs import downstream, sensitivity, sweeps
