@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.elimination import costs_among, eliminate
 from simplicit.sparsity.pattern import NofM
 
 
@@ -91,3 +91,20 @@ def test_a_pattern_holds_at_every_removal_and_the_cheapest_that_it_allows_goes(n
         may = pattern.open(mask[:, :-1])[0].tolist() + [False]
         prices = {j: least(G, w, [i for i in left if i != j]) for j in left if may[j]}
         assert prices[order[t]] <= min(prices.values()) * (1 + 1e-8) + 1e-12
+
+
+def test_rows_with_candidates_of_their_own_are_priced_as_if_alone():
+    G, W = problem(N=30, K=12)
+    G = G + 0.1 * torch.eye(30)
+    R = W @ G
+    sizes = [30, 4, 17, 4, 29, 11, 3, 8, 22, 30, 5, 6]
+    drawn = torch.Generator().manual_seed(3)
+    candidates = [torch.randperm(30, generator=drawn)[:n].sort().values for n in sizes]
+    together = costs_among(G, R, candidates, 3)
+    for r, columns, found in zip(R, candidates, together, strict=True):
+        own = G[columns][:, columns]
+        alone = torch.linalg.solve(own, r[columns])[None]
+        none = torch.zeros(len(columns), dtype=torch.bool)
+        wanted = eliminate(torch.linalg.inv(own), alone, none, 3)[1][0]
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
+    assert costs_among(G, R[:0], [], 3) == []

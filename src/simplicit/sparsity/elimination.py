@@ -8,6 +8,7 @@ w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / 
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,8 +23,9 @@ from simplicit.workers.run import run
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
 
-TILE = 8
-"""Rows side by side; each has its own H."""
+LEAST, MOST, TOGETHER = 8, 64, 2**22
+"""Rows side by side, at least and at most, and numbers that their H have together. An operation on
+short rows takes as long for one as for a dozen, and threads would wait for each other."""
 
 
 def supports(
@@ -95,17 +97,33 @@ def costs_among(
     Returns:
         For each row the loss that each removal adds.
     """
-    pieces = [(r[columns], columns) for r, columns in zip(R, candidates, strict=True)]
-    one = partial(_among, G, keep)
-    most = float(max(map(len, candidates), default=0)) ** 3
-    return list(run(one, pieces, executor, cost=lambda piece: float(len(piece[1])) ** 3, work=most))
+    if not candidates:
+        return []
+    # alike together: what is shorter is filled up
+    order = sorted(range(len(candidates)), key=lambda k: -len(candidates[k]))
+    most = len(candidates[order[0]])
+    size = tile(most, 1)
+    groups = [order[k : k + size] for k in range(0, len(order), size)]
+    pieces = [[(R[k, candidates[k]], candidates[k]) for k in group] for group in groups]
+    one, work = partial(_among, G, keep), min(size, len(order)) * float(most) ** 3
+    parts = run(one, pieces, executor, cost=lambda piece: len(piece[0][1]) ** 3.0, work=work)
+    found = dict(zip(order, chain.from_iterable(parts), strict=True))
+    return [found[k] for k in range(len(order))]
 
 
-def _among(G: Tensor, keep: int, piece: tuple[Tensor, Tensor]) -> Tensor:
-    target, columns = piece
-    H = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
-    none = torch.zeros_like(columns, dtype=torch.bool)
-    return _tile(H, none, keep, UNSTRUCTURED, (target @ H)[None])[1][0]
+# What rows are filled up with is of no use, so it goes first, at no cost.
+def _among(G: Tensor, keep: int, piece: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    most = max(len(columns) for _, columns in piece)
+    H = torch.eye(most, dtype=G.dtype, device=G.device).repeat(len(piece), 1, 1)
+    W = H.new_zeros(len(piece), most)
+    for inverse, w, (target, columns) in zip(H, W, piece, strict=True):
+        own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
+        inverse[: len(own), : len(own)], w[: len(own)] = own, target @ own
+    none = torch.zeros(most, dtype=torch.bool, device=G.device)
+    costs = _tile(H, none, keep, UNSTRUCTURED, W)[1]
+    return [
+        cost[most - len(columns) :].clone() for cost, (_, columns) in zip(costs, piece, strict=True)
+    ]
 
 
 def least_squares(
@@ -146,9 +164,22 @@ def eliminate(
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
-    tile = partial(_tile, H, protected, keep, pattern)
-    parts = list(run(tile, W.split(TILE), executor, work=min(TILE, len(W)) * float(len(H)) ** 3))
+    one, size = partial(_tile, H, protected, keep, pattern), tile(len(H))
+    parts = list(run(one, W.split(size), executor, work=min(size, len(W)) * float(len(H)) ** 3))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
+
+
+def tile(features: int, least: int = LEAST) -> int:
+    """Say how many rows go side by side.
+
+    Args:
+        features: Of a row.
+        least: Rows, where they are long.
+
+    Returns:
+        Rows, each with an H of its own.
+    """
+    return min(max(TOGETHER // max(features, 1) ** 2, least), MOST)
 
 
 def _tile(
@@ -160,32 +191,43 @@ def _tile(
     removals = max(features - keep, 0)
     order, cost = rows.new_empty(K, removals), w.new_empty(K, removals)
     H, w, index = H.expand(K, s, s), w.clone(), torch.arange(s, device=w.device).expand(K, s)
-    out, gone = protected.expand(K, s).clone(), torch.zeros_like(protected).repeat(K, 1)
+    out = protected.expand(K, s).clone()
     diagonal = H.diagonal(dim1=1, dim2=2).clone()
     # H less what was removed since its last update is H − P'P
     P, r = w.new_zeros(K, LAZY, s), 0
+    picked: list[Tensor] = []
     lost = torch.zeros_like(protected).repeat(K, 1)
+    patterned = pattern.open(lost[:, :features]) is not None
     for t in range(removals):
-        price = (w * w / diagonal).masked_fill_(out, torch.inf)
-        if (may := pattern.open(lost[:, :features])) is not None:
+        price = (w * w).div_(diagonal).masked_fill_(out, torch.inf)
+        may = pattern.open(lost[:, :features]) if patterned else None
+        if may is not None:
             may = torch.nn.functional.pad(may, (0, s - features))
-            price = price.masked_fill_(~may.gather(1, index), torch.inf)
-        least, j = price.min(1)
-        order[:, t], cost[:, t] = index[rows, j], least / 2
-        column = H[rows, j] - torch.bmm(P[rows, :r, j][:, None], P[:, :r])[:, 0]
-        p = column / column[rows, j].sqrt()[:, None]
-        w -= (w[rows, j] / p[rows, j])[:, None] * p
-        diagonal -= p * p
-        out[rows, j] = gone[rows, j] = lost[rows, order[:, t]] = True
-        P[:, r] = p
+            price.masked_fill_(~may.gather(1, index), torch.inf)
+        cost[:, t], j = price.min(1)
+        column, at = H[rows, j], j[:, None]
+        if r:
+            so_far = P[:, :r]
+            near = P[rows, :r, j][:, None]
+            column = torch.baddbmm(column[:, None], near, so_far, alpha=-1)[:, 0]
+        unit = column.gather(1, at).rsqrt_()
+        p = torch.mul(column, unit, out=P[:, r])
+        w.addcmul_(p, w.gather(1, at).mul_(unit), value=-1)
+        diagonal.addcmul_(p, p, value=-1)
+        out.scatter_(1, at, True)
+        if patterned:
+            lost.scatter_(1, index.gather(1, at), True)
+        picked.append(j)
         r += 1
-        if r == LAZY and t + 1 < removals:
-            # the same number is gone from every row: what is left is an array again
-            left = (~gone).nonzero()[:, 1].reshape(K, -1)
-            H = H[rows[:, None, None], left[:, :, None], left[:, None, :]]
-            P = P.gather(2, left[:, None].expand(K, LAZY, -1))
-            H.baddbmm_(P.mT, P, alpha=-1)
-            w, index, out = (x.gather(1, left) for x in (w, index, out))
-            diagonal, gone = H.diagonal(dim1=1, dim2=2).clone(), torch.zeros_like(out)
-            P, r = torch.zeros_like(P), 0
-    return order, cost
+        if r < LAZY and t + 1 < removals:
+            continue
+        order[:, t + 1 - r : t + 1] = index.gather(1, torch.stack(picked, 1))
+        # the same number is gone from every row: what is left is an array again
+        left = (~out | protected[index]).nonzero()[:, 1].reshape(K, -1)
+        H = H[rows[:, None, None], left[:, :, None], left[:, None, :]]
+        P = P.gather(2, left[:, None].expand(K, LAZY, -1))
+        H.baddbmm_(P.mT, P, alpha=-1)
+        w, index, out = (x.gather(1, left) for x in (w, index, out))
+        diagonal, picked = H.diagonal(dim1=1, dim2=2).clone(), []
+        P, r = torch.zeros_like(P), 0
+    return order, cost / 2

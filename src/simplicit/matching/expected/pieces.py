@@ -370,13 +370,14 @@ class _Layer:
 
     def eliminated(self, phase: str) -> list[Stage]:
         size, N = self.size, self.size.N
-        cut = _cut(size.K, elimination.TILE)
+        side = elimination.tile(N)
+        cut = _cut(size.K, side)
         removals = max(self.penalised - size.kept / 4, 0.0)
         parts = _parts(cut, sum(n for n, _ in cut) * size.tile, 8.0 * N, 16.0 * removals)
         return [
             Stage(
                 phase, self.rows.name, "elimination", parts, float(size.groups),
-                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * elimination.TILE * N**2,
+                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * min(side, size.K) * N**2,
             )
         ]  # fmt: skip
 
@@ -406,10 +407,12 @@ class _Layer:
     def among(self) -> Stage:
         size, count = self.size, self.size.candidates
         priced = max(count - size.kept / 4, 0.0)
-        own = Pieces(size.priced, 1, size.price, 16.0 * count, 8.0 * priced)
+        side = size.together
+        seconds = size.price * size.priced / side
+        own = _parts(_cut(size.priced, side), seconds, 16.0 * count, 8.0 * priced)
         return Stage(
-            PRICES, self.rows.name, "prices among candidates", (own,), float(size.groups),
-            shared=8.0 * self.penalised**2, held=16.0 * count**2,
+            PRICES, self.rows.name, "prices among candidates", own, float(size.groups),
+            shared=8.0 * self.penalised**2, held=16.0 * side * count**2,
         )  # fmt: skip
 
     def refit(self, part: float, together: bool) -> list[Stage]:

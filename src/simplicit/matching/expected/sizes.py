@@ -5,6 +5,7 @@ gives were fitted to the networks of `benchmarks/estimate.py`.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 from simplicit.calibration.features import SQUARE
 from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
@@ -189,7 +190,7 @@ class Size:
     @property
     def tile(self) -> float:
         """Seconds of one exact elimination of some rows side by side."""
-        return self._removed(self.N, min(self.K, elimination.TILE), self.kept / 4)
+        return self._removed(self.N, min(self.K, elimination.tile(self.N)), self.kept / 4)
 
     @property
     def inverse(self) -> float:
@@ -199,7 +200,7 @@ class Size:
     @property
     def eliminated(self) -> float:
         """Seconds of one exact elimination of all rows."""
-        tiles = -(-self.K // elimination.TILE)
+        tiles = -(-self.K // elimination.tile(self.N))
         return self.groups * (tiles * self.tile / self._side(tiles) + self.inverse)
 
     @property
@@ -213,16 +214,22 @@ class Size:
         return len(range(0, self.K, -(-self.K // PRICED)))
 
     @property
+    def together(self) -> int:
+        """Rows that are priced side by side."""
+        return min(self.priced, elimination.tile(round(self.candidates), 1))
+
+    @property
     def price(self) -> float:
-        """Seconds of exact prices of one row among candidates."""
-        count = self.candidates
-        one = self._removed(count, 1, self.kept / 4) + count**3 / self.rates.factor
-        return one + self._moved(2 * count**2)
+        """Seconds of exact prices of some rows side by side among candidates."""
+        count, rows = self.candidates, self.together
+        each = count**3 / self.rates.factor + self._moved(2 * count**2)
+        return self._removed(count, rows, self.kept / 4) + rows * each
 
     @property
     def among(self) -> float:
         """Seconds of exact prices among candidates."""
-        return self.groups * self.priced * self.price / self._side(self.priced)
+        tiles = self.priced / self.together
+        return self.groups * tiles * self.price / self._side(ceil(tiles))
 
     @property
     def units(self) -> float:
@@ -415,10 +422,11 @@ class Size:
     @property
     def planned(self) -> float:
         """Bytes while prices are found."""
-        tiles = min(self.workers, -(-self.K // elimination.TILE)) * elimination.TILE
         screened = screened_first(self.K, self.N)
         count = min(SPARE * self.kept, self.N) if screened else self.N
-        rows = self.workers if screened else min(tiles, self.K)
+        most = self.priced if screened else self.K
+        tile = elimination.tile(round(count), 1 if screened else elimination.LEAST)
+        rows = min(self.workers * tile, most)
         return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
 
     @property
