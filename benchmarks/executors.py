@@ -7,7 +7,8 @@
 Each line is a process of its own, with one BLAS thread a worker. Memory is the sum over all its
 processes of what each has, shared pages divided by who share them, at its highest. Bytes are those
 that went over the loopback address, which only Dask uses, beside those of every shared array once a
-worker. With `--run` the SHA-256 of `model.safetensors` stands beside each. It gates nothing.
+worker. Before the lines it says how far this machine's cores get in each other's way. With `--run`
+the SHA-256 of `model.safetensors` stands beside each. It gates nothing.
 """
 
 import argparse
@@ -27,6 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SECONDS, WORKED = 0.25, 0.2
 """Between two looks at the memory; of a worker, before it is killed."""
+
+CEILING = 3.0
+"""Seconds of each ceiling."""
 
 
 def network(width: int):
@@ -171,8 +175,45 @@ def job(options: argparse.Namespace) -> dict:
     }
 
 
+def paced(kind: str, begin: float) -> float:
+    """Count matrix products, or readings of a long vector, a second, from a moment on."""
+    import torch
+
+    torch.set_num_threads(1)
+    if kind == "products":
+        M = torch.randn(700, 700, dtype=torch.float64)
+        work = lambda: M @ M  # noqa: E731
+    else:
+        M = torch.randn(2**23, dtype=torch.float64)
+        work = M.sum
+    work()
+    time.sleep(max(begin - time.time(), 0.0))
+    done = 0
+    while time.time() < begin + CEILING:
+        work()
+        done += 1
+    return done / CEILING
+
+
+def ceilings(workers: int) -> None:
+    """Print how much more as many processes at once do than one, of work that shares nothing."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    for kind in ("products", "memory"):
+        found = []
+        for many in (1, workers):
+            with ProcessPoolExecutor(many, get_context("spawn")) as pool:
+                begin = time.time() + 2 * CEILING  # by then all have started
+                each = [pool.submit(paced, kind, begin) for _ in range(many)]
+                found.append(sum(one.result() for one in each))
+        print(f"{workers} processes that share nothing: {found[1] / found[0]:.2f} times the {kind}")
+
+
 def lines(options: argparse.Namespace) -> None:
     """Print a line for each executor and number of workers."""
+    for workers in options.workers:
+        ceilings(workers)
     ways = [("threads", 1)]
     for workers in options.workers:
         ways += [(name, workers) for name in ("threads", "processes", "dask")]
