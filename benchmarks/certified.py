@@ -5,7 +5,8 @@
 
 Of every model of a finished run and of all its seeds: what is classified right, and what `proved`
 proves in the ball cut at [0, 1], by boxes alone and with backward substitution where boxes do not
-decide. Beside them what PGD leaves right, and how many proofs it contradicts. It gates nothing.
+decide and PGD leaves a sample right. Beside them what PGD leaves right, and how many proofs by
+boxes it contradicts. It gates nothing.
 """
 
 import argparse

@@ -175,8 +175,14 @@ def job(options: argparse.Namespace) -> dict:
     }
 
 
-def paced(kind: str, begin: float) -> float:
-    """Count matrix products, or readings of a long vector, a second, from a moment on."""
+def meet(barrier) -> None:
+    """Remember, in a new process, where all of them meet."""
+    global together
+    together = barrier
+
+
+def paced(kind: str) -> float:
+    """Count matrix products, or readings of a long vector, a second, from when all are there."""
     import torch
 
     torch.set_num_threads(1)
@@ -187,12 +193,12 @@ def paced(kind: str, begin: float) -> float:
         M = torch.randn(2**23, dtype=torch.float64)
         work = M.sum
     work()
-    time.sleep(max(begin - time.time(), 0.0))
-    done = 0
-    while time.time() < begin + CEILING:
+    together.wait()
+    done, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + CEILING:
         work()
         done += 1
-    return done / CEILING
+    return done / (time.perf_counter() - begin)
 
 
 def ceilings(workers: int) -> None:
@@ -203,9 +209,9 @@ def ceilings(workers: int) -> None:
     for kind in ("products", "memory"):
         found = []
         for many in (1, workers):
-            with ProcessPoolExecutor(many, get_context("spawn")) as pool:
-                begin = time.time() + 2 * CEILING  # by then all have started
-                each = [pool.submit(paced, kind, begin) for _ in range(many)]
+            spawn = get_context("spawn")
+            with ProcessPoolExecutor(many, spawn, meet, (spawn.Barrier(many),)) as pool:
+                each = [pool.submit(paced, kind) for _ in range(many)]
                 found.append(sum(one.result() for one in each))
         print(f"{workers} processes that share nothing: {found[1] / found[0]:.2f} times the {kind}")
 

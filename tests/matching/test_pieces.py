@@ -32,7 +32,6 @@ RECIPES = [
     Recipe(sparsity=0.5, support="relaxation"),
     Recipe(rank=1),
     Recipe(rank=1, sparsity=0.5),
-    Recipe(rank=1, structure="full"),
     Recipe(pattern="channels", sparsity=0.5),
 ]
 
@@ -73,6 +72,15 @@ def test_one_worker_takes_what_the_estimate_says(kind, recipe):
 @pytest.mark.parametrize(("kind", "structure"), CASES)
 def test_so_it_does_in_every_structure_and_with_levels_of_robustness(kind, structure):
     check_seconds(work_of(kind, Recipe(sparsity=0.5), structure, priced=24))
+
+
+def test_so_it_does_for_a_full_matrix_of_low_rank():
+    work = work_of("matrices", Recipe(rank=1, structure="full"), "full")
+    assert work.equations.feedback
+    check_seconds(work)
+    found, samples = work.estimate(2345, NOMINAL), work.estimate(4690, NOMINAL)
+    twice = [b.states / a.states for a, b in zip(found.layers, samples.layers, strict=True)]
+    assert twice == pytest.approx([2.0] * len(twice), rel=0.2)
 
 
 def test_products_are_those_of_the_network():

@@ -10,7 +10,7 @@ from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity import coupled
 from simplicit.sparsity.choice import choose
-from simplicit.sparsity.coupled import DAMPING, refit_coupled, shifted
+from simplicit.sparsity.coupled import DAMPING, SWEEPS, refit_coupled, shifted
 from simplicit.sparsity.near import refit_near
 
 
@@ -45,6 +45,26 @@ def test_rows_that_make_up_for_each_other_are_better_together(K):
     damped = S + DAMPING * S.diagonal().diag()
     slope = damped @ (problem.gram.R - best @ problem.gram.G)
     assert slope[W != 0].abs().max() < 1e-4 * (damped @ problem.gram.R).abs().max()
+
+
+@pytest.mark.parametrize("K", [5, 16, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_come_as_near_to_the_minimum_as_one_row_at_a_time(K, seed):
+    problem, anchor, S = rows(K, 20, seed)
+    first = choose(problem, [6] * K, anchor=anchor)
+    G, damped = problem.gram.G, S + DAMPING * S.diagonal().diag()
+
+    def one_by_one(sweeps):
+        W = first.clone()
+        for i in [*range(K)] * sweeps:
+            c = (W[i] != 0).nonzero()[:, 0]
+            wanted = damped[i] @ (problem.gram.R - W @ G) / damped[i, i]
+            W[i, c] += torch.linalg.solve(G[c][:, c], wanted[c])
+        return loss(problem, W, S)
+
+    start, best = loss(problem, first, S), one_by_one(60)
+    found = loss(problem, refit_coupled(problem, first, S), S)
+    assert found - best <= one_by_one(SWEEPS) - best + 0.02 * (start - best)
 
 
 def test_shifted_targets_are_what_a_row_should_do_given_the_others():

@@ -114,6 +114,31 @@ def test_answers_in_order_and_a_matrix_goes_once(address):
         assert list(run(abs, [-1, -2], client.get_executor())) == [1, 2]
 
 
+def test_workers_are_asked_directly_where_they_are_reached(address, monkeypatch):
+    M = torch.randn(600, 400, dtype=torch.float64)
+    with connected(address) as client:
+        with opened(client) as executor:
+            assert client.direct_to_workers
+            ways, scatter = [], client.scatter
+
+            def broken(*args, direct, **kwargs):
+                ways.append(direct)
+                if direct:
+                    raise OSError("no route to the worker")
+                return scatter(*args, direct=direct, **kwargs)
+
+            # one worker is gone meanwhile
+            monkeypatch.setattr(client, "scatter", broken)
+            (found,) = run(partial(scaled, M), [2.0], executor)
+            assert torch.equal(found, 2.0 * M.sum(0)) and ways == [True, False]
+        assert client.direct_to_workers is None
+        with opened(client):  # none is reached
+            assert client.direct_to_workers is False
+        client.direct_to_workers = False
+        with opened(client):
+            assert client.direct_to_workers is False
+
+
 def test_a_cluster_gives_the_bits_of_one_worker(address, monkeypatch):
     monkeypatch.setattr("simplicit.workers.run.LIGHT", 1e4)
     kind = "convolutions"

@@ -107,6 +107,7 @@ class Layer:
             swept=self.swept,
             executor=self.executor,
             hurried=self.hurried,
+            within=self.within(len(problems)),
             pattern=self.pattern,
         )
         W = [torch.zeros_like(problem.gram.R) for problem in problems]

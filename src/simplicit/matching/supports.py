@@ -43,7 +43,8 @@ class Choice:
         swept: Whether sweeps on the outputs follow, which look at the outputs instead.
         executor: Takes rows side by side.
         hurried: Whether there is time for the last choice only, and for no refits after it.
-        within: Seconds after which no further stage of a certified solve begins; None for no limit.
+        within: Seconds after which no further stage or level of a certified solve begins; None for
+            no limit.
         pattern: Which weights may be zero together.
     """
 

@@ -7,7 +7,9 @@ eigenvectors of S and G, which are found once, so that ρ may change at no cost.
 a row that is shrunk into its ball keeps it: that is what is returned and certified.
 """
 
+import time
 from dataclasses import replace
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -148,7 +150,9 @@ def solve_within(
     return loop.run(0.0, max_iterations, (none, none, systems.scale))
 
 
-def solve_to_rank(problem: NuclearProblem, rank: int, tol: float = 1e-4) -> Low:
+def solve_to_rank(
+    problem: NuclearProblem, rank: int, tol: float = 1e-4, within: float | None = None
+) -> Low:
     """Find about the least level whose solution has at most a wanted rank.
 
     The rank need not fall with the level everywhere: bisection ends between a level with at most
@@ -158,6 +162,7 @@ def solve_to_rank(problem: NuclearProblem, rank: int, tol: float = 1e-4) -> Low:
         problem: Rows.
         rank: Of A, at most.
         tol: Accepted gap at each level, relative to the loss at A = 0.
+        within: Seconds after which no further level begins; None for no limit.
 
     Returns:
         The solution at that level; A = 0 is one at the highest.
@@ -166,7 +171,8 @@ def solve_to_rank(problem: NuclearProblem, rank: int, tol: float = 1e-4) -> Low:
     found = solve_nuclear(problem, top, tol, systems=systems)
     low, high, steps = LEAST, 1.0, found.iterations
     last: Low = found
-    while top > 0 and high / low > CLOSE:
+    until = inf if within is None else time.monotonic() + within
+    while top > 0 and high / low > CLOSE and time.monotonic() < until:
         middle = (low * high) ** 0.5
         last = solve_nuclear(problem, middle * top, tol, start=last, systems=systems)
         steps += last.iterations

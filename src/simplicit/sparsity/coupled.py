@@ -9,7 +9,7 @@ targets that are shifted by Σ_j S_ij E_j G / S_ii, j ≠ i.
 
 A block of rows takes these steps D at once, each by the t_i that together are best: the minimum
 over t is a small system with matrix S ∘ D G D'. So products are of matrices, which every processor
-does far faster than one row after another, and no block ever raises the loss.
+does far faster than one row after another, and no block ever raises the loss with S damped.
 """
 
 from concurrent.futures import Executor
@@ -30,12 +30,17 @@ DAMPING = 0.3
 SWEEPS = 3
 """Times that each row is solved, the others as they are; once where factors are not kept."""
 
-BLOCKS, LEAST = 8, 8
-"""Blocks of rows, and the rows of each at least. On ResNet-20's layers three sweeps then come as
-near to the minimum as one row at a time; with two blocks, 1 % of the way is left."""
+BLOCKS = 8
+"""Blocks of rows, as far as each has `LEAST`. Chosen on ResNet-20's layers: three sweeps leave 1 %
+of the way to the minimum in the worst of them and a few hundredths in most; one row at a time
+leaves 2 % and as much."""
+
+LEAST = 2
+"""Rows of a block."""
 
 SIDE = 1e6
-"""Multiply-adds of a row from which threads take rows side by side."""
+"""Multiply-adds of a row from which others take rows side by side. Chosen: a tenth of a
+millisecond, about as long as it takes to hand a row over to a thread."""
 
 KEPT = 2**30
 """Bytes of factors, at most, that are kept from sweep to sweep."""
@@ -62,14 +67,14 @@ def shifted(gram: Gram, W: Float[Tensor, "K N"], S: Coupling) -> Gram:
 def refit_coupled(
     problem: RowProblem, W: Float[Tensor, "K N"], S: Coupling, executor: Executor | None = None
 ) -> Float[Tensor, "K N"]:
-    """Minimise tr(S E G E') over the supports, one block of rows after another.
+    """Minimise tr(S E G E'), S damped, over the supports, one block of rows after another.
 
     Args:
         problem: The rows; penalty and ball are left out.
         W: Weights, whose supports are kept; free features are in all of them.
         S: How the outputs couple the rows.
-        executor: Where it has more than one worker, threads here take rows side by side: what would
-            travel is as much as what is done with it.
+        executor: Takes rows side by side. Where factors are kept, threads here do: sending one
+            takes as long as making it.
 
     Returns:
         Weights with no larger loss. Where the data do not say what one should be, it stays.
@@ -83,15 +88,17 @@ def refit_coupled(
     least = small + ROUNDING * G.diagonal()
     known: dict[int, Tensor] = {}
     most = float(support.sum(1).max()) if len(W) else 0.0
-    side = executor if most**3 / 3 >= SIDE else None
-    for _ in range(SWEEPS if (many := kept(W)) else 1):
+    many, products = kept(W), most**3 / 3
+    side = executor if products >= SIDE else None
+    for _ in range(SWEEPS if many else 1):
         for block in blocks:
             slopes = coupling[block] @ missing
             wanted = slopes / coupling.diagonal()[block, None]
             factors = [known.get(i) for i in rows[block]]
             pieces = zip(support[block], wanted, factors, strict=True)
             D = torch.zeros_like(slopes)
-            found = run(partial(_step, problem, small, many), pieces, side, work=0)
+            one = partial(_step, problem, small, many)
+            found = run(one, pieces, side, work=0 if many else products)
             for i, d, (columns, step, factor) in zip(rows[block], D, found, strict=True):
                 d[columns] = step
                 if factor is not None:

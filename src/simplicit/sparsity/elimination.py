@@ -8,7 +8,7 @@ w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / 
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,9 +23,15 @@ from simplicit.workers.run import run
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
 
-LEAST, MOST, TOGETHER = 8, 64, 2**22
-"""Rows side by side, at least and at most, and numbers that their H have together. An operation on
-short rows takes as long for one as for a dozen, and threads would wait for each other."""
+LEAST = 8
+"""Rows side by side, at least. Chosen: of four with 1,000 features, each takes as long, and threads
+wait for each other."""
+
+MOST = 64
+"""Rows side by side, at most. Chosen: of 145 features, 8 take 1.6 times as long for each."""
+
+TOGETHER = 2**22
+"""Most entries of their H, all rows counted, where there are more than `LEAST`. Chosen: 32 MB."""
 
 
 def supports(
@@ -99,30 +105,38 @@ def costs_among(
     """
     if not candidates:
         return []
-    # alike together: what is shorter is filled up
-    order = sorted(range(len(candidates)), key=lambda k: -len(candidates[k]))
-    most = len(candidates[order[0]])
-    size = tile(most, 1)
-    groups = [order[k : k + size] for k in range(0, len(order), size)]
-    pieces = [[(R[k, candidates[k]], candidates[k]) for k in group] for group in groups]
-    one, work = partial(_among, G, keep), min(size, len(order)) * float(most) ** 3
-    parts = run(one, pieces, executor, cost=lambda piece: len(piece[0][1]) ** 3.0, work=work)
+    # Filled up to a length that does not depend on other rows, nor do a row's bits.
+    filled = [-(-len(columns) // LAZY) * LAZY for columns in candidates]
+    order = sorted(range(len(candidates)), key=lambda k: -filled[k])
+    groups: list[list[int]] = []
+    for length, alike in groupby(order, key=lambda k: filled[k]):
+        some, size = [*alike], tile(length, 1)
+        groups += [some[k : k + size] for k in range(0, len(some), size)]
+    pieces = [
+        (filled[group[0]], [(R[k, candidates[k]], candidates[k]) for k in group])
+        for group in groups
+    ]
+    one = partial(_among, G, keep)
+    work = max(len(group) * float(length) ** 3 for length, group in pieces)
+    parts = run(one, pieces, executor, cost=lambda p: len(p[1]) * float(p[0]) ** 3, work=work)
     found = dict(zip(order, chain.from_iterable(parts), strict=True))
     return [found[k] for k in range(len(order))]
 
 
-# What rows are filled up with is of no use, so it goes first, at no cost.
-def _among(G: Tensor, keep: int, piece: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    most = max(len(columns) for _, columns in piece)
-    H = torch.eye(most, dtype=G.dtype, device=G.device).repeat(len(piece), 1, 1)
-    W = H.new_zeros(len(piece), most)
-    for inverse, w, (target, columns) in zip(H, W, piece, strict=True):
+# What rows are filled up with has the weight 0 and the price 0, so it goes first.
+def _among(
+    G: Tensor, keep: int, piece: tuple[int, Sequence[tuple[Tensor, Tensor]]]
+) -> list[Tensor]:
+    most, rows = piece
+    H = torch.eye(most, dtype=G.dtype, device=G.device).repeat(len(rows), 1, 1)
+    W = H.new_zeros(len(rows), most)
+    for inverse, w, (target, columns) in zip(H, W, rows, strict=True):
         own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
         inverse[: len(own), : len(own)], w[: len(own)] = own, target @ own
     none = torch.zeros(most, dtype=torch.bool, device=G.device)
     costs = _tile(H, none, keep, UNSTRUCTURED, W)[1]
     return [
-        cost[most - len(columns) :].clone() for cost, (_, columns) in zip(costs, piece, strict=True)
+        cost[most - len(columns) :].clone() for cost, (_, columns) in zip(costs, rows, strict=True)
     ]
 
 
@@ -222,6 +236,8 @@ def _tile(
         if r < LAZY and t + 1 < removals:
             continue
         order[:, t + 1 - r : t + 1] = index.gather(1, torch.stack(picked, 1))
+        if t + 1 == removals:
+            break
         # the same number is gone from every row: what is left is an array again
         left = (~out | protected[index]).nonzero()[:, 1].reshape(K, -1)
         H = H[rows[:, None, None], left[:, :, None], left[:, None, :]]

@@ -55,8 +55,8 @@ def connected(address: str) -> Iterator[Any]:
 class Cluster(Executor):
     """The workers of a Dask scheduler.
 
-    Data go to workers, and answers come from them, without the scheduler's part where this machine
-    reaches them, unless the client says otherwise.
+    Where this machine reaches all workers, data go to them and answers come from them directly, not
+    by way of the scheduler, unless the client says otherwise. `close` leaves the client as it was.
 
     Args:
         client: Dask's client, or its executor.
@@ -72,7 +72,8 @@ class Cluster(Executor):
         self._executor = self._client.get_executor(pure=False)
         self._missed: float | None = None
         self._require_alike()
-        if self._client.direct_to_workers is None:
+        self._asked = self._client.direct_to_workers
+        if self._asked is None:
             self._client.direct_to_workers = _reachable(self._client)
 
     @property
@@ -108,6 +109,10 @@ class Cluster(Executor):
                 pass
         return self._client.scatter(held, hash=False, direct=False)
 
+    def close(self) -> None:
+        """Leave the client as it was given."""
+        self._client.direct_to_workers = self._asked
+
     @property
     def gone(self) -> bool:
         """Whether the scheduler has not been there for some time."""
@@ -135,9 +140,13 @@ class Cluster(Executor):
 
 
 # Not where only the scheduler's address is open to this machine: then all goes through it, twice.
+# One number goes to each worker in turn.
 def _reachable(client: Any) -> bool:
+    config = package("dask.config")
+    numbers = [*range(max(len(client.nthreads()), 1))]
     try:
-        client.gather(client.scatter(0, hash=False, direct=True, timeout=PATIENCE), direct=True)
+        with config.set({"distributed.comm.timeouts.connect": PATIENCE}):
+            client.scatter(numbers, hash=False, direct=True, timeout=PATIENCE)
     except (OSError, TimeoutError):
         return False
     return True

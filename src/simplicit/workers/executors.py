@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from simplicit.errors import InputError
@@ -81,7 +81,8 @@ def opened(asked: Asked, workers: int | None = None) -> Iterator[Executor | None
     """
     many = count(workers)
     if is_cluster(asked):
-        yield Cluster(asked)
+        with closing(Cluster(asked)) as executor:
+            yield executor
     elif isinstance(asked, Executor):
         yield asked
     elif asked == "processes":

@@ -180,7 +180,7 @@ class Implicit(Section):
     rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = key(
         None,
         "layers by factors of at most this rank, with single weights beside them where there is a "
-        "sparsity; auto: ranks that meet the sparsity",
+        "sparsity; auto: ranks that meet the sparsity; in structure full the rank of A",
         "null, auto, or a whole number, at least 1",
     )
     pattern: str = key(

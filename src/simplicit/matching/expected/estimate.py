@@ -193,6 +193,7 @@ class Work:
             phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
         if planned:
             phases[MOMENTS] = [layer.moments for layer in found]
+        if planned and not (self.recipe.rank is not None and self.equations.feedback):
             phases[PRICES] = [sum(layer.prices for layer in found)]
         phases[LAYERS] = [layer.matched for layer in found]
         for task, count in ((SWEEPS, self.sweeps), (LEVELS, self.priced)):
@@ -278,9 +279,9 @@ class Work:
                 again = REFITS if aware and not self.sweeps else 0
                 further = again * (size.whole + size.retargeted)
             elif recipe.rank is not None and self.equations.feedback:
-                own = equation is not self.equations.output
+                inside = equation is not self.equations.output
                 again = REFITS if aware else 0
-                prices, first = 0.0, size.nuclear if own else size.whole
+                prices, first = 0.0, size.nuclear + 2 * size.within if inside else size.whole
                 further = again * (size.retargeted + size.within)
             elif recipe.rank is not None:
                 prices, first, further = self._ranks(size, prices, first, aware)

@@ -426,10 +426,18 @@ class _Layer:
             )
         ]  # fmt: skip
         if together:
-            # by threads of the caller, of which there may be one
-            alone = size.factorised(part) + size.in_turn(part) + size.product
-            step = "refit of rows together"
-            found.append(Stage(LAYERS, self.rows.name, step, (), groups, alone))
+            step, turns = "refit of rows together", size.in_turn(part) + size.product
+            if size.factors(part) <= coupled.KEPT:  # by threads of the caller, maybe by one
+                alone = size.factorised(part) + turns
+                found.append(Stage(LAYERS, self.rows.name, step, (), groups, alone))
+            else:
+                own = (Pieces(size.K, 1, each, 9.0 * N, 16.0 * s),)
+                found.append(
+                    Stage(
+                        LAYERS, self.rows.name, step, own, groups, turns,
+                        shared=shared, held=16.0 * s**2,
+                    )
+                )  # fmt: skip
         return found
 
     def certificate(self, phase: str, times: float = 1.0) -> Stage:
@@ -528,7 +536,7 @@ def _matched(work: Work, layer: _Layer) -> list[Stage]:
         if layer.equation is work.equations.output:
             return [layer.alone(LAYERS, "least squares", size.whole)]
         within = layer.alone(LAYERS, "refit in the row space", size.within)
-        path = layer.alone(LAYERS, "path of the nuclear norm", size.nuclear)
+        path = layer.alone(LAYERS, "path of the nuclear norm", size.nuclear + 2 * size.within)
         return [path, *layer.retargeted(again), *_repeated([within], again)]
     if recipe.rank is not None:
         steps = again + (len(CHOICES) if aware or recipe.sensitivity else 1)

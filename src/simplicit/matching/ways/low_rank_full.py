@@ -95,7 +95,8 @@ class Reduced:
         terms = problem.terms
         inside, others = ((terms.omega > 0).nonzero()[:, 0], (terms.omega == 0).nonzero()[:, 0])
         slopes = solve_factored(factor(G[others][:, others]), G[others][:, inside])
-        H = G[inside][:, inside] - G[inside][:, others] @ slopes
+        lower = factor(G[inside][:, inside] - G[inside][:, others] @ slopes)
+        H = lower @ lower.T  # positive definite, as the certificate needs it
         Q = R[:, inside] - R[:, others] @ slopes
         S = metric(S).to(G)
         left, right = S.diagonal().sqrt(), terms.rho[inside]
@@ -157,7 +158,7 @@ def choose_full(
         return problems, [refit_all(problem, near)], []
     tol, reduced = choice.recipe.tol, Reduced.of(problem, share.coupling, near)
     rows = reduced.rows
-    convex = solve_to_rank(rows, share.rank, tol)
+    convex = solve_to_rank(rows, share.rank, tol, choice.within)
     best = regress(rows.G, rows.R, rows.S).right[: share.rank]
     spaces = [convex.basis, torch.linalg.qr(best.T).Q]
     found = min(
