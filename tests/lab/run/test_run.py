@@ -168,7 +168,7 @@ def test_a_stopped_run_is_taken_up(finished, tmp_path, monkeypatch, where, left)
     kept = contents(folder)
     assert left <= set(kept) and not [name for name in kept if "tmp" in name]
     monkeypatch.setattr(explicit, "train", forbid)
-    monkeypatch.setattr("simplicit.matching.layers.row_records", forbid)
+    monkeypatch.setattr("simplicit.matching.layer.row_records", forbid)
     small_run(folder)
     for name in MODEL:
         if name == "explicit.safetensors":  # its header has the seconds it took
