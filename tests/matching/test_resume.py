@@ -8,6 +8,7 @@ from torch import nn
 
 from example_networks import CAPTURED, example, seeded
 from kinds import CASES, NETWORKS, fitted, inputs, numbers, quick_fit, same
+from simplicit.calibration.frontier import Frontier
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.matching.checkpoint import Checkpoint
@@ -118,6 +119,22 @@ def test_a_level_of_robustness_is_found_again_with_the_same_bits(tmp_path, monke
     again = quick_fit("matrices", recipe, checkpoint=tmp_path)
     assert same(again.model, whole.model)
     assert again.rows == whole.rows and again.levels == whole.levels
+
+
+def test_events_behind_a_stop_are_later_than_those_before(tmp_path, monkeypatch):
+    recipe, now = Recipe(sparsity=0.5, structure="layered", sweeps=0), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    original = Frontier.__init__
+
+    def slow(self, *args, **kwargs):  # belongs to no stage
+        now[0] += 60.0 * (not (tmp_path / "layer-0.safetensors").exists())
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Frontier, "__init__", slow)
+    with stopping(monkeypatch, "matching the layers", 1), pytest.raises(KeyboardInterrupt):
+        quick_fit("matrices", recipe, checkpoint=tmp_path)
+    seconds = [e["seconds"] for e in quick_fit("matrices", recipe, checkpoint=tmp_path).trace]
+    assert seconds == sorted(seconds) and seconds[0] > 0
 
 
 def test_time_before_a_stop_counts(tmp_path, monkeypatch):

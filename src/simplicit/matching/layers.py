@@ -475,6 +475,9 @@ class Matching:
         if saved := self._restore(f"layer-{k}", "solve"):
             self.rows += saved[1]["rows"]
             self.trace += saved[1]["trace"]
+            if self.trace:  # what follows is later, whatever else took time before the stop
+                last = self.trace[-1]["seconds"]
+                self.start = min(self.start, time.monotonic() - last)
             found = saved[0].unflatten(0, (rows.groups, -1))
             if factors := self.checkpoint.restore(f"factors-{k}"):
                 groups, K, N = found.shape
