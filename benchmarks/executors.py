@@ -7,8 +7,7 @@
 Each line is a process of its own, with one BLAS thread a worker. Memory is the sum over all its
 processes of what each has, shared pages divided by who share them, at its highest. Bytes are those
 that went over the loopback address, which only Dask uses, beside those of every shared array once a
-worker. Before the lines it says how far this machine's cores get in each other's way. With `--run`
-the SHA-256 of `model.safetensors` stands beside each. It gates nothing.
+worker. With `--run` the SHA-256 of `model.safetensors` stands beside each. It gates nothing.
 """
 
 import argparse
@@ -28,9 +27,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SECONDS, WORKED = 0.25, 0.2
 """Between two looks at the memory; of a worker, before it is killed."""
-
-CEILING = 3.0
-"""Seconds of each ceiling."""
 
 
 def network(width: int):
@@ -175,51 +171,8 @@ def job(options: argparse.Namespace) -> dict:
     }
 
 
-def meet(barrier) -> None:
-    """Remember, in a new process, where all of them meet."""
-    global together
-    together = barrier
-
-
-def paced(kind: str) -> float:
-    """Count matrix products, or readings of a long vector, a second, from when all are there."""
-    import torch
-
-    torch.set_num_threads(1)
-    if kind == "products":
-        M = torch.randn(700, 700, dtype=torch.float64)
-        work = lambda: M @ M  # noqa: E731
-    else:
-        M = torch.randn(2**23, dtype=torch.float64)
-        work = M.sum
-    work()
-    together.wait()
-    done, begin = 0, time.perf_counter()
-    while time.perf_counter() < begin + CEILING:
-        work()
-        done += 1
-    return done / (time.perf_counter() - begin)
-
-
-def ceilings(workers: int) -> None:
-    """Print how much more as many processes at once do than one, of work that shares nothing."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    for kind in ("products", "memory"):
-        found = []
-        for many in (1, workers):
-            spawn = get_context("spawn")
-            with ProcessPoolExecutor(many, spawn, meet, (spawn.Barrier(many),)) as pool:
-                each = [pool.submit(paced, kind) for _ in range(many)]
-                found.append(sum(one.result() for one in each))
-        print(f"{workers} processes that share nothing: {found[1] / found[0]:.2f} times the {kind}")
-
-
 def lines(options: argparse.Namespace) -> None:
     """Print a line for each executor and number of workers."""
-    for workers in options.workers:
-        ceilings(workers)
     ways = [("threads", 1)]
     for workers in options.workers:
         ways += [(name, workers) for name in ("threads", "processes", "dask")]

@@ -18,7 +18,8 @@ from simplicit.calibration.rows import rows_of
 from simplicit.calibration.structure import structured
 from simplicit.capture.read import capture
 from simplicit.matching.expected.estimate import LAYERS, MOMENTS, SENSITIVITY, SWEEPS, Work
-from simplicit.matching.expected.pieces import Stage, stages
+from simplicit.matching.expected.pieces import stages
+from simplicit.matching.expected.stage import Stage
 from simplicit.outputs.sensitivity import at_once
 from simplicit.recipe import Recipe
 from simplicit.system.rates import NOMINAL

@@ -20,7 +20,7 @@ from simplicit.matching.plan import Plan, anchor, require_finite, row_problem, t
 from simplicit.matching.records import Row, row_records
 from simplicit.matching.supports import Choice
 from simplicit.matching.ways.low_rank import Parts, choose
-from simplicit.matching.ways.low_rank_full import choose_full, low_records
+from simplicit.matching.ways.low_rank_full import choose_full, is_full, low_records
 from simplicit.model.certificate import round_toward_zero
 from simplicit.recipe import Recipe
 from simplicit.solvers import Callback
@@ -123,7 +123,7 @@ class Layer:
             given = [given[0].more(self.missing), *given[1:]]
             if recipe.rank is None:
                 problems, W = choice.choose(problems, given, anchors, retarget)
-            elif self.equations.feedback:
+            elif is_full(recipe, self.equations):
                 problems, W, low = choose_full(choice, problems, given, anchors, retarget)
                 behind = low_records(rows.name, sum(map(len, W)), low)
             else:

@@ -42,7 +42,7 @@ from simplicit.matching.records import (
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
 from simplicit.matching.stored import numbers_of, plan_of, plan_records, with_numbers
 from simplicit.matching.ways.low_rank import Parts, plan_ranks
-from simplicit.matching.ways.low_rank_full import plan_full
+from simplicit.matching.ways.low_rank_full import is_full, plan_full
 from simplicit.matching.ways.patterns import spending
 from simplicit.matching.ways.units import Budget, unit_records, whole_shares
 from simplicit.model.archive import sealed
@@ -281,7 +281,7 @@ class Matching:
 
     def _spend(self, budget: int | None, posed: Posed) -> Plan:
         given = self.equations, self.layers, self.recipe
-        if self.recipe.rank is not None and self.equations.feedback:
+        if is_full(self.recipe, self.equations):
             return plan_full(*given, posed)
         if self.recipe.rank is not None:
             return plan_ranks(*given, budget, posed, self.executor)

@@ -211,11 +211,9 @@ def _tile(
     P, r = w.new_zeros(K, LAZY, s), 0
     picked: list[Tensor] = []
     lost = torch.zeros_like(protected).repeat(K, 1)
-    patterned = pattern.open(lost[:, :features]) is not None
     for t in range(removals):
         price = (w * w).div_(diagonal).masked_fill_(out, torch.inf)
-        may = pattern.open(lost[:, :features]) if patterned else None
-        if may is not None:
+        if (may := pattern.open(lost[:, :features])) is not None:
             may = torch.nn.functional.pad(may, (0, s - features))
             price.masked_fill_(~may.gather(1, index), torch.inf)
         cost[:, t], j = price.min(1)
@@ -229,7 +227,7 @@ def _tile(
         w.addcmul_(p, w.gather(1, at).mul_(unit), value=-1)
         diagonal.addcmul_(p, p, value=-1)
         out.scatter_(1, at, True)
-        if patterned:
+        if may is not None:
             lost.scatter_(1, index.gather(1, at), True)
         picked.append(j)
         r += 1

@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from simplicit.lab.plan.makespan import FREE, Link, lost, makespan, returned, sent
-from simplicit.matching.expected.pieces import Pieces, Stage
+from simplicit.matching.expected.stage import Pieces, Stage
 
 COUNTS = (1, 2, 3, 7, 16, 64, 500)
 LINKS = (FREE, Link(1e6, 0.0), Link(1e6, 0.01, 1e-4), Link(inf, 0.5), Link(inf, 0.0, 0.03))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import ceil, inf
 
-from simplicit.matching.expected.pieces import Stage
+from simplicit.matching.expected.stage import Stage
 from simplicit.workers.run import IN_FLIGHT
 
 

@@ -21,7 +21,8 @@ from simplicit.lab.plan.makespan import IN_FLIGHT, Link, Lost, lost, makespan, r
 from simplicit.lab.run.network_table import of_class, work_of
 from simplicit.matching.expected.before import machine
 from simplicit.matching.expected.estimate import SENSITIVITY, Estimate, Work
-from simplicit.matching.expected.pieces import Stage, stages
+from simplicit.matching.expected.pieces import stages
+from simplicit.matching.expected.stage import Stage
 from simplicit.outputs.sensitivity import at_once
 from simplicit.workers.run import run
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from simplicit.lab.plan.plan import LITTLE, MB, Plan, Run
 from simplicit.matching.expected.before import spoken
-from simplicit.matching.expected.pieces import Stage
+from simplicit.matching.expected.stage import Stage
 
 REASONS = {
     "alone": "the caller's own part",

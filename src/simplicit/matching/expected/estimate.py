@@ -18,6 +18,7 @@ from simplicit.equations.stacked import Stacked
 from simplicit.matching.expected.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
+from simplicit.matching.ways.low_rank_full import is_full
 from simplicit.outputs import downstream, sensitivity, sweeps
 from simplicit.recipe import Recipe
 from simplicit.sparsity import coupled
@@ -193,7 +194,7 @@ class Work:
             phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
         if planned:
             phases[MOMENTS] = [layer.moments for layer in found]
-        if planned and not (self.recipe.rank is not None and self.equations.feedback):
+        if planned and not is_full(self.recipe, self.equations):
             phases[PRICES] = [sum(layer.prices for layer in found)]
         phases[LAYERS] = [layer.matched for layer in found]
         for task, count in ((SWEEPS, self.sweeps), (LEVELS, self.priced)):
@@ -278,7 +279,7 @@ class Work:
                 prices, first = size.units, size.whole
                 again = REFITS if aware and not self.sweeps else 0
                 further = again * (size.whole + size.retargeted)
-            elif recipe.rank is not None and self.equations.feedback:
+            elif is_full(recipe, self.equations):
                 inside = equation is not self.equations.output
                 again = REFITS if aware else 0
                 prices, first = 0.0, size.nuclear + 2 * size.within if inside else size.whole

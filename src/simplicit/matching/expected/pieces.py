@@ -28,8 +28,10 @@ from simplicit.matching.expected.estimate import (
     is_relu,
 )
 from simplicit.matching.expected.sizes import Size
+from simplicit.matching.expected.stage import Pieces, Stage
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
+from simplicit.matching.ways.low_rank_full import is_full
 from simplicit.outputs import sensitivity, sweeps
 from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, elimination, splitting
@@ -43,90 +45,6 @@ COUNTED = Rates(2.0, 2.0, 2.0, inf, 0.0, 1.0)
 
 VECTORS = 12
 """Copies of its rows that a certified solve has, as in `Size.matched`."""
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Pieces that are alike.
-
-    Attributes:
-        count: How many.
-        size: Rows or samples of each; of levels and problems, 1.
-        seconds: Of each, on one worker.
-        sent: Bytes that only this piece has, of each.
-        returned: Bytes of the answer of each.
-        layer: Whose rows, where a stage has pieces of several layers.
-        products: Multiply-adds of each.
-    """
-
-    count: int
-    size: int
-    seconds: float
-    sent: float
-    returned: float
-    layer: str = ""
-    products: float = 0.0
-
-    @property
-    def moved(self) -> float:
-        """Bytes there and back of each."""
-        return self.sent + self.returned
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Pieces that may be worked on side by side, and what the caller does before the next ones.
-
-    Attributes:
-        phase: Description of its task.
-        layer: Name of its layer; empty where it is of the whole network.
-        step: What is done.
-        pieces: What is handed out.
-        times: How often, each time after the other.
-        alone: Seconds of the caller alone, each time.
-        once: Seconds that every worker spends before its first piece, each time.
-        shared: Bytes that every worker gets with its first piece, each time.
-        held: Bytes that a worker needs for a piece, beside these and its own.
-        here: Whether threads of the caller take the pieces, whoever takes others.
-        products: Multiply-adds, all times.
-    """
-
-    phase: str
-    layer: str
-    step: str
-    pieces: tuple[Pieces, ...] = ()
-    times: float = 1.0
-    alone: float = 0.0
-    once: float = 0.0
-    shared: float = 0.0
-    held: float = 0.0
-    here: bool = False
-    products: float = 0.0
-
-    @property
-    def count(self) -> int:
-        """Pieces of one time."""
-        return sum(own.count for own in self.pieces)
-
-    @property
-    def divided(self) -> float:
-        """Seconds of all pieces of one time."""
-        return sum(own.count * own.seconds for own in self.pieces)
-
-    @property
-    def longest(self) -> Pieces | None:
-        """The piece that takes longest."""
-        return max(self.pieces, key=lambda own: own.seconds, default=None)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds on one worker, all times."""
-        return self.times * (self.alone + self.once + self.divided)
-
-    @property
-    def worker(self) -> float:
-        """Bytes that a worker needs."""
-        return self.shared + self.held + max((own.moved for own in self.pieces), default=0.0)
 
 
 def stages(
@@ -492,7 +410,7 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
         return [layer.certificate(PRICES, PATH) for layer in layers]
     if recipe.units:
         return [layer.alone(PRICES, "prices of units", layer.size.units) for layer in layers]
-    if recipe.rank is not None and work.equations.feedback:
+    if is_full(recipe, work.equations):
         return []
     factors = [layer.alone(PRICES, "factors", layer.size.regressed) for layer in layers]
     if recipe.rank is not None and not recipe.both:
@@ -532,7 +450,7 @@ def _matched(work: Work, layer: _Layer) -> list[Stage]:
         again = 0 if work.sweeps else again
         whole = layer.alone(LAYERS, "least squares", size.whole)
         return [*layer.retargeted(again), *_repeated([whole], 1 + again)]
-    if recipe.rank is not None and work.equations.feedback:
+    if is_full(recipe, work.equations):
         if layer.equation is work.equations.output:
             return [layer.alone(LAYERS, "least squares", size.whole)]
         within = layer.alone(LAYERS, "refit in the row space", size.within)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows
@@ -25,6 +25,19 @@ from simplicit.solvers.low import Low
 from simplicit.solvers.nuclear import solve_to_rank, solve_within
 from simplicit.sparsity.low_rank import metric, regress
 from simplicit.sparsity.near import normal_equations, refit_all
+
+
+def is_full(recipe: Recipe, equations: StateEquations) -> bool:
+    """Say whether a rank is that of a full A.
+
+    Args:
+        recipe: What is asked for.
+        equations: The network in the structure that is solved.
+
+    Returns:
+        Whether it is; otherwise it is that of factors, if there is one.
+    """
+    return recipe.rank is not None and equations.feedback
 
 
 def plan_full(
@@ -68,13 +81,15 @@ class Reduced:
         G: Gram of all features, with its ridge.
         R: Moments of all features.
         inside: Features in the ball, the states.
+        others: All others.
         units: √s_i ρ_j.
     """
 
     rows: NuclearProblem
     G: Float[Tensor, "N N"]
     R: Float[Tensor, "K N"]
-    inside: Tensor
+    inside: Int[Tensor, " n"]
+    others: Int[Tensor, " o"]
     units: Float[Tensor, "K n"]
 
     @classmethod
@@ -107,7 +122,7 @@ class Reduced:
             terms.omega[inside] / right,
             terms.radius[:, 0] * left,
         )
-        return cls(rows, G, R, inside, left[:, None] * right)
+        return cls(rows, G, R, inside, others, left[:, None] * right)
 
     def whole(self, A: Float[Tensor, "K n"]) -> Float[Tensor, "K N"]:
         """Write rows whole, B and b at their optimum.
@@ -120,9 +135,7 @@ class Reduced:
         """
         W = torch.zeros_like(self.R)
         W[:, self.inside] = A / self.units
-        others = torch.ones(len(self.G), dtype=torch.bool, device=W.device)
-        others[self.inside] = False
-        o = others.nonzero()[:, 0]
+        o = self.others
         missing = self.R[:, o] - W[:, self.inside] @ self.G[self.inside][:, o]
         W[:, o] = solve_factored(factor(self.G[o][:, o]), missing.T).T
         return W
