@@ -5,7 +5,9 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,6 +180,17 @@ def test_a_stopped_run_is_taken_up(finished, tmp_path, monkeypatch, where, left)
     assert made(metrics(folder)) == made(metrics(finished)[:2])
     assert table(folder / "rows.csv") == table(finished / "rows.csv")[:30]
     assert not (folder / "checkpoint").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_size_of_a_network_does_not_depend_on_how_long_it_was_trained(tmp_path, monkeypatch):
+    sizes = set()
+    for tick in (0.25, 1 / 3, 1234.5678, 1e-7 / 3):  # seconds between two looks at the clock
+        clock = SimpleNamespace(monotonic=map(tick.__mul__, count()).__next__)
+        monkeypatch.setattr("simplicit.lab.run.seed.time", clock)
+        folder = small_run(tmp_path / str(tick), "evaluation.baselines=[explicit]")
+        sizes.add(metrics(folder)[0]["bytes"])
+    assert len(sizes) == 1
 
 
 def weights(folder: Path) -> torch.Tensor:

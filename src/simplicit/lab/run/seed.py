@@ -325,7 +325,8 @@ class SeedRun:
                 kept=kept,
             )
             seconds = time.monotonic() - begin + kept.earlier
-        sealed.write(self._weights, net.state_dict(), {"seconds": str(seconds)})
+        # as many digits for every time: the file's bytes are a figure of the metrics
+        sealed.write(self._weights, net.state_dict(), {"seconds": f"{seconds:.9e}"})
         self.forget("explicit")
         return net, seconds
 
