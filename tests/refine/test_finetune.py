@@ -11,7 +11,8 @@ from conv_networks import images, network, structured
 from simplicit.errors import InputError
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
-from simplicit.refine.finetune import finetune
+from simplicit.refine.finetune import STATES, finetune
+from simplicit.refine.states import TeacherStates, states_and_outputs
 from teachers import quick_fit, samples, teacher
 
 
@@ -57,14 +58,18 @@ def test_steps_that_are_too_long_leave_the_model_as_it_was(capsys):
         assert torch.equal(first, second) and first is not second
 
 
-def test_networks_of_convolutions_are_tuned_on_their_support_too():
+@pytest.mark.parametrize("states", [0.0, STATES])
+def test_networks_of_convolutions_are_tuned_on_their_support_too(states):
     net, u = network("in place, reused"), images(40)
     model = simplicit.implicitize(net, u, sparsity=0.6)
-    tuned = finetune(model, net, u, epochs=10, batch_size=10)
+    tuned = finetune(model, net, u, epochs=10, batch_size=10, states=states)
+    teacher = TeacherStates(net, model, u)
 
-    def away(some: torch.nn.Module) -> float:
+    def away(some: ImplicitModel) -> float:
         with torch.no_grad():
-            return float(torch.nn.functional.cross_entropy(some(u), net(u).softmax(1)))
+            own, _ = states_and_outputs(some, some.packed(u))
+            far = states * teacher.distance(some.packed(u), own)
+            return float(torch.nn.functional.cross_entropy(some(u), net(u).softmax(1)) + far)
 
     assert away(tuned) < away(model)
     assert tuned.nonzeros <= model.nonzeros

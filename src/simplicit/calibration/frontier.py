@@ -20,6 +20,7 @@ from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
 from simplicit.equations.stacked import Stacked
 from simplicit.system import memory
+from simplicit.system.allocator import give_back
 from simplicit.workers.run import run
 
 Sources = list[Tensor]
@@ -37,8 +38,9 @@ CACHE = 2**20
 places is three times as fast as where its result does not stay in the cache."""
 
 
-IN_MEMORY = 2**30
-"""Bytes of states that stay in memory; those of further equations are on disk."""
+IN_MEMORY = 2**29
+"""Bytes of states that stay in memory; those of further equations are on disk. So are inputs of
+more than a quarter of it: they are read once an equation."""
 
 Kept = Tensor | Spooled
 
@@ -79,7 +81,9 @@ class Frontier:
         self._every, self._settle, self._executor = equations.layers, settle, executor
         self._folder = folder
         like = equations.like
-        spool = Spool(folder) if stream.on_disk else None
+        self._item = like.element_size()
+        many = stream.m * equations.p * self._item > IN_MEMORY / 4
+        spool = Spool(folder) if many or stream.on_disk else None
         inputs = _joined(batch.to(like).flatten(1) for batch in stream)
         self._inputs = [_kept(u, spool) for u in inputs]
         self.m = stream.m
@@ -89,7 +93,6 @@ class Frontier:
         ]
         copies = 2 if own else 1
         sample = max(copies * self._live(k) + e.size for k, e in enumerate(self._every))
-        self._item = like.element_size()
         most, batch = (
             float(sample * n * self._item) for n in (self.m, max(map(len, self._inputs)))
         )
@@ -139,6 +142,7 @@ class Frontier:
             else:
                 z = self._apply(partial(_preactivations, equation), sources, equation.size)
             found.append(_kept(z, spool))
+            give_back()
         return found
 
     def batches(self) -> Iterator[tuple[list[Tensor], Float[Tensor, "m rows"]]]:
@@ -189,6 +193,7 @@ class Frontier:
                 for i, last in enumerate(self._last[: len(states)]):
                     if last <= self.index:
                         states[i] = u.new_empty(len(u), 0)
+            give_back()
         self.index += 1
         self._targets = self._replay()
 
