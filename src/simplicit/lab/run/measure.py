@@ -68,12 +68,16 @@ def equilibria(model: ImplicitModel, inputs: Float[Tensor, "m *shape"]) -> Row:
     Returns:
         The part that converged, the largest residual, the most steps.
     """
-    with torch.no_grad():
-        # without the states: those of all test images together would fill the memory
-        found = [
-            (e.converged, e.residual, e.steps)
-            for e in map(model.equilibrium, _batches(model, inputs))
-        ]
+    found = []
+    with (
+        torch.no_grad(),
+        progress.task("equilibria (test samples)", total=float(len(inputs))) as step,
+    ):
+        for batch in _batches(model, inputs):
+            e = model.equilibrium(batch)
+            # without the states: those of all test images together would fill the memory
+            found.append((e.converged, e.residual, e.steps))
+            step(float(len(batch)))
     converged, residual, steps = (torch.cat(parts) for parts in zip(*found, strict=True))
     return {
         "converged": float(converged.double().mean()),
