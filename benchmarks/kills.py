@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "inference_seconds", "peak_memory", "milliseconds", "times_faster", "way")
-TIMES += ("pays_from", "bytes")
-"""Columns that depend on the clock or the machine; `bytes` of a file that says how long it took."""
+TIMES += ("pays_from",)
+"""Columns that depend on the clock or the machine."""
 
 BOTH = ("implicit.sparsity=[0.6,0.8]", "evaluation.speed=false")
 MODES = {
