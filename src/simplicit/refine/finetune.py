@@ -16,13 +16,13 @@ from simplicit.refine.states import TeacherStates, states_and_outputs
 from simplicit.refine.worst_case import Ramp, mixed, require_bounds, worst_logits
 from simplicit.system import progress
 
-LR, WORST_LR = 1e-3, 2e-2
-"""Of distillation, and of the worst case; chosen on held-out training images."""
+LR, STATES_LR, WORST_LR = 3e-3, 1e-3, 2e-2
+"""Towards the outputs, towards the states, too, and of the worst case; chosen on held-out training
+images."""
 
 STATES = 300.0
 """Weight of the distance of the states beside the cross-entropy; chosen on held-out training
-images of ResNet-20, where 100 to 1,000 do as well. Where there are 12,000 samples of a small
-network, 0 does."""
+images of ResNet-20, where 100 to 1,000 do as well."""
 
 PART = 500
 """Samples that are computed at once where nothing is trained."""
@@ -46,7 +46,7 @@ def finetune(
     batch_size: int = 64,
     seed: int = 0,
     eps: float = 0.0,
-    states: float = STATES,
+    states: float | None = None,
     kept: Trainings | None = None,
 ) -> ImplicitModel:
     """Bring class probabilities (Hinton et al., 2015) and states nearer to the network's.
@@ -62,14 +62,15 @@ def finetune(
         net: The network it came from.
         inputs: Calibration inputs, no labels, (m, *input_shape).
         epochs: Passes over them.
-        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, with eps
-            `worst_rate`.
+        lr: Adam's learning rate at the start; it falls to 0. By default `LR`, with states
+            `STATES_LR`, with eps `worst_rate`.
         batch_size: Samples a step.
         seed: Seed of the orders.
         eps: Radius in l∞, for inputs in [0, 1] and a model without feedback and without operations
             that are kept as they are; 0 for none.
         states: Weight of the distance of the states, see `TeacherStates`, beside the cross-entropy
-            of the outputs; 0 for the outputs alone.
+            of the outputs; 0 for the outputs alone. None: `STATES`, or 0 for models of matrices:
+            sweeps have matched their outputs, and the states have made room for that.
         kept: Where the state is kept now and then, see `explicit.train`.
 
     Returns:
@@ -96,7 +97,8 @@ def finetune(
                 _into_ball(A, *ball)
 
     teacher = None
-    if states and not eps:
+    weight = (STATES if model.equations.structured else 0.0) if states is None else states
+    if weight and not eps:
         teacher = TeacherStates(net, model, inputs[:SOME].to(like), seed)
 
     def away(some: ImplicitModel, inputs: Tensor, p: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ def finetune(
         u, interface = some.packed(inputs), some.equations.interface
         x, y = states_and_outputs(some, u)
         logits = y if interface is None else interface.returned(y)
-        return F.cross_entropy(logits, p) + states * teacher.distance(u, x)
+        return F.cross_entropy(logits, p) + weight * teacher.distance(u, x)
 
     ramp = Ramp(epochs * math.ceil(len(inputs) / batch_size))
 
@@ -119,7 +121,7 @@ def finetune(
         inputs,
         probabilities.to(like),
         objective=robust if eps else partial(away, tuned),
-        lr=lr or (worst_rate(tuned) if eps else LR),
+        lr=lr or (worst_rate(tuned) if eps else LR if teacher is None else STATES_LR),
         decay=True,
         epochs=epochs,
         batch_size=batch_size,
