@@ -82,3 +82,30 @@ def test_operations_that_are_kept_have_no_worst_case():
     model = ImplicitModel.from_equations(structured("group norm"))
     with pytest.raises(InputError, match="no bounds are known of 1: group_norm"):
         finetune(model, net, u, eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "accepted"),
+    [
+        ({"states": -1.0}, "a finite number, at least 0"),
+        ({"states": float("nan")}, "a finite number, at least 0"),
+        ({"states": 1.0, "eps": 0.1}, "accepted with eps is None or 0"),
+    ],
+)
+def test_weights_of_states_that_are_none_are_refused(options, accepted):
+    model = quick_fit(Recipe(sparsity=0.6)).model
+    with pytest.raises(InputError, match=accepted):
+        finetune(model, teacher(), samples(), **options)
+
+
+def test_networks_of_tokens_are_tuned_too():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        *(torch.nn.Embedding(9, 6), torch.nn.Linear(6, 5), torch.nn.ReLU()),
+        *(torch.nn.Flatten(), torch.nn.Linear(20, 3)),
+    ).eval()
+    u = torch.randint(9, (60, 4))
+    model = simplicit.implicitize(net, u, sparsity=0.6)
+    tuned = finetune(model, net, u, epochs=3, states=10.0)
+    assert tuned.nonzeros <= model.nonzeros
+    assert any(not torch.equal(a, b) for a, b in zip(tuned.learned, model.learned, strict=True))

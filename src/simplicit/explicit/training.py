@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
@@ -104,7 +104,7 @@ def suited(net: nn.Module, dataset: Dataset) -> Dataset:
 
 def train(
     net: nn.Module,
-    inputs: Float[Tensor, "m *shape"],
+    inputs: Shaped[Tensor, "m *shape"],
     labels: Int[Tensor, "m"] | Float[Tensor, "m classes"],
     *,
     optimizer: str = "Adam",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simplicit.errors import InputError
 from simplicit.explicit.kept import Trainings
 from simplicit.explicit.training import evaluating, train
 from simplicit.model.implicit import ImplicitModel
@@ -76,30 +77,40 @@ def finetune(
     Returns:
         A new model on the same support. Without a radius it is no further from the network on the
         inputs: if the steps were too long for that, it is a copy of the model, and a line says so.
+
+    Raises:
+        InputError: On a negative weight of the states, or one beside a radius; on a radius for a
+            model that has no worst case; if the training diverges.
     """
+    if states is not None and not 0 <= states < math.inf:
+        raise InputError(f"states={states}: accepted is None or a finite number, at least 0")
     if eps:
         require_bounds(model)
+        if states:
+            raise InputError(f"states={states}: accepted with eps is None or 0")
     tuned = copy.deepcopy(model)
     supports = [(p, p.detach() != 0) for p in tuned.learned]
     like = supports[0][0]
-    A, ball = tuned.equations.hidden[0].terms[0].weight, None
+    ball = None
     if model.omega is not None:  # then the first term is that of the states themselves
+        A = tuned.equations.hidden[0].terms[0].weight
         slopes = [block.elementwise.lipschitz for block in model.blocks for _ in range(block.size)]
-        ball = (model.omega, model.certificate.norm, slopes)
+        ball = (A, model.omega, model.certificate.norm, slopes)
     with evaluating(net), torch.no_grad():
-        probabilities = torch.cat([net(batch).softmax(1) for batch in inputs.split(PART)])
+        found = [net(batch).softmax(1) for batch in inputs.split(PART)]
+        probabilities = torch.cat(found).to(like)
 
     def after_step() -> None:
         with torch.no_grad():
             for parameter, support in supports:
                 parameter.mul_(support)
             if ball is not None:
-                _into_ball(A, *ball)
+                _into_ball(*ball)
 
     teacher = None
     weight = (STATES if model.equations.structured else 0.0) if states is None else states
     if weight and not eps:
-        teacher = TeacherStates(net, model, inputs[:SOME].to(like), seed)
+        teacher = TeacherStates(net, model, inputs[:SOME], seed)
 
     def away(some: ImplicitModel, inputs: Tensor, p: Tensor) -> Tensor:
         if teacher is None:
@@ -119,7 +130,7 @@ def finetune(
     train(
         tuned,
         inputs,
-        probabilities.to(like),
+        probabilities,
         objective=robust if eps else partial(away, tuned),
         lr=lr or (worst_rate(tuned) if eps else LR if teacher is None else STATES_LR),
         decay=True,
@@ -158,7 +169,7 @@ def worst_rate(model: ImplicitModel) -> float:
 @torch.no_grad()
 def _mean(loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, wanted: Tensor) -> float:
     parts = zip(inputs.split(PART), wanted.split(PART), strict=True)
-    return sum(len(u) * float(loss(u, p.to(u))) for u, p in parts) / len(inputs)
+    return sum(len(u) * float(loss(u, p)) for u, p in parts) / len(inputs)
 
 
 # rows whose norm L Σ ω_j |a_ij| / ω_i is above the bound are scaled down to it, or just below

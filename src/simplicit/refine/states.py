@@ -8,7 +8,7 @@ training: each counts as much as Fisher's information says that the outputs feel
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ class TeacherStates:
         self,
         net: nn.Module,
         model: ImplicitModel,
-        inputs: Float[Tensor, "m *shape"],
+        inputs: Shaped[Tensor, "m *shape"],
         seed: int = 0,
     ) -> None:
         like = model.equations.like
