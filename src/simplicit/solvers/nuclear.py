@@ -18,7 +18,7 @@ from torch import Tensor
 from simplicit.convex.nuclear import NuclearProblem
 from simplicit.solvers.low import Loop, Low
 
-MAX_STEPS = 2000
+MAX_STEPS = 10_000
 """Most steps at one level; 20 to 200 are usual on Fashion-MNIST, with relative gaps of 1e-4."""
 
 LEAST = 1e-5
