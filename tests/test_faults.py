@@ -75,11 +75,19 @@ def heard(started: subprocess.Popen[str], line: str) -> None:
     assert started.stdout is not None and started.stdout.readline() == f"{line}\n"
 
 
+@contextmanager
+def heeded(number: signal.Signals) -> Iterator[None]:
+    """Under nohup SIGHUP is ignored, also by all that is started."""
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_a_run_in_one_line_and_nothing_is_half_written(tmp_path, number):
-    if signal.getsignal(number) is signal.SIG_IGN:  # under nohup; what it starts ignores it, too
-        signal.signal(number, signal.SIG_DFL)
-    with process("data", "short", "--dir", tmp_path / "out", code=SLOW) as started:
+    with heeded(number), process("data", "short", "--dir", tmp_path / "out", code=SLOW) as started:
         heard(started, "working")
         assert len(contents(tmp_path)) == 2  # the lock and half a file
         started.send_signal(number)

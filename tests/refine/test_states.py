@@ -29,7 +29,9 @@ def test_states_and_outputs_are_those_of_the_model(structure):
 
 
 @torch.no_grad()
-def test_a_network_is_where_it_is_to_be():
+@pytest.mark.parametrize("at_once", [1, 2**26])  # states: a sample after the other, or all
+def test_a_network_is_where_it_is_to_be(at_once, monkeypatch):
+    monkeypatch.setattr("simplicit.refine.states.AT_ONCE", at_once)
     model, u = ImplicitModel.from_equations(structured("resnet, option A")), images(5)
     wanted = TeacherStates(network("resnet, option A"), model, u)
     states, _ = states_and_outputs(model, model.packed(u))

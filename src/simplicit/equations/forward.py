@@ -1,6 +1,7 @@
 """One pass through the layers of a network: its states, its outputs."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from simplicit._types import Inputs, Outputs, States
@@ -20,10 +21,23 @@ def all_states(equations: StateEquations, u: Inputs) -> States:
     Returns:
         x, last hidden layer first.
     """
+    return torch.cat(layer_states(equations, u)[::-1], 1)
+
+
+def layer_states(equations: StateEquations, u: Inputs) -> list[Float[Tensor, "m _"]]:
+    """Compute the states of each layer.
+
+    Args:
+        equations: A network without feedback.
+        u: Inputs, flattened.
+
+    Returns:
+        Those of each hidden layer, the first first: with u behind them what the output reads.
+    """
     states: list[Tensor] = []
     for equation in equations.hidden:
         states.append(equation.phi(equation.preactivation([*states, u])))
-    return torch.cat(states[::-1], 1)
+    return states
 
 
 def predict(equations: StateEquations, u: Inputs) -> Outputs:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from simplicit.errors import InputError
 from simplicit.explicit.kept import Trainings
 from simplicit.explicit.training import evaluating, train
 from simplicit.model.implicit import ImplicitModel
-from simplicit.refine.states import TeacherStates, states_and_outputs
+from simplicit.refine.states import TeacherStates, samples_at_once, states_and_outputs
 from simplicit.refine.worst_case import Ramp, mixed, require_bounds, worst_logits
 from simplicit.system import progress
 
@@ -24,9 +24,6 @@ images."""
 STATES = 300.0
 """Weight of the distance of the states beside the cross-entropy; chosen on held-out training
 images of ResNet-20, where 100 to 1,000 do as well."""
-
-PART = 500
-"""Samples that are computed at once where nothing is trained."""
 
 SOME = 256
 """Samples on which it is found how much the outputs feel of the states."""
@@ -97,7 +94,7 @@ def finetune(
         slopes = [block.elementwise.lipschitz for block in model.blocks for _ in range(block.size)]
         ball = (A, model.omega, model.certificate.norm, slopes)
     with evaluating(net), torch.no_grad():
-        found = [net(batch).softmax(1) for batch in inputs.split(PART)]
+        found = [net(batch).softmax(1) for batch in inputs.split(samples_at_once(model))]
         probabilities = torch.cat(found).to(like)
 
     def after_step() -> None:
@@ -143,7 +140,9 @@ def finetune(
         also={"ramp": ramp.done},
     )
     if not eps:
-        before, after = (_mean(partial(away, m), inputs, probabilities) for m in (model, tuned))
+        size = samples_at_once(model)
+        parts = [*zip(inputs.split(size), probabilities.split(size), strict=True)]
+        before, after = (_mean(partial(away, m), parts) for m in (model, tuned))
         if not after <= before:  # NaN is further, too
             progress.say(
                 "fine-tuning has taken the model further from the network on the calibration "
@@ -167,9 +166,11 @@ def worst_rate(model: ImplicitModel) -> float:
 
 
 @torch.no_grad()
-def _mean(loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, wanted: Tensor) -> float:
-    parts = zip(inputs.split(PART), wanted.split(PART), strict=True)
-    return sum(len(u) * float(loss(u, p)) for u, p in parts) / len(inputs)
+def _mean(
+    loss: Callable[[Tensor, Tensor], Tensor], parts: Sequence[tuple[Tensor, Tensor]]
+) -> float:
+    total = sum(len(u) * float(loss(u, p)) for u, p in parts)
+    return total / sum(len(u) for u, _ in parts)
 
 
 # rows whose norm L Σ ω_j |a_ij| / ω_i is above the bound are scaled down to it, or just below

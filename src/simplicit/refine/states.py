@@ -9,19 +9,34 @@ training: each counts as much as Fisher's information says that the outputs feel
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from simplicit._types import Inputs, Outputs
 from simplicit.capture.read import capture
 from simplicit.equations.equation import Equation
-from simplicit.equations.forward import all_states
+from simplicit.equations.forward import all_states, layer_states
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
+from simplicit.model.equilibrium import iterated
 from simplicit.model.implicit import ImplicitModel
 
 ByLayer = dict[str, Float[Tensor, "m _"]]
 """States of hidden layers, by name."""
+
+AT_ONCE = 2**26
+"""States that are computed at once where nothing is trained: 256 MB a copy."""
+
+
+def samples_at_once(model: ImplicitModel) -> int:
+    """Say how many samples are computed at once where nothing is trained.
+
+    Args:
+        model: The model.
+
+    Returns:
+        At least one.
+    """
+    return max(1, AT_ONCE // model.n)
 
 
 def states_and_outputs(model: ImplicitModel, u: Inputs) -> tuple[ByLayer, Outputs]:
@@ -39,13 +54,11 @@ def states_and_outputs(model: ImplicitModel, u: Inputs) -> tuple[ByLayer, Output
     """  # noqa: DOC502
     equations = model.equations
     if equations.feedback:
-        found = model.equilibrium(u)
+        found = iterated(equations, u, method="anderson")
         found.require_converged()
         states = [found.states]
     else:
-        states = []
-        for equation in equations.hidden:
-            states.append(equation.phi(equation.preactivation([*states, u])))
+        states = layer_states(equations, u)
     x = torch.cat(states[::-1], 1)
     return _by_layer(model, x), equations.output.preactivation([*states, u])
 
@@ -82,18 +95,23 @@ class TeacherStates:
             raise InputError("states: accepted is 0 for a network that is a model with feedback")
         self._equations = equations.changed(taken)
         positions = {e.name: _positions(e) for e in self._equations.hidden}
-        u = model.packed(inputs)
+        parts = model.packed(inputs).split(samples_at_once(model))
         with torch.no_grad():
-            wanted, (states, _) = self._wanted(u), states_and_outputs(model, u)
+            wanted, (states, _) = self._wanted(parts[0]), states_and_outputs(model, parts[0])
         found = {
             name: _places(wanted[name], x, positions.get(name))
             for name, x in states.items()
             if name in wanted
         }
         self._places = {name: places for name, places in found.items() if places is not None}
+        squares: dict[str, Tensor] = {}
+        for k, part in enumerate(parts):
+            for name, square in felt(self._equations, part, seed + k).items():
+                share = square * (len(part) / len(inputs))
+                squares[name] = squares[name] + share if name in squares else share
         self._felt = {
-            name: _by_channel(square, positions[name])
-            for name, square in felt(self._equations, u, seed).items()
+            name: _by_channel(squares[name], positions[name])[places]
+            for name, places in self._places.items()
         }
 
     def distance(self, u: Inputs, states: ByLayer) -> Tensor:
@@ -113,7 +131,7 @@ class TeacherStates:
         total = u.new_zeros(())
         for name, places in self._places.items():
             away = states[name] - wanted[name][:, places]
-            total = total + (away.square() @ self._felt[name][places]).mean() / 2
+            total = total + (away.square() @ self._felt[name]).mean() / 2
         return total
 
     def _wanted(self, u: Inputs) -> ByLayer:
@@ -166,11 +184,13 @@ def _by_channel(x: Tensor, positions: int | None) -> Tensor:
 
 
 # which states of the network t those of the model are to be
-def _places(t: Tensor, x: Tensor, positions: int | None) -> Int[Tensor, " n"] | None:
+def _places(t: Tensor, x: Tensor, positions: int | None) -> Int[Tensor, " n"] | slice | None:
     if t.shape == x.shape:
-        return torch.arange(t.shape[1], device=t.device)
+        return slice(None)
     if positions is None or x.shape[1] % positions or x.shape[1] > t.shape[1]:
         return None
+    from scipy.optimize import linear_sum_assignment  # reading a configuration need not wait for it
+
     own, theirs = (
         s.double().unflatten(1, (-1, positions)).transpose(0, 1).flatten(1) for s in (x, t)
     )
