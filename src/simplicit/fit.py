@@ -21,6 +21,7 @@ from simplicit.matching.expected.before import tell
 from simplicit.matching.expected.estimate import LEVELS
 from simplicit.matching.layers import Matching
 from simplicit.matching.records import Row
+from simplicit.matching.sweeping import samples, sweep
 from simplicit.model.dead_states import folded
 from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
@@ -208,7 +209,7 @@ def fit(
             clock.lap("level")
             matching.solve()
             clock.lap("solve")
-            matching.sweep()
+            sweep(matching)
             clock.lap("sweeps")
             levels = _level(matching, recipe, clock)
     if matching.sweeps:
@@ -222,9 +223,13 @@ def fit(
     if matching.sweeps and not recipe.skip and not matching.patterned:
         model = without_dead_states(model)
     matching.schedule.tell()
-    seconds = {name: lap + matching.earlier.get(name, 0.0) for name, lap in clock.laps.items()}
-    records = matching.records, matching.trace, seconds, levels
-    return Fit(model, *records, matching.budgets, matching.unit_records)
+    seconds = {
+        name: lap + matching.stages.earlier.get(name, 0.0) for name, lap in clock.laps.items()
+    }
+    ledger = matching.ledger
+    return Fit(
+        model, ledger.every, ledger.trace, seconds, levels, ledger.budgets, matching.unit_records
+    )
 
 
 def _require_classes(network: StateEquations) -> None:
@@ -266,7 +271,7 @@ def _level(matching: Matching, recipe: Recipe, clock: "_Clock") -> list[Row]:
         found, path = robustify.robustify(
             matching.matched,
             matching.layers,
-            *matching.samples(),
+            *samples(matching),
             recipe.robustness,
             report,
             inactive=matching.inactive,

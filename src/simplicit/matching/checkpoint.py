@@ -1,7 +1,9 @@
 """Finished parts of a matching on disk: one that is stopped loses at most the block it was in."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ from torch import Tensor
 from simplicit.errors import InputError
 from simplicit.model.archive import sealed
 from simplicit.system import files
+from simplicit.system.deadline import Deadline
 from simplicit.workers.journal import Journal
+from simplicit.workers.workers import Workers
 
 ENDING = ".safetensors"
+
+PHASES = ("level", "solve", "sweeps")
+"""Phases whose time is known beyond a stop: the plan, the layers, the sweeps on the outputs."""
 
 
 class Checkpoint:
@@ -119,3 +126,67 @@ class Checkpoint:
             assert self.folder is not None
             for path in self.folder.glob(f"{name}{ENDING}"):
                 path.unlink(missing_ok=True)
+
+
+class Stages:
+    """The stages of a matching, and the seconds that each phase has taken, those before a stop too.
+
+    Args:
+        checkpoint: Where finished ones are kept.
+        executor: Takes their pieces.
+        deadline: How long all may take.
+
+    Attributes:
+        start: When the matching would have begun had it not been stopped, by `time.monotonic`.
+        earlier: Seconds of each phase before a stop.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, executor: Workers, deadline: Deadline) -> None:
+        self.checkpoint, self.executor, self.deadline = checkpoint, executor, deadline
+        self.start = time.monotonic()
+        self.earlier: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def under_way(self, name: str, phase: str) -> Iterator[float]:
+        """Keep the finished pieces of a stage until the stage is.
+
+        Args:
+            name: Of the stage.
+            phase: One of `PHASES`.
+
+        Yields:
+            When it began, attempts before a stop included.
+        """
+        journal = self.checkpoint.journal(name)
+        spent = 0.0 if journal is None else journal.spent
+        self.spent(phase, spent)
+        with self.executor.keeping(journal):
+            yield time.monotonic() - spent
+        if journal is not None:
+            journal.remove()
+
+    def restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
+        """Read a finished stage, and count the time it took.
+
+        Args:
+            name: Of the stage.
+            phase: One of `PHASES`.
+
+        Returns:
+            As `Checkpoint.restore`.
+        """
+        saved = self.checkpoint.restore(name)
+        if saved:
+            self.spent(phase, saved[1]["seconds"])
+        return saved
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Count time that was spent before a stop.
+
+        Args:
+            phase: One of `PHASES`.
+            seconds: The time.
+        """
+        self.earlier[phase] += seconds
+        self.start -= seconds
+        self.deadline.earlier += seconds

@@ -1,8 +1,7 @@
 """The loop over layers: each is matched on the states of the model so far, first layer first."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,15 @@ from simplicit.calibration.ball import RowConstraint
 from simplicit.calibration.batches import Batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.rows import Rows, follow, rows_of, shared
-from simplicit.calibration.skipped import skipped, weights
+from simplicit.calibration.skipped import skipped
 from simplicit.calibration.structure import Structure, structured
 from simplicit.convex.gram import Gram
 from simplicit.equations.equation import Equation
-from simplicit.equations.forward import predict
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.matching.checkpoint import Checkpoint
+from simplicit.matching.checkpoint import Checkpoint, Stages
 from simplicit.matching.expected.before import estimated, require_memory, require_time
-from simplicit.matching.expected.estimate import LAYERS, SWEEPS, Estimate, Work
+from simplicit.matching.expected.estimate import LAYERS, Estimate, Work
 from simplicit.matching.layer import Layer
 from simplicit.matching.plan import (
     Plan,
@@ -34,13 +32,13 @@ from simplicit.matching.plan import (
     pose,
 )
 from simplicit.matching.records import (
+    Ledger,
     Row,
     channel_records,
-    skipped_records,
     trace_records,
 )
 from simplicit.matching.schedule import FEWEST, SWEPT, Schedule
-from simplicit.matching.stored import numbers_of, plan_of, plan_records, with_numbers
+from simplicit.matching.stored import plan_of, plan_records, with_numbers
 from simplicit.matching.ways.low_rank import Parts, plan_ranks
 from simplicit.matching.ways.low_rank_full import is_full, plan_full
 from simplicit.matching.ways.patterns import spending
@@ -48,14 +46,13 @@ from simplicit.matching.ways.units import Budget, unit_records, whole_shares
 from simplicit.model.archive import sealed
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
-from simplicit.outputs.kept import Kept
 from simplicit.outputs.sensitivity import sensitivity
-from simplicit.outputs.sweeps import INACTIVE, Sweeps
+from simplicit.outputs.sweeps import INACTIVE
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
 from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.pattern import UNSTRUCTURED
-from simplicit.system import memory, progress
+from simplicit.system import progress
 from simplicit.system.deadline import Deadline
 from simplicit.units.found import Units, units_of
 from simplicit.units.narrow import Narrow, narrow
@@ -78,13 +75,11 @@ class Matching:
 
     Attributes:
         model: The equations matched so far.
-        rows: One record per row problem.
-        trace: Relative gaps against time.
-        budgets: How many weights each layer has after each stage.
+        ledger: The records.
         units: Those of the network, where whole units go.
         factors: Of the layers that are written by factors, by their number among `layers`. In
             `model` these are multiplied out.
-        earlier: Seconds of each phase before a stop.
+        stages: What is kept on disk, and the time that each phase has taken.
     """
 
     def __init__(
@@ -116,12 +111,8 @@ class Matching:
         self.narrow: Narrow | None = None
         self.model: list[Equation] = []
         self.planned: Plan | None = None
-        self.rows: list[Row] = []
-        self.trace: list[Row] = []
-        self.budgets: list[Row] = []
+        self.ledger = Ledger(self.layers, self.skipped)
         self.factors: dict[int, Factors] = {}
-        self.start = time.monotonic()
-        self.earlier = {"level": 0.0, "solve": 0.0, "sweeps": 0.0}
         self.sweeps = recipe.passes(not network.structured, structure)
         self.swept, self.solving = False, 0.0
         self.constraint = None
@@ -135,7 +126,8 @@ class Matching:
         deadline = deadline or Deadline()
         problem = {} if checkpoint is None else self._problem(structure, deadline.limit)
         self.checkpoint = Checkpoint(checkpoint, problem)
-        self._count("network", self.every)
+        self.stages = Stages(self.checkpoint, executor, deadline)
+        self.ledger.count("network", self.every)
         self.schedule = Schedule(deadline)
 
     # what tells this matching from others
@@ -203,7 +195,7 @@ class Matching:
     def plan(self) -> None:
         """Under a budget, or for a rank, find each row's share on the teacher's states."""
         planned = self.recipe.budgeted or self.recipe.rank is not None
-        saved = self._restore("plan", "level") if planned else None
+        saved = self.stages.restore("plan", "level") if planned else None
         if saved and self.units is not None:
             self._without(self.units, torch.tensor(saved[1]["stay"], dtype=torch.bool))
         else:
@@ -213,10 +205,11 @@ class Matching:
         if saved:
             self.planned = plan_of(saved, self.layers)
         else:
-            with self._under_way("plan", "level") as begin:
+            with self.stages.under_way("plan", "level") as begin:
                 self._make_plan(begin)
         assert self.planned is not None
-        self._note("plan", [sum(s.weights for s in shares) for shares in self.planned.shares])
+        counts = [sum(share.weights for share in shares) for shares in self.planned.shares]
+        self.ledger.note("plan", counts)
 
     def _make_plan(self, begin: float) -> None:
         found, budget = None, self.budget
@@ -265,6 +258,7 @@ class Matching:
         self.equations = self.narrow.equations
         self.every = self.equations.layers
         self.layers = rows_of(self.equations, self.skipped, self.recipe.bias, own=True)
+        self.ledger.layers = self.layers
         self.budget = sum(rows.weights(self.every[rows.index]).numel() for rows in self.layers)
         self._find_later()
         return self.narrow
@@ -293,14 +287,14 @@ class Matching:
 
         Without a closed loop all read the teacher's states.
         """
-        if self.sweeps and (saved := self._restore("sweeps", "sweeps")):
-            self._after_sweeps(*saved)
+        if self.sweeps and (saved := self.stages.restore("sweeps", "sweeps")):
+            self._take_up(*saved)
             return
-        begin, before = time.monotonic(), self.earlier["solve"]
+        begin, before = time.monotonic(), self.stages.earlier["solve"]
         frontier = self._frontier(self.recipe.closed_loop)
         with progress.task(LAYERS, total=len(self.layers)) as step:
             for index in range(len(self.every)):
-                equation = self._template(index)
+                equation = self._template(index, self.model)
                 for k, rows in enumerate(self.layers):
                     if rows.index == index:
                         equation = self._layer(k, rows, equation, frontier)
@@ -309,115 +303,37 @@ class Matching:
                 self.model.append(equation)
                 if index < len(self.equations.hidden):
                     frontier.advance(equation)
-        self.solving = time.monotonic() - begin + self.earlier["solve"] - before
-        self._count("match", self.model)
+        self.solving = time.monotonic() - begin + self.stages.earlier["solve"] - before
+        self.ledger.count("match", self.model, self.factors)
 
-    # an equation before its own rows are matched
-    def _template(self, index: int) -> Equation:
-        left = [t for i, t in self.skipped if i == index]
-        equation = follow(self.every[index], self.model, left)
-        return equation if self.recipe.bias or left else equation.unbiased
-
-    # takes up the model behind the sweeps, which needs no layer any more
-    def _after_sweeps(self, numbers: Tensor, records: dict[str, Any]) -> None:
+    # goes on behind the sweeps: no layer is matched again
+    def _take_up(self, numbers: Tensor, records: dict[str, Any]) -> None:
+        empty: list[Equation] = []
         for index in range(len(self.every)):
-            equation = self._template(index)
+            equation = self._template(index, empty)
             for rows in self.layers:
                 if rows.index == index:
                     W = torch.zeros_like(rows.weights(equation))
                     equation = rows.put(equation, W, W[..., 0])
-            self.model.append(equation)
-        self.model = with_numbers(self.model, numbers[:, 0], records["biased"])
-        self.rows, self.trace = records["rows"], records["trace"]
-        self.budgets += records["budgets"]
-        self._spent("solve", records["solving"])
+            empty.append(equation)
+        self.model = with_numbers(empty, numbers[:, 0], records["biased"])
+        self.ledger.rows, self.ledger.trace = records["rows"], records["trace"]
+        self.ledger.budgets += records["budgets"]
+        self.stages.spent("solve", records["solving"])
         self.schedule.matched(len(self.layers) - 1)
         self.swept = True
+
+    # an equation before its own rows are matched
+    def _template(self, index: int, earlier: Sequence[Equation]) -> Equation:
+        left = [t for i, t in self.skipped if i == index]
+        equation = follow(self.every[index], earlier, left)
+        return equation if self.recipe.bias or left else equation.unbiased
 
     def _frontier(self, own: bool) -> Frontier:
         folder = self.checkpoint.folder
         left = self.narrow and (self.narrow.rows, self.narrow.states)
         given = self.teacher, self.stream, own, _settle, self.executor, folder
         return Frontier(*given, left)
-
-    def sweep(self) -> None:
-        """Sweep over the rows until the outputs are matched at the budget."""
-        if not self.sweeps or self.swept:
-            return
-        begin, before = time.monotonic(), len(self.budgets)
-        joint, timer = self.outputs(), self.schedule.sweeps()
-        assert self.budget is not None
-        if saved := self.checkpoint.restore_all("sweeping"):
-            kept = Kept(*saved)
-            layers = with_numbers(joint.every, saved[0]["W"][:, 0], saved[1]["biased"])
-            joint.read(kept, layers)
-            self.budgets += saved[1]["budgets"]
-            self._spent("sweeps", saved[1]["seconds"])
-        done = 0 if joint.place is None else joint.place.sweeps
-        timer.laps, earlier = done, self.earlier["sweeps"]
-
-        def say(layers: Sequence[Equation]) -> dict[str, Any]:
-            seconds = time.monotonic() - begin + earlier
-            return {"biased": [e.bias is not None for e in layers], "seconds": seconds}
-
-        def after(stage: str) -> None:
-            self._count(stage, joint.every)
-            timer.lap()
-            if self.checkpoint.folder is not None and timer.laps < self.sweeps:
-                kept = joint.write()
-                kept.records |= {"budgets": self.budgets[before:], **say(joint.every)}
-                numbers = numbers_of(joint.every)[:, None]
-                self.checkpoint.keep("sweeping", numbers, kept.records, **kept.tensors)
-
-        with progress.task(SWEEPS, self.sweeps * joint.count) as step:
-            if done:
-                step(done * joint.count)
-            joint.match(self.budget, self.sweeps, step, after, timer.room)
-        if timer.laps < self.sweeps:
-            self.schedule.note(f"{self.sweeps - timer.laps} of {self.sweeps} sweeps on the outputs")
-        self.model = joint.every
-        self.recount()
-        records = {"rows": self.rows, "trace": self.trace, "solving": self.solving}
-        records |= {"budgets": self._since_match(), **say(self.model)}
-        self.checkpoint.keep("sweeps", numbers_of(self.model)[:, None], records)
-        self.checkpoint.drop("layer-*", "factors-*", "sweeping")
-
-    def _since_match(self) -> list[Row]:
-        first = next(k for k, row in enumerate(self.budgets) if row["stage"] == "match")
-        return self.budgets[first:]
-
-    def outputs(self) -> Sweeps:
-        """Prepare sweeps of the model.
-
-        Returns:
-            The model on all calibration inputs.
-        """
-        like = self.equations.like
-        states = sum(e.size + e.states for e in self.every)
-        features = max(
-            rows.weights(self.every[rows.index]).shape[2]
-            * rows.positions(self.every[rows.index])
-            * rows.groups
-            for rows in self.layers
-        )
-        needed = 2.0 * like.element_size() * self.stream.m * (states + features)
-        memory.require(needed, f"the states of {self.stream.m} samples in sweeps", like.device)
-        u, T = self.samples()
-        return Sweeps(
-            self.matched, self.layers, u, T, self.inactive, self.workers,
-            self.seed, self.patterns,
-        )  # fmt: skip
-
-    def samples(self) -> tuple[Tensor, Tensor]:
-        """Collect the calibration inputs and the teacher's outputs on them.
-
-        Returns:
-            U (m, p) and Y (m, q).
-        """
-        like = self.equations.like
-        u = torch.cat([batch.to(like).flatten(1) for batch in self.stream])
-        with torch.no_grad():
-            return u, predict(self.network, u)
 
     @property
     def patterned(self) -> bool:
@@ -438,46 +354,21 @@ class Matching:
             stage: The stage.
         """
         self.model = list(equations.layers)
-        self._count(stage, self.model)
-        self.recount()
+        self.ledger.count(stage, self.model, self.factors)
+        self.ledger.recount(self.model)
 
     @property
     def left(self) -> list[Tensor]:
         """The model's weights that stay as they are."""
         return [self.model[i].terms[t].weight for i, t in self.skipped]
 
-    @property
-    def records(self) -> list[Row]:
-        """One record per row, layer by layer, rows that stay as they are included."""
-        place: dict[str, int] = {rows.name: rows.index for rows in self.layers}
-        counts: dict[str, Tensor] = {}
-        for layer in self.skipped.values():
-            own = layer.weight.flatten(1).count_nonzero(1)
-            counts[layer.name] = counts[layer.name] + own if layer.name in counts else own
-            place.setdefault(layer.name, layer.index)
-        found = [*self.rows]
-        for name, own in counts.items():
-            found += skipped_records(name, own.tolist())
-        return sorted(found, key=lambda row: place[row["layer"]])
-
-    def recount(self) -> None:
-        """Write into the rows' records how many weights they have now."""
-        counts = torch.cat(
-            [
-                rows.weights(self.model[rows.index]).count_nonzero(2).flatten()
-                for rows in self.layers
-            ]
-        )
-        for row, count in zip(self.rows, counts.tolist(), strict=True):
-            row["nonzeros"] = count
-
     def _layer(self, k: int, rows: Rows, equation: Equation, frontier: Frontier) -> Equation:
-        if saved := self._restore(f"layer-{k}", "solve"):
-            self.rows += saved[1]["rows"]
-            self.trace += saved[1]["trace"]
-            if self.trace:  # what follows is later, whatever else took time before the stop
-                last = self.trace[-1]["seconds"]
-                self.start = min(self.start, time.monotonic() - last)
+        if saved := self.stages.restore(f"layer-{k}", "solve"):
+            self.ledger.rows += saved[1]["rows"]
+            self.ledger.trace += saved[1]["trace"]
+            if self.ledger.trace:  # what follows is later, whatever else took time before the stop
+                last = self.ledger.trace[-1]["seconds"]
+                self.stages.start = min(self.stages.start, time.monotonic() - last)
             found = saved[0].unflatten(0, (rows.groups, -1))
             if factors := self.checkpoint.restore(f"factors-{k}"):
                 groups, K, N = found.shape
@@ -485,7 +376,7 @@ class Matching:
                 shape, rank = (groups, K, N - 1), factors[1]["rank"]
                 self.factors[k] = Factors.of_flat(rows.index, rows.slots, shape, rank, flat)
             return rows.put(equation, found[..., :-1], found[..., -1])
-        with self._under_way(f"layer-{k}", "solve") as begin:
+        with self.stages.under_way(f"layer-{k}", "solve") as begin:
             return self._match(k, rows, equation, frontier, begin)
 
     def _match(
@@ -494,7 +385,7 @@ class Matching:
         events: list[tuple[float, Progress]] = []
 
         def look(event: Progress) -> None:
-            events.append((time.monotonic() - self.start, event))
+            events.append((time.monotonic() - self.stages.start, event))
 
         chooses = self.planned is not None and self.recipe.chooses
         hurried = chooses and not self.sweeps and self.schedule.hurried(k)
@@ -510,8 +401,8 @@ class Matching:
         if any(row["status"] == "time_limit" for row in records):
             self.schedule.short("certificates")
         trace = list(trace_records(rows.name, events))
-        self.rows += records
-        self.trace += trace
+        self.ledger.rows += records
+        self.ledger.trace += trace
         both = torch.cat([found.W, found.shift[..., None]], 2).flatten(0, 1)
         saved_records = {"rows": records, "trace": trace, "seconds": time.monotonic() - begin}
         self.checkpoint.keep(f"layer-{k}", both, saved_records)
@@ -544,46 +435,6 @@ class Matching:
             weights = rows.weights(self.model[rows.index]).count_nonzero()
             missing += sum(share.weights for share in shares) - int(weights)
         return missing
-
-    # finished pieces are kept until the stage is; yields when it began, attempts before a stop
-    # included
-    @contextmanager
-    def _under_way(self, name: str, phase: str) -> Iterator[float]:
-        journal = self.checkpoint.journal(name)
-        spent = 0.0 if journal is None else journal.spent
-        self._spent(phase, spent)
-        with self.executor.keeping(journal):
-            yield time.monotonic() - spent
-        if journal is not None:
-            journal.remove()
-
-    def _restore(self, name: str, phase: str) -> tuple[Tensor, dict[str, Any]] | None:
-        saved = self.checkpoint.restore(name)
-        if saved:
-            self._spent(phase, saved[1]["seconds"])
-        return saved
-
-    # time spent before a stop counts
-    def _spent(self, phase: str, seconds: float) -> None:
-        self.earlier[phase] += seconds
-        self.start -= seconds
-        self.schedule.deadline.earlier += seconds
-
-    def _count(self, stage: str, layers: Sequence[Equation]) -> None:
-        counts = [int(r.weights(layers[r.index]).count_nonzero()) for r in self.layers]
-        if stage != "network":  # there factors are multiplied out
-            counts = [
-                sum(map(sum, self.factors[k].nonzeros)) if k in self.factors else count
-                for k, count in enumerate(counts)
-            ]
-        self._note(stage, counts)
-
-    def _note(self, stage: str, counts: Sequence[int]) -> None:
-        noted = [(r.index, r.name, n) for r, n in zip(self.layers, counts, strict=True)]
-        first = {layer.name: layer.index for layer in reversed(self.skipped.values())}
-        noted += [(first[name], name, n) for name, n in weights(self.skipped).items()]
-        for _, layer, n in sorted(noted, key=lambda one: one[0]):
-            self.budgets.append({"stage": stage, "layer": layer, "weights": n})
 
 
 # the states of an equation that reads itself
