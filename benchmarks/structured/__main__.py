@@ -5,9 +5,10 @@
 
 A ratio is the network's multiply-adds over the result's. All methods see the same calibration
 images and no labels, but for the one that says so. A row has the test accuracy at once, with the
-statistics of batch normalisation estimated again on these images, and after fine-tuning on the
-network's own outputs there; and the time of torch eager modules over the network's, batches of 64,
-one thread, median of turns. Rows are added to `--out` and not measured again. It gates nothing.
+statistics of batch normalisation estimated again on these images, and after fine-tuning there: ours
+as `implicit.finetune` does it, towards the network's states and outputs, the others towards its
+outputs; and the time of torch eager modules over the network's, batches of 64, one thread, median
+of turns. Rows are added to `--out` and not measured again. It gates nothing.
 """
 
 import os
@@ -23,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import FIXED, METHODS, PATTERN, finetune
+from methods import FIXED, METHODS, PATTERN, finetuned
 from networks import NETWORKS, Case
 from torch import Tensor, nn
 
-from simplicit import InputError
+from simplicit import ImplicitModel, InputError
 from simplicit.explicit.training import accuracy
 from simplicit.lab.baselines.tools.size import estimate_again, size
 from simplicit.lab.baselines.tools.weights import nonzeros
@@ -78,18 +79,19 @@ def row(case: Case, method: str, ratio: float, epochs: int, tested: int) -> Row:
     begin = time.perf_counter()
     made = METHODS[method](task, ratio).eval()
     seconds = time.perf_counter() - begin
-    again = copy.deepcopy(made)
+    plain = made.to_explicit() if isinstance(made, ImplicitModel) else made
+    again = copy.deepcopy(plain)
     estimate_again(again, task.calibration)
-    tuned = copy.deepcopy(again)
-    finetune(tuned, task.net, task.calibration, epochs)
-    operations = [size(task, one, "multiply-adds") for one in (task.net, made)]
+    start = again if made is plain else made
+    tuned = finetuned(start, task.net, task.calibration, epochs)
+    operations = [size(task, one, "multiply-adds") for one in (task.net, plain)]
     return {
         "operations": operations[0] / operations[1],
-        "weights": nonzeros(task.net) / nonzeros(made),
-        "accuracy": accuracy(made, inputs, labels, 250),
+        "weights": nonzeros(task.net) / nonzeros(plain),
+        "accuracy": accuracy(plain, inputs, labels, 250),
         "again": accuracy(again, inputs, labels, 250),
         "tuned": accuracy(tuned, inputs, labels, 250),
-        "time": relative_time(task.net, made, case.test_inputs[:64]),
+        "time": relative_time(task.net, plain, case.test_inputs[:64]),
         "seconds": seconds,
     }
 

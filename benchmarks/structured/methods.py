@@ -1,5 +1,6 @@
-"""The methods that are compared, ours among them, and the fine-tuning that all of them get."""
+"""The methods that are compared, ours among them, and how what they made is fine-tuned."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -8,19 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import simplicit
+from simplicit import ImplicitModel
 from simplicit.explicit.training import train
 from simplicit.lab import baselines
 from simplicit.lab.baselines import Task
+from simplicit.refine.finetune import finetune
 
 LR = 1e-3
-"""Adam's learning rate at the start of fine-tuning; it falls to 0. Chosen on held-out training
-images, ResNet-20 with channels_l1 at ÷ 2.1: as good as 3e-3, better than 1e-2."""
+"""Adam's learning rate at the start of fine-tuning towards the outputs; it falls to 0. Chosen on
+held-out training images, ResNet-20 with channels_l1 at ÷ 2.1: as good as 3e-3, better than 1e-2."""
 
 PATTERN = 2.0
 """The only ratio of n:m methods: 2:4. Zeros in a torch module save no time there."""
 
 
-def ours(net: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
+def ours(net: nn.Module, inputs: Tensor, ratio: float) -> ImplicitModel:
     """Make the network smaller by `implicitize`.
 
     Args:
@@ -29,10 +32,9 @@ def ours(net: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
         ratio: Multiply-adds of the network over those of the result.
 
     Returns:
-        Torch modules of whole channels.
+        A model of whole channels.
     """
-    model = simplicit.implicitize(net, inputs, pattern="channels", flops=1 - 1 / ratio)
-    return model.to_explicit()
+    return simplicit.implicitize(net, inputs, pattern="channels", flops=1 - 1 / ratio)
 
 
 Method = Callable[[Task, float], nn.Module]
@@ -65,15 +67,22 @@ FIXED = ("wanda_nm", "sparsegpt_nm")
 """Methods that have one ratio, `PATTERN`."""
 
 
-def finetune(made: nn.Module, net: nn.Module, inputs: Tensor, epochs: int) -> None:
-    """Bring the outputs nearer to the network's, in place, without labels; zeros stay zeros.
+def finetuned(made: nn.Module, net: nn.Module, inputs: Tensor, epochs: int) -> nn.Module:
+    """Bring what a method made nearer to the network, without labels.
 
     Args:
         made: What a method returned.
         net: The network.
         inputs: Calibration inputs.
         epochs: Passes over them.
+
+    Returns:
+        A model of ours as `implicit.finetune` tunes it, towards the network's states and outputs;
+        another network tuned towards its outputs. Zeros stay zeros.
     """
+    if isinstance(made, ImplicitModel):
+        return finetune(made, net, inputs, epochs=epochs)
+    made = copy.deepcopy(made)
     with torch.no_grad():
         wanted = torch.cat([net(u) for u in inputs.split(500)])
     held = [(p, p.detach() != 0) for p in made.parameters() if p.ndim > 1]
@@ -88,6 +97,7 @@ def finetune(made: nn.Module, net: nn.Module, inputs: Tensor, epochs: int) -> No
         made, inputs, wanted, lr=LR, decay=True, epochs=epochs, batch_size=64, seed=0,
         log_interval=10**9, objective=partial(_distance, made), after_step=hold,
     )  # fmt: skip
+    return made
 
 
 def _distance(made: nn.Module, u: Tensor, logits: Tensor) -> Tensor:
