@@ -37,6 +37,9 @@ class ScaledGram:
 
     Raises:
         InputError: If solving would not fit into memory.
+
+    Attributes:
+        inverses: Whether steps may take them.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class ScaledGram:
         device: torch.device | str | None = None,
         inverses: bool = True,
     ) -> None:
-        G = problem.gram.G
+        G, self.inverses = problem.gram.G, inverses
         self.device = torch.device(device or G.device)
         K, N = problem.gram.R.shape
         each = BYTES + INVERSES * inverses

@@ -1,9 +1,9 @@
 """The one loop: rows in tiles side by side, by any executor; all certified."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,10 @@ from simplicit.workers.run import run
 
 PRODUCTS = 100.0
 """Products of a row with the Gram, about, until it is certified; fitted to times."""
+
+WIDE = 8
+"""Rows of a tile that are too wide for working sets: their systems take longer than the products,
+which are of 32 rows in any case."""
 
 __all__ = ["Callback", "Progress", "solve"]
 
@@ -94,12 +98,10 @@ def solve(
             stack.enter_context(threads.single_threaded())
             # on an error, or Ctrl-C, tiles that are being solved end after their stage
             stack.callback(watch.end)
-        # those of many features by working sets, the others on the whole Gram
-        groups = [_Group.of(part, rows, call, design, min(many, tiles)) for part, rows in cut]
-        found, wide = _solve(groups, start, call, executor)
-        # rows that would have needed too large a set, on the whole Gram as well
+        groups = [_Group.of(part, rows, call, design, many) for part, rows in cut]
+        found, left = _solve(groups, start, call, executor)
         for group in groups:
-            found = _finish(group, wide, found, call, executor)
+            found = _finish(group, left, start, found, call, executor)
     return found
 
 
@@ -111,24 +113,29 @@ class _Group:
         problem: All rows of the call, whose free features are those of this group's rows.
         tiles: Row numbers, (t,) in each tile.
         shared: What the solvers need of the Gram.
+        sets: Where there are many features, what rows share that are solved by working sets: all
+            rows if the scaled Gram has no room, else those that the homotopy leaves.
     """
 
     problem: RowProblem
-    tiles: list[Tensor]
+    tiles: Sequence[Tensor]
     shared: ScaledGram | WorkingSets
+    sets: WorkingSets | None = None
 
     @classmethod
     def of(
         cls,
         problem: RowProblem,
-        tiles: list[Tensor],
+        tiles: Sequence[Tensor],
         call: Call,
         known: ScaledGram | None,
         workers: int,
     ) -> "_Group":
         if working_set.pays(problem, call.settings):
             sets = WorkingSets(problem, workers, call.device, call.settings)
-            return cls(problem, tiles, sets)
+            if sets.shared is None:
+                return cls(problem, torch.cat([*tiles]).split(1), sets, sets)
+            return cls(problem, tiles, sets.shared, sets)
         if known is None or not known.fits(problem):
             known = ScaledGram(problem, call.device)
         return cls(problem, tiles, known)
@@ -147,15 +154,15 @@ class _Group:
 
 
 def _solve(
-    groups: list[_Group], start: Start, call: Call, executor: Executor | None
+    groups: Sequence[_Group], start: Start, call: Call, executor: Executor | None
 ) -> tuple[Solution, Int[Tensor, " w"]]:
-    # the rows of some groups in the order of their numbers, and those that are too wide for sets
+    # the rows of some groups in the order of their numbers, and those that need more
     # the call as it is when a piece goes: it may have been stopped meanwhile
     pieces = ((call, piece) for group in groups for piece in group.pieces(start))
-    size = min(call.settings.tile, len(start.W))
+    tiles = [(group, rows) for group in groups for rows in group.tiles]
+    size = max(len(rows) for _, rows in tiles)
     work = PRODUCTS * size * float(start.W.shape[1]) ** 2
     answers: list[Answer] = []
-    tiles = [(group, rows) for group in groups for rows in group.tiles]
     for (group, rows), answer in zip(
         tiles, run(solve_piece, pieces, executor, work=work), strict=True
     ):
@@ -164,34 +171,52 @@ def _solve(
         answers.append(answer)
     order = torch.cat([rows for _, rows in tiles]).argsort()
     found = Solution.concatenate([answer.solution for answer in answers]).rows(order)
-    return found, torch.cat([answer.wide for answer in answers]).sort().values
+    return found, torch.cat([answer.left for answer in answers]).sort().values
 
 
 def _report(watch: Watch, unit: Tensor, rows: Tensor, answer: Answer) -> None:
     # what another process has found, to the callback of this one
     gap = torch.where(unit > 0, answer.solution.gap / unit, 0.0)
-    watch.finish(len(rows) - len(answer.wide))
+    watch.finish(len(rows) - len(answer.left))
     watch.look(rows, gap, int(answer.solution.iterations.max()), 0)
 
 
+# rows that are left by working sets, those for which these would be too large on the whole Gram
 def _finish(
-    group: _Group, wide: Tensor, found: Solution, call: Call, executor: Executor | None
+    group: _Group,
+    left: Tensor,
+    start: Start,
+    found: Solution,
+    call: Call,
+    executor: Executor | None,
 ) -> Solution:
-    mine = wide[torch.isin(wide, torch.cat(group.tiles))]
+    mine = left[torch.isin(left, torch.cat([*group.tiles]))]
+    if group.sets is None or not len(mine) or call.watch.stop is not None:
+        return found
+    if group.shared is not group.sets:
+        group.shared, group.sets.shared = group.sets, None  # makes room
+        own = Start(start.W, start.mu, found.iterations)
+        found, mine = _again(replace(group, tiles=mine.split(1)), own, found, call, executor)
     if not len(mine) or call.watch.stop is not None:
         return found
-    if isinstance(group.shared, WorkingSets):
-        group.shared.shared = None  # makes room
     try:
         shared = ScaledGram(group.problem, call.device)
     except InputError:  # no room for the whole Gram: these rows keep what they have
         return found
-    start = Start(found.W, found.multiplier, found.iterations)
-    again = _Group(group.problem, _tiles(mine, start, call), shared)
-    more, _ = _solve([again], start, call, executor)
-    place = torch.arange(len(found.W), device=mine.device)
-    place[mine] = torch.arange(len(mine), device=mine.device) + len(place)
-    return Solution.concatenate([found, more]).rows(place)
+    own = Start(found.W, found.multiplier, found.iterations)
+    tiles = [some for tile in _tiles(mine, own, call) for some in tile.split(WIDE)]
+    return _again(_Group(group.problem, tiles, shared), own, found, call, executor)[0]
+
+
+# what is found, some of its rows anew, and which of these need more
+def _again(
+    group: _Group, start: Start, found: Solution, call: Call, executor: Executor | None
+) -> tuple[Solution, Tensor]:
+    more, left = _solve([group], start, call, executor)
+    place = torch.arange(len(found.W), device=left.device)
+    mine = torch.cat([*group.tiles]).sort().values
+    place[mine] = torch.arange(len(mine), device=left.device) + len(place)
+    return Solution.concatenate([found, more]).rows(place), left
 
 
 def _tiles(rows: Int[Tensor, " k"], start: Start, call: Call) -> list[Int[Tensor, " t"]]:

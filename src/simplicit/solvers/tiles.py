@@ -78,7 +78,8 @@ class Piece:
     """Some rows of a problem, all cold or all warm, and what it takes to solve them.
 
     Attributes:
-        shared: The whole Gram in unit scale, or what rows share that are solved by working sets.
+        shared: The whole Gram in unit scale; or, for a single row, what rows share that are solved
+            by working sets.
         rows: Their numbers among all rows of the call, (k,).
         problem: These rows, on the whole Gram.
         start: Where these rows start.
@@ -96,12 +97,13 @@ class Answer:
 
     Attributes:
         solution: That of its rows.
-        wide: Which of all rows would have needed too large a working set, (w,).
+        left: Which of all rows need more than the piece had, (w,): an inverse of the whole Gram, or
+            a larger working set.
         away: Whether another process found it, so that the callback has not seen it.
     """
 
     solution: Solution
-    wide: Int[Tensor, " w"]
+    left: Int[Tensor, " w"]
     away: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -124,21 +126,23 @@ def solve_piece(asked: tuple[Call, Piece]) -> Answer:
     """
     call, piece = asked
     if isinstance(piece.shared, WorkingSets):
-        solution, wide = solve_by_sets(call, piece.shared, piece)
+        solution, left = _solve_row(call, piece.shared, piece)
     else:
-        solution, wide = solve_tile(call, piece.shared, piece), piece.rows[:0]
-    return Answer(solution, wide, call.watch.away)
+        solution = solve_tile(call, piece.shared, piece)
+        left = torch.zeros_like(piece.problem.valid)
+        if not piece.shared.inverses:
+            more = solution.iterations < call.max_iterations
+            left = piece.problem.valid & ~solution.solved.to(left.device) & more.to(left.device)
+    return Answer(solution, piece.rows[left.to(piece.rows.device)], call.watch.away)
 
 
-def solve_tile(call: Call, shared: ScaledGram, piece: Piece, inverses: bool = True) -> Solution:
+def solve_tile(call: Call, shared: ScaledGram, piece: Piece) -> Solution:
     """Solve rows together.
 
     Args:
         call: What is asked for.
-        shared: The whole Gram in unit scale.
+        shared: The whole Gram in unit scale. Without its inverses some rows may be left.
         piece: The rows.
-        inverses: Whether rows may take steps that need an inverse of the whole Gram; without them
-            some may be left.
 
     Returns:
         Their solution.
@@ -166,8 +170,8 @@ def solve_tile(call: Call, shared: ScaledGram, piece: Piece, inverses: bool = Tr
         done = K - int(tile.todo.sum())
         return call.watch.look(piece.rows, tile.gap.clone(), int(tile.iterations.max()), done)
 
-    stages.run(tile, warm, look, inverses)
-    call.watch.finish(K if inverses else K - int(tile.open.sum()))
+    stages.run(tile, warm, look, shared.inverses)
+    call.watch.finish(K if shared.inverses else K - int(tile.open.sum()))
     found = torch.zeros_like(W)
     found[:K, shared.keep] = scaled.unscale(tile.V).to(W)
     fit_free(problem.gram, shared.free, shared.inverse_free, found)
@@ -179,39 +183,8 @@ def solve_tile(call: Call, shared: ScaledGram, piece: Piece, inverses: bool = Tr
     return solution.rows(whole[:K])
 
 
-def solve_by_sets(
-    call: Call, sets: WorkingSets, piece: Piece
-) -> tuple[Solution, Int[Tensor, " w"]]:
-    """Solve rows one by one on working sets, after the stages that need no inverse.
-
-    Args:
-        call: What is asked for.
-        sets: What these rows share.
-        piece: The rows.
-
-    Returns:
-        Their solution, and which of all rows would need too large a set.
-    """
-    every = torch.arange(len(piece.rows), device=piece.rows.device)
-    start, left, found = piece.start, every, []
-    if sets.shared is not None:
-        first = solve_tile(call, sets.shared, piece, inverses=False)
-        start = replace(start, iterations=first.iterations)
-        left = (~first.solved.to(every.device) & piece.problem.valid).nonzero()[:, 0]
-        found = [first]
-    wide = torch.zeros_like(left, dtype=torch.bool)
-    for i, k in enumerate(left):
-        part = piece.problem.select(k[None])
-        row = Piece(sets, piece.rows[k][None], part, start.rows(k[None]))
-        solution, wide[i] = _solve_row(call, sets, row)
-        found.append(solution)
-    place = every.clone()
-    if sets.shared is not None:
-        place[left] = torch.arange(len(left), device=every.device) + len(every)
-    return Solution.concatenate(found).rows(place), piece.rows[left[wide]]
-
-
-def _solve_row(call: Call, sets: WorkingSets, row: Piece) -> tuple[Solution, bool]:
+# one row on working sets, and whether it would have needed too large a one
+def _solve_row(call: Call, sets: WorkingSets, row: Piece) -> tuple[Solution, Tensor]:
     problem, W, known, watch = row.problem, row.start.W, row.start.mu, call.watch
     mu, used, wide = known.nan_to_num(), row.start.iterations, False
 
@@ -232,4 +205,5 @@ def _solve_row(call: Call, sets: WorkingSets, row: Piece) -> tuple[Solution, boo
         wide = found.wide
     if not wide:
         watch.finish(1)
-    return certify(problem, W, mu, used, call.tol, watch.stop), wide
+    solution = certify(problem, W, mu, used, call.tol, watch.stop)
+    return solution, torch.full_like(problem.valid, wide)
