@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import normal
-from simplicit.convex.gram import Gram, factor
+from simplicit.convex.gram import Gram
 from simplicit.errors import InputError
 
 
@@ -96,26 +96,3 @@ def test_rotating_the_samples_changes_nothing():
 def test_shapes_that_do_not_fit_are_named(v, t):
     with pytest.raises(InputError, match=r"features .* targets .* accepted are \(m, 7\)"):
         Gram(7, 3).update(v, t)
-
-
-@pytest.mark.parametrize("unit", [1.0, 1e-5, 1e5])
-def test_a_gram_of_float32_products_has_a_factor(unit):
-    low = normal(400, 12, seed=2) @ normal(12, 40, seed=3)
-    low[:, :20] *= unit
-    G = (low.float().T @ low.float() / 400).double()
-    assert torch.linalg.eigvalsh(G)[0] < 0  # else the test says nothing
-    lower = factor(G)
-    scale = G.diagonal().sqrt()
-    torch.testing.assert_close(
-        (lower @ lower.T - G) / scale / scale[:, None], 0 * G, rtol=0, atol=1e-4
-    )
-
-
-def test_a_positive_definite_gram_has_its_own_factor():
-    G = Gram.from_data(V, T).G
-    assert torch.equal(factor(G), torch.linalg.cholesky(G))
-
-
-def test_an_indefinite_matrix_has_none():
-    with pytest.raises(RuntimeError):
-        factor(torch.diag(torch.tensor([1.0, -1.0])))

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.convex.gram import factor, solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.prox import Separable
 
 

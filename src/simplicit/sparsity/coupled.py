@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import ROUNDING, Gram, solve_factored
+from simplicit.convex.cholesky import solve_factored
+from simplicit.convex.gram import ROUNDING, Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import factorised, ridge
 from simplicit.workers.run import run

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import factor
+from simplicit.convex.cholesky import factor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.gram import factor
+from simplicit.convex.cholesky import factor
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.coupled import DAMPING, Coupling, refit_coupled
 from simplicit.sparsity.near import refit_near

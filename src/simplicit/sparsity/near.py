@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import factor, pseudo_inverse, solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
+from simplicit.convex.gram import pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.workers.run import run
 

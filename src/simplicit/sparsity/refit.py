@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.gram import factor, solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.solution import Solution

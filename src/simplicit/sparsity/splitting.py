@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.gram import solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.block_elimination import weighed
 from simplicit.sparsity.budget import shares
@@ -199,11 +199,8 @@ class _System:
 
     @classmethod
     def of(cls, G: Tensor, rows: int, rho: float) -> "_System":
-        shifted = G.clone()
-        shifted.diagonal().add_(rho)
-        factor = torch.linalg.cholesky(shifted)
-        whole = inverted(rows, len(G))
-        return cls(torch.cholesky_inverse(factor) if whole else factor, whole)
+        lower, whole = factor(G, rho), inverted(rows, len(G))
+        return cls(torch.cholesky_inverse(lower) if whole else lower, whole)
 
     def solved(self, right: Tensor, added: Tensor | None = None) -> Tensor:
         if self.whole:

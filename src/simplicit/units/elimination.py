@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.convex.gram import factor, solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
 
 
 class Reader:

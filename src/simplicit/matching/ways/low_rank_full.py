@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.calibration.rows import Rows
-from simplicit.convex.gram import factor, solve_factored
+from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.nuclear import NuclearProblem
 from simplicit.convex.problem import RowProblem
 from simplicit.equations.network import StateEquations

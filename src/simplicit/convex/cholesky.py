@@ -1,0 +1,79 @@
+"""G = L L': of Grams that are positive definite but for rounding, and of many features."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simplicit.convex.gram import ROUNDING
+
+LONG = 2048
+"""Features from which on columns are taken in blocks. LAPACK, as torch brings it, then takes 1.5 to
+twice as long on one thread."""
+
+BLOCK = 512
+"""Columns of a block. Chosen: 256 take as long."""
+
+
+def cholesky(G: Float[Tensor, "s s"], shift: float = 0.0) -> tuple[Float[Tensor, "s s"], bool]:
+    """Factorise a matrix, from many features on as products of blocks (left-looking).
+
+    Args:
+        G: Symmetric; left as it is.
+        shift: Added to its diagonal.
+
+    Returns:
+        The lower factor L, and whether there is one: not if G is not positive definite.
+    """
+    L = G.clone()
+    L.diagonal().add_(shift)
+    if len(G) < LONG:
+        L, failed = torch.linalg.cholesky_ex(L)
+        return L, not bool(failed)
+    for k in range(0, len(L), BLOCK):
+        own, below = slice(k, k + BLOCK), slice(k + BLOCK, None)
+        L[k:, own].addmm_(L[k:, :k], L[own, :k].T, alpha=-1)
+        L[own, own], failed = torch.linalg.cholesky_ex(L[own, own])
+        if bool(failed):
+            return L, False
+        rest = L[below, own]
+        rest.copy_(torch.linalg.solve_triangular(L[own, own], rest.T, upper=False).T)
+    return L.tril_(), True
+
+
+def factor(G: Float[Tensor, "s s"], shift: float = 0.0) -> Float[Tensor, "s s"]:
+    """Factorise a Gram that is positive definite but for the rounding of the products it sums.
+
+    Products in float32 leave eigenvalues of dependent features a little below zero. The least of
+    1, 10, 100, … times that rounding is added to each mean square, where it is needed.
+
+    Args:
+        G: Symmetric, finite; left as it is.
+        shift: Added to its diagonal.
+
+    Returns:
+        The lower Cholesky factor.
+    """
+    found, exists = cholesky(G, shift)
+    level = ROUNDING
+    while not exists and level < 1:
+        shifted = G.clone()
+        shifted.diagonal().mul_(1 + level).add_(torch.finfo(G.dtype).tiny)
+        found, exists = cholesky(shifted, shift)
+        level *= 10
+    return found if exists else torch.linalg.cholesky(G)
+
+
+def solve_factored(
+    lower: Float[Tensor, "s s"], right: Float[Tensor, "s p"]
+) -> Float[Tensor, "s p"]:
+    """Solve L L' X = B: a third of the time of `torch.cholesky_solve`, which copies the factor.
+
+    Args:
+        lower: L, as `factor` returns it.
+        right: B.
+
+    Returns:
+        X.
+    """
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
