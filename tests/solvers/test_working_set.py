@@ -162,6 +162,7 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
     with patch.object(working_set.WorkingSets, "solve", watched):
         whole = by_few(problem)
         assert whole.solved.all() and 0 < len(by_set) < 6
+        assert same(by_few(problem, workers=1), whole) and same(by_few(problem, workers=3), whole)
         order = torch.tensor([5, 0, 3])
         assert same(by_few(problem.select(order)), whole.rows(order))
         calls = itertools.count(1)
