@@ -133,6 +133,7 @@ def solve_piece(asked: tuple[Call, Piece]) -> Answer:
         if not piece.shared.inverses:
             more = solution.iterations < call.max_iterations
             left = piece.problem.valid & ~solution.solved.to(left.device) & more.to(left.device)
+    call.watch.finish(len(left) - int(left.sum()))
     return Answer(solution, piece.rows[left.to(piece.rows.device)], call.watch.away)
 
 
@@ -171,7 +172,6 @@ def solve_tile(call: Call, shared: ScaledGram, piece: Piece) -> Solution:
         return call.watch.look(piece.rows, tile.gap.clone(), int(tile.iterations.max()), done)
 
     stages.run(tile, warm, look, shared.inverses)
-    call.watch.finish(K if shared.inverses else K - int(tile.open.sum()))
     found = torch.zeros_like(W)
     found[:K, shared.keep] = scaled.unscale(tile.V).to(W)
     fit_free(problem.gram, shared.free, shared.inverse_free, found)
@@ -203,7 +203,5 @@ def _solve_row(call: Call, sets: WorkingSets, row: Piece) -> tuple[Solution, Ten
         kept = found.W is W and not bool(known.isnan())
         W, mu, used = found.W, known if kept else found.mu, used + found.iterations
         wide = found.wide
-    if not wide:
-        watch.finish(1)
     solution = certify(problem, W, mu, used, call.tol, watch.stop)
     return solution, torch.full_like(problem.valid, wide)
