@@ -92,13 +92,14 @@ def solve(
     every = torch.arange(K, device=start.W.device)
     cut = [(part, _tiles(every[mask], start, call)) for mask, part in problem.parts]
     with ExitStack() as stack:
-        tiles = sum(len(rows) for _, rows in cut)
-        executor = executor or stack.enter_context(pool(many, tiles))
+        wide = any(working_set.pays(part, call.settings) for part, _ in cut)
+        pieces = K if wide else sum(len(rows) for _, rows in cut)
+        executor = executor or stack.enter_context(pool(many, pieces))
         if executor is not None:
             stack.enter_context(threads.single_threaded())
             # on an error, or Ctrl-C, tiles that are being solved end after their stage
             stack.callback(watch.end)
-        groups = [_Group.of(part, rows, call, design, many) for part, rows in cut]
+        groups = [_Group.of(part, rows, call, design, min(many, K)) for part, rows in cut]
         found, left = _solve(groups, start, call, executor)
         for group in groups:
             found = _finish(group, left, start, found, call, executor)
