@@ -176,6 +176,16 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
     assert seen[-1].solved == seen[-1].total == 6
 
 
+def test_rows_without_iterations_left_are_not_begun_again_on_sets():
+    problem = wide()
+    settings = Settings(large=0, first_set=16, share=1)
+    with patch.object(working_set.WorkingSets, "solve", side_effect=AssertionError):
+        found = solve(problem, tol=1e-9, max_iterations=1, settings=settings)
+    assert Status.MAX_ITERATIONS in found.status and (found.iterations <= 1).all()
+    zero = torch.zeros_like(found.W)
+    assert (found.objective <= problem.objective(zero)).all()
+
+
 def test_a_row_too_wide_for_sets_is_solved_on_all_features():
     problem = wide()
     found = by_sets(problem, first=4, share=20)

@@ -7,8 +7,8 @@ from torch import Tensor
 from simplicit.convex.gram import ROUNDING
 
 LONG = 2048
-"""Features from which on columns are taken in blocks. LAPACK, as torch brings it, then takes 1.5 to
-twice as long on one thread."""
+"""Features from which on columns are taken in blocks. LAPACK, as torch brings it, then takes 1.3 to
+2.6 times as long on one thread (`benchmarks/solver/factors.py`)."""
 
 BLOCK = 512
 """Columns of a block. Chosen: 256 take as long."""
