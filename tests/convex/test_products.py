@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from cases import normal
-from simplicit.convex.products import BLOCK, SPARSE, fill, product, sparse_product
+from simplicit.convex.products import (
+    BLOCK,
+    SPARSE,
+    SQUARE,
+    fill,
+    product,
+    sparse_product,
+    symmetric,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -43,3 +51,9 @@ def test_a_sparse_product_is_the_product_and_feels_no_neighbour():
     torch.testing.assert_close(sparse_product(X, M, to, -2.0), to - 2 * X @ M)
     torch.testing.assert_close(sparse_product(X + 1, M, to, -2.0), to - 2 * (X + 1) @ M)
     assert torch.equal(sparse_product(X[:3] * 0, M), torch.zeros(3, 13).double())
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, SQUARE), (3, SQUARE + 1), (2, 50, 2 * SQUARE + 5)])
+def test_a_symmetric_product_is_the_product(shape):
+    X = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(symmetric(X.mT, X), X.mT @ X)

@@ -1,5 +1,6 @@
 """Sweeps on the outputs, for networks of every kind: states, budgets, descent, dtypes, bits."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +111,30 @@ def test_threads_do_not_change_bits(name):
         sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
     for W, V in zip(weights(one), weights(two), strict=True):
         assert torch.equal(W, V)
+
+
+@pytest.mark.parametrize("name", ["relu", "functional"])
+def test_first_sweeps_look_at_fewer_samples_and_all_decide_in_the_end(name, monkeypatch):
+    monkeypatch.setattr("simplicit.outputs.sweeps.FEWER", 20)
+    monkeypatch.setattr("simplicit.outputs.sweeps.PER_FEATURE", 0)
+    sweeps, u = job(name, shift=0.3)
+    budget, before, seen = sweeps.nonzeros() // 2, sweeps.distance, []
+    kept = {}
+
+    def after(stage: str) -> None:
+        seen.append(sweeps.m)
+        kept[stage] = deepcopy(sweeps.write()), sweeps.every[:]
+
+    sweeps.match(budget, 7, after=after)
+    assert seen == [20, 20, 60, 60, 60, 60, 60]
+    assert sweeps.nonzeros() == budget and sweeps.distance < before
+    torch.testing.assert_close(sweeps.outputs, sweeps.equations.replay(u)[1])
+    for stage in ("sweep 1", "sweep 2", "sweep 5", "sweep 6"):  # stopped there, and taken up
+        again, _ = job(name, shift=0.3)
+        again.read(*kept[stage])
+        again.match(budget, 7)
+        for W, V in zip(weights(again), weights(sweeps), strict=True):
+            assert torch.equal(W, V)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from simplicit.sparsity.elimination import costs_among, eliminate
+from simplicit.sparsity import elimination
+from simplicit.sparsity.elimination import alone, costs_among, eliminate
 from simplicit.sparsity.pattern import NofM
+
+
+@pytest.fixture(autouse=True, params=["side by side", "each by itself"])
+def _ways(request, monkeypatch):
+    monkeypatch.setattr(elimination, "LONG", 2**30 if request.param == "side by side" else 1)
 
 
 def problem(seed: int = 0, N: int = 9, K: int = 11) -> tuple[Tensor, Tensor]:
@@ -117,3 +123,19 @@ def test_rows_with_candidates_of_their_own_are_priced_as_if_alone(monkeypatch):
         wanted = eliminate(torch.linalg.inv(own), alone, none, 3)[1][0]
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
     assert costs_among(G, R[:0], [], 3) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_by_itself_loses_what_it_loses_beside_others(dtype):
+    G, W = problem(N=150, K=3)
+    H = torch.linalg.inv(G + 0.1 * torch.eye(150)).to(dtype)
+    H, W = (H + H.T) / 2, W.to(dtype)
+    last = torch.arange(150) == 149
+    orders, costs = eliminate(H, W, last, keep=5)
+    for w, order, cost in zip(W, orders, costs, strict=True):
+        own, prices = alone(H, w, last, 5)
+        assert prices.dtype == dtype and len(own) == 144 and 149 not in own.tolist()
+        torch.testing.assert_close(prices.sum(), cost.sum(), rtol=1e-3, atol=0)
+        if dtype == torch.float64:
+            assert torch.equal(own, order)
+            torch.testing.assert_close(prices, cost)

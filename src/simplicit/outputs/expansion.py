@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simplicit.convex.products import symmetric
 from simplicit.equations.phi import Phi
 from simplicit.outputs.distance import Curvature
 
@@ -70,6 +71,17 @@ class Expansion:
         found = V @ g[:, 0] if V.ndim == 2 else torch.einsum("mpd,mp->d", V, g)
         return found.double()
 
+    def gradients(self) -> Float[Tensor, "K d"]:
+        """Sum the gradients of all channels over the samples.
+
+        Returns:
+            Σ g v of every feature, float64.
+        """
+        g = torch.stack([self.slope(k) for k in range(len(self.J))])
+        if self.V.ndim == 2:
+            return (g[..., 0] @ self.V.T).double()
+        return torch.einsum("mpd,kmp->kd", self.V, g).double()
+
     def curvatures(self, k: int) -> Float[Tensor, "m P"]:
         """Compute the curvature in each pre-activation of one channel.
 
@@ -92,11 +104,11 @@ class Expansion:
         Returns:
             Σ v J'FJ v', float64.
         """
-        V = self._features(S)
-        if V.ndim == 2:
-            return ((V * h[:, 0]) @ V.T).double()
-        rows = (self._root(k) @ V).flatten(0, 1)
-        return (rows.T @ rows).double()
+        if self.V.ndim == 2:
+            V = self.V[S]
+            return symmetric(V * h[:, 0], V.T).double()
+        rows = (self._root(k) @ self.V[..., S]).flatten(0, 1)
+        return symmetric(rows.T, rows).double()
 
     def gains(self) -> tuple[Float[Tensor, "K d"], Float[Tensor, "K d"]]:
         """Sum, of every feature of every channel by itself, what a weight on it would do.
@@ -105,12 +117,11 @@ class Expansion:
             Its slope Σ g v and its curvature Σ v J'FJ v.
         """
         channels = range(len(self.J))
-        g = torch.stack([self.slope(k) for k in channels])
         if self.V.ndim == 2:
             h = torch.stack([self.curvatures(k)[:, 0] for k in channels])
-            return g[..., 0] @ self.V.T, h @ self.V.square().T
+            return self.gradients(), h @ self.V.square().T
         found = [(self._root(k) @ self.V).square().sum((0, 1)) for k in channels]
-        return torch.einsum("mpd,kmp->kd", self.V, g), torch.stack(found)
+        return self.gradients(), torch.stack(found)
 
     def change(self, k: int, S: Int[Tensor, " s"], w: Float[Tensor, " s"]) -> None:
         """Change a channel's weights, once or several times.

@@ -1,4 +1,4 @@
-"""One row, or a few with the same zeros: refitted, with the weights that go and what more cost."""
+"""One row, or a few with the same zeros: which of its weights go, and where the others end up."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,62 +6,77 @@ from torch import Tensor
 
 from simplicit.outputs.path_norm import shrink
 from simplicit.sparsity.block_elimination import eliminate_blocks
-from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.elimination import alone
 
 
-def solve(
-    H: Float[Tensor, "s s"],
+def refit(
+    inverse: Float[Tensor, "s s"],
     slope: Float[Tensor, " s"],
     old: Float[Tensor, " s"],
-    price: Float[Tensor, " s"],
-    free: Bool[Tensor, " s"],
-    keep: int | None,
-    losing: float | None,
-) -> tuple[Float[Tensor, " s"], Float[Tensor, " c"] | None, int]:
-    """Minimise ½ δ'Hδ − slope'δ + Σ price |w| over w = old + δ, and remove weights.
+    gone: Int[Tensor, " g"],
+    price: Float[Tensor, " s"] | None = None,
+) -> Float[Tensor, " s"]:
+    """Minimise ½ δ'Hδ − slope'δ + Σ price |w| over w = old + δ that are zero where weights go.
+
+    With a price, weights go after it: what stays takes over from them.
 
     Args:
-        H: The row's Gram on its support, positive definite.
+        inverse: Of H, positive definite: the row's Gram on its support.
         slope: How fast the distance falls in each weight.
         old: The weights.
-        price: Of |w|, at least 0.
-        free: Features that are never removed.
-        keep: Weights to leave, free features not counted; all without.
-        losing: Most of its weights that the row may lose the next time, as a part of them. Without
-            it nothing is removed.
+        gone: Which go.
+        price: Of |w|, at least 0; nothing costs without.
 
     Returns:
-        The weights; what each further removal would cost, the cheapest first, infinity for those
-        that may not go; and how many have gone.
+        The weights.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
     w = old + inverse @ slope
-    if bool(price.any()):
+    if price is not None:
+        H = torch.cholesky_inverse(torch.linalg.cholesky(inverse))
         w = shrink(H, H @ old + slope, old, price)
-    if losing is None:
-        return w, None, 0
-    weights = int((~free).sum())
-    keep = weights if keep is None else min(keep, weights)
-    surely = int((1 - losing) * keep)
-    (order,), (cost,) = eliminate(inverse, w[None], free, surely)
-    count = weights - keep
-    costs = torch.cat([cost[count:], cost.new_full((surely,), torch.inf)])
-    gone = order[:count]
-    if count:
+    if len(gone):
         # what stays takes over from what goes, all at once
         w = w - inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], w[gone])
         w[gone] = 0.0
-    return w, costs, count
+    return w
 
 
-def without_blocks(
+def choose(
+    inverse: Float[Tensor, "s s"],
+    w: Float[Tensor, " s"],
+    free: Bool[Tensor, " s"],
+    keep: int | None,
+    losing: float,
+) -> tuple[Int[Tensor, " g"], Float[Tensor, " c"]]:
+    """Choose which weights of a row go.
+
+    Args:
+        inverse: Of the row's Gram on its support.
+        w: Weights that minimise the row's loss.
+        free: Features that are never removed.
+        keep: Weights to leave, free features not counted; all without.
+        losing: Most of its weights that the row may lose the next time, as a part of them.
+
+    Returns:
+        Which go; and what each further removal would cost, the cheapest first, infinity for those
+        that may not go.
+    """
+    weights = int((~free).sum())
+    keep = weights if keep is None else min(keep, weights)
+    surely = int((1 - losing) * keep)
+    order, cost = alone(inverse, w, free, surely)
+    count = weights - keep
+    return order[:count], torch.cat([cost[count:], cost.new_full((surely,), torch.inf)])
+
+
+def choose_blocks(
     inverse: Float[Tensor, "r s s"],
     w: Float[Tensor, "r s"],
     block: Int[Tensor, " s"],
     keep: int | None,
     losing: float,
-) -> tuple[Float[Tensor, "r s"], Float[Tensor, " c"], int]:
-    """Remove features from rows that share their zeros, block by block.
+) -> tuple[Int[Tensor, " g"], Float[Tensor, " c"]]:
+    """Choose which features go from rows that share their zeros, block by block.
 
     Args:
         inverse: Inverse of each row's Gram on their support.
@@ -71,18 +86,11 @@ def without_blocks(
         losing: Most of their weights that they may lose the next time, as a part of them.
 
     Returns:
-        The weights; what each further removal would cost, the cheapest first, infinity for those
-        that may not go; and how many weights have gone.
+        Which features go; and what each further removal of a weight would cost, the cheapest first,
+        infinity for those that may not go.
     """
     rows, features = len(w), int((block >= 0).sum())
     left = features if keep is None else min(keep // rows, features)
     removals = eliminate_blocks(inverse, w, block, int((1 - losing) * left))
-    count = removals.gone(left)
-    gone = torch.isin(block, removals.order[:count].to(block))
-    if count:
-        # what stays takes over from what goes, all at once
-        wanted = torch.linalg.solve(inverse[:, gone][:, :, gone], w[:, gone, None])
-        w = w - (inverse[:, :, gone] @ wanted)[..., 0]
-        w[:, gone] = 0.0
-    costs = removals.by_weight[rows * int(gone.sum()) :]
-    return w, costs, rows * int(gone.sum())
+    gone = torch.isin(block, removals.order[: removals.gone(left)].to(block)).nonzero()[:, 0]
+    return gone, removals.by_weight[rows * len(gone) :]

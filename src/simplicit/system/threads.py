@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 
 def available() -> int:
@@ -18,14 +20,20 @@ def available() -> int:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run torch's own kernels on one thread, so that results do not depend on how many there are.
+    """Run torch's and NumPy's products on one thread: no result depends on how many there are.
 
     Yields:
         Nothing.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with _numpy().limit(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@cache
+def _numpy() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")

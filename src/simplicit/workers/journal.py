@@ -23,9 +23,9 @@ HEAD = struct.Struct("<QI")
 LEAST = 5e-3
 """Seconds of a piece that is worth a record, which takes a tenth of a millisecond."""
 
-RATE = 2e8
-"""Bytes of an answer, at most, for each second that it took: then writing it takes a fifth of
-that."""
+RATE = 5e7
+"""Bytes of an answer, at most, for each second that it took: then writing it takes a tenth of that
+at most."""
 
 UNWRITTEN = 0.5
 """Seconds of work that may wait to be written together."""

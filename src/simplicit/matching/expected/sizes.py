@@ -7,10 +7,10 @@ gives were fitted to the networks of `benchmarks/estimate.py`.
 from dataclasses import dataclass
 from math import ceil
 
-from simplicit.calibration.features import SQUARE
 from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
+from simplicit.convex.products import SQUARE
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
 from simplicit.outputs import sweeps
