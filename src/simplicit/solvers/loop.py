@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
+from simplicit.convex.products import BLOCK
 from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
@@ -90,7 +91,7 @@ def solve(
     call = Call(tol, max_iterations, watch, settings or DEFAULTS, device)
     # rows apart by which features are free, cold and warm ones apart, in tiles
     every = torch.arange(K, device=start.W.device)
-    cut = [(part, _tiles(every[mask], start, call)) for mask, part in problem.parts]
+    cut = [(part, _tiles(every[mask], start, call, many)) for mask, part in problem.parts]
     with ExitStack() as stack:
         wide = any(working_set.pays(part, call.settings) for part, _ in cut)
         pieces = K if wide else sum(len(rows) for _, rows in cut)
@@ -205,7 +206,7 @@ def _finish(
     except InputError:  # no room for the whole Gram: these rows keep what they have
         return found
     own = Start(found.W, found.multiplier, found.iterations)
-    tiles = [some for tile in _tiles(mine, own, call) for some in tile.split(WIDE)]
+    tiles = [some for tile in _tiles(mine, own, call, 1) for some in tile.split(WIDE)]
     return _again(_Group(group.problem, tiles, shared), own, found, call, executor)[0]
 
 
@@ -220,11 +221,17 @@ def _again(
     return Solution.concatenate([found, more]).rows(place), left
 
 
-def _tiles(rows: Int[Tensor, " k"], start: Start, call: Call) -> list[Int[Tensor, " t"]]:
+def _tiles(
+    rows: Int[Tensor, " k"], start: Start, call: Call, many: int
+) -> list[Int[Tensor, " t"]]:
     # cold and warm rows apart: no row's schedule depends on another's
     warm = (start.W[rows] != 0).any(1)
-    parts, tile = (rows[~warm], rows[warm]), call.settings.tile
-    return [some for part in parts for some in part.split(tile) if len(some)]
+    found: list[Tensor] = []
+    for part in (rows[~warm], rows[warm]):
+        # few rows are cut so that all who work have some, but no block of a product
+        some = -(-len(part) // (many * BLOCK)) * BLOCK
+        found += part.split(min(call.settings.tile, max(some, 1)))
+    return [tile for tile in found if len(tile)]
 
 
 def _start(warm_start: Solution | Tensor | None, problem: RowProblem) -> Start:
