@@ -113,6 +113,19 @@ def test_threads_do_not_change_bits(name):
         assert torch.equal(W, V)
 
 
+@pytest.mark.parametrize("name", ["relu", "functional", "tokens"])
+def test_room_for_fewer_inverses_does_not_change_bits(name, monkeypatch):
+    found = []
+    for room in (2**25, 200, 1):
+        monkeypatch.setattr("simplicit.outputs.sweeps.ROOM", room)
+        sweeps, _ = job(name, shift=0.3, m=30)
+        sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
+        found.append(weights(sweeps))
+    for other in found[1:]:
+        for W, V in zip(found[0], other, strict=True):
+            assert torch.equal(W, V)
+
+
 @pytest.mark.parametrize("name", ["relu", "functional"])
 def test_first_sweeps_look_at_fewer_samples_and_all_decide_in_the_end(name, monkeypatch):
     monkeypatch.setattr("simplicit.outputs.sweeps.FEWER", 20)

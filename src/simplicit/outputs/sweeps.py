@@ -61,6 +61,9 @@ half of its weights."""
 TOGETHER = 16
 """Channels between two exact passes through the layers behind them."""
 
+ROOM = 2**25
+"""Numbers of the inverse Grams of rows that are chosen from side by side, at most: 256 MB."""
+
 HALVINGS = 4
 """Shorter steps tried where a refit would take the outputs further away."""
 
@@ -145,6 +148,21 @@ class _Posed:
     rows: list[_Row]
     gone: Tensor
     costs: Tensor | None
+
+
+# rows whose Grams are inverted side by side
+def _together(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    some: list[_Asked] = []
+    numbers = 0
+    for rows in asked:
+        own = len(rows.members) * len(rows.S) ** 2
+        if some and numbers + own > ROOM:
+            yield some
+            some, numbers = [], 0
+        some.append(rows)
+        numbers += own
+    if some:
+        yield some
 
 
 class Sweeps:
@@ -491,26 +509,30 @@ class Sweeps:
         bias = int(layer.rows.biased)
         old, price = F.pad(W, (0, bias)), None if price is None else price.double()
         shared = [own for first in rows if len((own := self._sharing(block, first, old)).S)]
-        slopes = _sum(self._pool.map(Expansion.gradients, parts)) / self.m
+        slopes = None  # refits choose nothing
+        if losing is not None:
+            slopes = _sum(self._pool.map(Expansion.gradients, parts)) / self.m
         pose = partial(self._pose, block, parts, old, slopes, keep, losing)
-        posed = list(self._pool.map(pose, shared))
-        for group in posed:
-            for row in group.rows:
-                if row.H is not None:
-                    self._grams.keep(block.first + row.k, group.S, row.h, row.H)
-            if group.costs is not None:
-                self.costs[block.first + group.first] = group.costs
         change, before, distance = torch.zeros_like(old), 0.0, self.distance
-        for one, row in [(group, row) for group in posed for row in group.rows]:
-            k, S, start = row.k, one.S, old[row.k, one.S].double()
-            slope = _sum(self._pool.map(Expansion.gradient, parts, repeat(k), repeat(S))) / self.m
-            cost = None if price is None else price[k, S]
-            w = refit(row.inverse, slope, start, one.gone, cost)
-            before += 0.0 if cost is None else float(cost @ start.abs())
-            change[k, S] = moved = (w - start).to(change)
-            list(self._pool.map(Expansion.change, parts, repeat(k), repeat(S), repeat(moved)))
+        removed = False
+        for some in _together(shared):
+            posed = list(self._pool.map(pose, some))
+            for group in posed:
+                removed |= len(group.gone) > 0
+                for row in group.rows:
+                    if row.H is not None:
+                        self._grams.keep(block.first + row.k, group.S, row.h, row.H)
+                if group.costs is not None:
+                    self.costs[block.first + group.first] = group.costs
+            for one, row in [(group, row) for group in posed for row in group.rows]:
+                k, S, start = row.k, one.S, old[row.k, one.S].double()
+                found = self._pool.map(Expansion.gradient, parts, repeat(k), repeat(S))
+                cost = None if price is None else price[k, S]
+                w = refit(row.inverse, _sum(found) / self.m, start, one.gone, cost)
+                before += 0.0 if cost is None else float(cost @ start.abs())
+                change[k, S] = moved = (w - start).to(change)
+                list(self._pool.map(Expansion.change, parts, repeat(k), repeat(S), repeat(moved)))
         solved = {block.first + k: self._moved for k in rows}
-        removed = any(len(group.gone) for group in posed)
         if not self._take(block, parts, change, distance + before, removed, price):
             # with a new Gram there may be a step
             together = rows_together(layer.pattern)
@@ -537,14 +559,14 @@ class Sweeps:
         block: _Block,
         parts: Sequence[Expansion],
         old: Tensor,
-        slopes: Tensor,
+        slopes: Tensor | None,
         keep: dict[int, int],
         losing: float | None,
         asked: _Asked,
     ) -> _Posed:
         S, layer = asked.S, block.layer
         rows = [self._row(block, parts, k, S) for k in asked.members]
-        if losing is None:
+        if slopes is None or losing is None:
             return _Posed(asked.first, S, rows, S[:0], None)
         left = keep.get(block.first + asked.first)
         w = torch.stack([old[r.k, S].double() + r.inverse @ slopes[r.k, S] for r in rows])

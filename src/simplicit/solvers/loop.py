@@ -221,9 +221,7 @@ def _again(
     return Solution.concatenate([found, more]).rows(place), left
 
 
-def _tiles(
-    rows: Int[Tensor, " k"], start: Start, call: Call, many: int
-) -> list[Int[Tensor, " t"]]:
+def _tiles(rows: Int[Tensor, " k"], start: Start, call: Call, many: int) -> list[Int[Tensor, " t"]]:
     # cold and warm rows apart: no row's schedule depends on another's
     warm = (start.W[rows] != 0).any(1)
     found: list[Tensor] = []
