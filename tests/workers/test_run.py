@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from simplicit.errors import InputError, WorkerError
 from simplicit.system import threads
@@ -91,6 +92,15 @@ def test_a_piece_without_room_is_tried_again_and_then_named():
         pytest.raises(WorkerError, match=r"piece 0 of .*too_large ended 2 workers \(MemoryError\)"),
     ):
         list(run(too_large, range(1), executor))
+
+
+def products_on(_: int) -> set[int]:
+    info = threadpool_info()
+    return {pool["num_threads"] for pool in info if "numpy" in pool["filepath"]}
+
+
+def test_numpy_has_one_thread_in_other_processes(processes):
+    assert [*run(products_on, range(3), processes)] == [{1}] * 3
 
 
 def test_light_pieces_stay_in_this_process(processes):

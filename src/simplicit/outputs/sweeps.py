@@ -524,14 +524,16 @@ class Sweeps:
                         self._grams.keep(block.first + row.k, group.S, row.h, row.H)
                 if group.costs is not None:
                     self.costs[block.first + group.first] = group.costs
-            for one, row in [(group, row) for group in posed for row in group.rows]:
-                k, S, start = row.k, one.S, old[row.k, one.S].double()
-                found = self._pool.map(Expansion.gradient, parts, repeat(k), repeat(S))
-                cost = None if price is None else price[k, S]
-                w = refit(row.inverse, _sum(found) / self.m, start, one.gone, cost)
-                before += 0.0 if cost is None else float(cost @ start.abs())
-                change[k, S] = moved = (w - start).to(change)
-                list(self._pool.map(Expansion.change, parts, repeat(k), repeat(S), repeat(moved)))
+            for one in posed:
+                for row in one.rows:
+                    k, S, start = row.k, one.S, old[row.k, one.S].double()
+                    found = self._pool.map(Expansion.gradient, parts, repeat(k), repeat(S))
+                    cost = None if price is None else price[k, S]
+                    w = refit(row.inverse, _sum(found) / self.m, start, one.gone, cost)
+                    before += 0.0 if cost is None else float(cost @ start.abs())
+                    change[k, S] = moved = (w - start).to(change)
+                    again = repeat(k), repeat(S), repeat(moved)
+                    list(self._pool.map(Expansion.change, parts, *again))
         solved = {block.first + k: self._moved for k in rows}
         if not self._take(block, parts, change, distance + before, removed, price):
             # with a new Gram there may be a step

@@ -35,5 +35,14 @@ def single_threaded() -> Iterator[None]:
 
 
 @cache
+def numpy_alone() -> None:
+    """Keep NumPy's products on one thread for as long as this process lives.
+
+    That is for processes that only take pieces: several at once could not each restore the number.
+    """
+    _numpy().limit(limits=1)
+
+
+@cache
 def _numpy() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")

@@ -24,8 +24,8 @@ LEAST = 5e-3
 """Seconds of a piece that is worth a record, which takes a tenth of a millisecond."""
 
 RATE = 5e7
-"""Bytes of an answer, at most, for each second that it took: then writing it takes a tenth of that
-at most."""
+"""Bytes of an answer, at most, for each second that it took: of four times as
+many, writing Grams took half of their time on one machine."""
 
 UNWRITTEN = 0.5
 """Seconds of work that may wait to be written together."""

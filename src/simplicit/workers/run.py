@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from simplicit.errors import WorkerError
+from simplicit.system import threads
 from simplicit.workers.executors import of
 from simplicit.workers.journal import Journal
 from simplicit.workers.packing import Pack, pack, unpack
@@ -337,6 +338,7 @@ def _away(
     own: Sequence[Any],
     torch_threads: int,
 ) -> Pack:
+    threads.numpy_alone()
     try:
         one, given = unpack(Pack(function, list(lent))), unpack(Pack(piece, list(own)))
     except OSError:  # what was lent has been taken back
