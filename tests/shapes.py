@@ -51,6 +51,8 @@ def sampled(function: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         if is_dataclass(function) and not hasattr(function.__init__, "__wrapped__"):
             function.__init__ = sampled(function.__init__, typechecker=typechecker)
         return function
+    if not function.__annotations__:  # nothing to check, as in what numba compiles
+        return function
     # one count for all that are made of the same code; they hold it, and so its id stays its own
     code, every = id(function.__code__), None
 

@@ -7,12 +7,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import simplicit
 from small_run import small_run
-
-pytest.importorskip("llvmlite")
 
 SERVE = Path(__file__).parents[1] / "examples" / "serve.py"
 

@@ -219,16 +219,8 @@ def test_no_file_has_the_name_of_a_standard_module(module):
 
 def test_the_package_declares_the_libraries_that_it_imports_and_no_other():
     names = packages_distributions()
-    own, extras = declared()
-
-    def imported(folder: Path) -> set[str]:
-        return {names[module][0].lower().replace("_", "-") for module in outside(folder)}
-
-    assert imported(ROOT) - extras["runtime"] == own
-    # without the extra everything but `compile` works
-    assert imported(ROOT / "runtime") >= extras["runtime"]
-    for folder in (path for path in ROOT.iterdir() if path.is_dir() and path.name != "runtime"):
-        assert not imported(folder) & extras["runtime"]
+    imported = {names[module][0].lower().replace("_", "-") for module in outside(ROOT)}
+    assert imported == declared()[0]
 
 
 def test_the_tests_import_nothing_undeclared():

@@ -45,7 +45,7 @@ FOLDERS = {
     "solvers": "estimator solvers.course:tiles solvers.tile:stages",
     "solvers.methods": "solvers.admm solvers.fista:first_order solvers.homotopy solvers.newton "
     "solvers.supports",
-    "sparsity": "budget coupled elimination path refit support:choice",
+    "sparsity": "budget coupled elimination:elimination.of_rows path refit support:choice",
     "system": "files memory progress suggest threads",
 }
 """New folder -> old paths; `old:new` where the file has another name, or its work another place."""

@@ -233,8 +233,8 @@ STEPS = {
     ("moments._retarget",): ("moments of new targets",),
     ("sensitivity._outputs",): ("outputs",),
     ("sensitivity._sums",): ("slopes",),
-    ("elimination._tile",): ("elimination",),
-    ("elimination._among",): ("prices among candidates",),
+    ("of_rows._tile",): ("elimination",),
+    ("of_rows._among",): ("prices among candidates",),
     ("splitting._problem",): ("rough prices",),
     ("splitting.of",): ("systems of splitting",),
     ("splitting._tile",): ("splitting",),
@@ -242,7 +242,7 @@ STEPS = {
     ("tiles.solve_piece",): ("certificates",),
 }
 
-SHARES = ("near._step", "elimination._tile", "elimination._among")
+SHARES = ("near._step", "of_rows._tile", "of_rows._among")
 """Their answers are as long as rows' shares, which are not known before."""
 
 

@@ -21,9 +21,6 @@ from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.model.fixed_point import NotConvergedError
 from simplicit.model.implicit import ImplicitModel
-
-pytest.importorskip("llvmlite")
-
 from simplicit.runtime.bound import by_kind
 from simplicit.runtime.lower import lowered
 from simplicit.runtime.program import Rows, Sums

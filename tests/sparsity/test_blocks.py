@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from simplicit.sparsity.block_elimination import Removals, eliminate_blocks
-from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.elimination.of_blocks import Removals, eliminate_blocks
+from simplicit.sparsity.elimination.of_rows import eliminate
 
 
 def grams(seed: int = 0, N: int = 9, count: int = 1) -> Tensor:

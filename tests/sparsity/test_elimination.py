@@ -6,14 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from simplicit.sparsity import elimination
-from simplicit.sparsity.elimination import alone, costs_among, eliminate
+from simplicit.sparsity.elimination import of_rows, one_row
+from simplicit.sparsity.elimination.of_rows import costs_among, eliminate
 from simplicit.sparsity.pattern import NofM
 
 
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """As on a device, or with a pattern."""
+    monkeypatch.setattr(of_rows, "_by_itself", lambda *_: False)
+
+
 @pytest.fixture(autouse=True, params=["side by side", "each by itself"])
-def _ways(request, monkeypatch):
-    monkeypatch.setattr(elimination, "LONG", 2**30 if request.param == "side by side" else 1)
+def _ways(request):
+    if request.param == "side by side":
+        request.getfixturevalue("side_by_side")
 
 
 def problem(seed: int = 0, N: int = 9, K: int = 11) -> tuple[Tensor, Tensor]:
@@ -64,7 +71,7 @@ def test_rows_do_not_depend_on_their_neighbours(monkeypatch):
     G, W = problem()
     none = torch.zeros(9, dtype=torch.bool)
     orders, _ = eliminate(torch.linalg.inv(G), W, none)
-    monkeypatch.setattr("simplicit.sparsity.elimination.MOST", 4)
+    monkeypatch.setattr("simplicit.sparsity.elimination.of_rows.MOST", 4)
     assert torch.equal(eliminate(torch.linalg.inv(G), W, none)[0], orders)
     for k in range(len(W)):
         assert torch.equal(eliminate(torch.linalg.inv(G), W[k : k + 1], none)[0][0], orders[k])
@@ -112,7 +119,7 @@ def test_rows_with_candidates_of_their_own_are_priced_as_if_alone(monkeypatch):
     drawn = torch.Generator().manual_seed(3)
     candidates = [torch.randperm(150, generator=drawn)[:n].sort().values for n in sizes]
     together = costs_among(G, R, candidates, 3)
-    monkeypatch.setattr("simplicit.sparsity.elimination.MOST", 2)
+    monkeypatch.setattr("simplicit.sparsity.elimination.of_rows.MOST", 2)
     with ThreadPoolExecutor(2) as executor:
         for few, many in zip(costs_among(G, R, candidates, 3, executor), together, strict=True):
             assert torch.equal(few, many)
@@ -126,15 +133,15 @@ def test_rows_with_candidates_of_their_own_are_priced_as_if_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_row_by_itself_loses_what_it_loses_beside_others(dtype, monkeypatch):
-    monkeypatch.setattr(elimination, "LONG", 2**30)  # or it would be compared with itself
+@pytest.mark.usefixtures("side_by_side")
+def test_a_row_by_itself_loses_what_it_loses_beside_others(dtype):
     G, W = problem(N=150, K=3)
     H = torch.linalg.inv(G + 0.1 * torch.eye(150)).to(dtype)
     H, W = (H + H.T) / 2, W.to(dtype)
     last = torch.arange(150) == 149
     orders, costs = eliminate(H, W, last, keep=5)
     for w, order, cost in zip(W, orders, costs, strict=True):
-        own, prices = alone(H, w, last, 5)
+        own, prices = one_row.eliminate(H, w, last, 5)
         assert prices.dtype == dtype and len(own) == 144 and 149 not in own.tolist()
         torch.testing.assert_close(prices.sum(), cost.sum(), rtol=1e-3, atol=0)
         if dtype == torch.float64:

@@ -5,8 +5,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.outputs.path_norm import shrink
-from simplicit.sparsity.block_elimination import eliminate_blocks
-from simplicit.sparsity.elimination import alone
+from simplicit.sparsity.elimination import one_row
+from simplicit.sparsity.elimination.of_blocks import eliminate_blocks
 
 
 def refit(
@@ -64,7 +64,7 @@ def choose(
     weights = int((~free).sum())
     keep = weights if keep is None else min(keep, weights)
     surely = int((1 - losing) * keep)
-    order, cost = alone(inverse, w, free, surely)
+    order, cost = one_row.eliminate(inverse, w, free, surely)
     count = weights - keep
     return order[:count], torch.cat([cost[count:], cost.new_full((surely,), torch.inf)])
 

@@ -19,14 +19,15 @@ from simplicit.errors import InputError
 from simplicit.model.equilibrium import WARM_UP
 from simplicit.model.fixed_point import anderson
 from simplicit.model.implicit import ImplicitModel
-from simplicit.system.extras import package
+from simplicit.runtime.engine import Engine
+from simplicit.runtime.lower import lowered
 
 
 def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -> "CompiledModel":
     """Compile a model for this machine's processor.
 
-    Needs the extra `runtime`. Layers, convolutions, shortcuts and pooling become lists of non-zeros
-    that one kernel runs; operations that are kept run by torch in between.
+    Layers, convolutions, shortcuts and pooling become lists of non-zeros that one kernel runs;
+    operations that are kept run by torch in between.
 
     Args:
         model: The model; its weights are copied, so that later changes do not count.
@@ -38,8 +39,7 @@ def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -
         A function of the same inputs and outputs.
 
     Raises:
-        InputError: If llvmlite is missing, the model is on another device, or an argument is none
-            that is accepted.
+        InputError: If the model is on another device, or an argument is none that is accepted.
 
     Example:
         >>> import simplicit, torch
@@ -62,10 +62,6 @@ def compile(model: ImplicitModel, batch: int = 64, threads: int | None = None) -
     device = model.equations.like.device
     if device.type != "cpu":
         raise InputError(f"compile of a model on {device}: accepted are models on cpu")
-    package("llvmlite")
-    from simplicit.runtime.engine import Engine
-    from simplicit.runtime.lower import lowered
-
     threads = torch.get_num_threads() if threads is None else threads
     equations, dtype = model.equations, model.equations.like.dtype
     parts = _parts(equations) if equations.feedback else [equations]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity import block_elimination, elimination, splitting
-from simplicit.sparsity.block_elimination import Removals, removals_among, weighed
+from simplicit.sparsity import splitting
 from simplicit.sparsity.budget import spend
+from simplicit.sparsity.elimination import of_blocks, of_rows
+from simplicit.sparsity.elimination.of_blocks import Removals, removals_among, weighed
 from simplicit.sparsity.near import Anchor, refit_near, without_free
 from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern
 from simplicit.sparsity.refit import refit
@@ -93,14 +94,14 @@ def allot(
             if wide[k]:
                 gone = _blocks_among(problem, *found[k], keep, pattern, worth, executor, anchor)
             else:
-                gone = block_elimination.removals(problem, keep, pattern, worth, executor, anchor)
+                gone = of_blocks.removals(problem, keep, pattern, worth, executor, anchor)
             removals += gone
             prices += [one.by_weight.cpu() for one in gone]
             continue
         if wide[k]:
             costs = _among_candidates(problem, *found[k], keep, most[k], executor, anchor)
         else:
-            costs = list(elimination.costs(problem, keep, executor, anchor, pattern))
+            costs = list(of_rows.costs(problem, keep, executor, anchor, pattern))
             costs = [row[lengths[k] - most[k] :] for row in costs]
         for row, unit in zip(costs, worth.tolist(), strict=True):
             priced = torch.cat([unit * row, row.new_full((keep,), torch.inf)])
@@ -147,7 +148,7 @@ def _among_candidates(
     exact = range(0, len(size), -(-len(size) // PRICED))
     candidates = [order[k, : most[k]].sort().values for k in exact]
     G, R = without_free(problem, anchor)
-    found = elimination.costs_among(G, R[:: exact.step], candidates, surely, executor)
+    found = of_rows.costs_among(G, R[:: exact.step], candidates, surely, executor)
     if len(found) == len(size):
         return found
     squares = [row[surely:n].flip(0).square().to(R) for row, n in zip(ranked, most, strict=True)]
@@ -249,8 +250,8 @@ def supports(
         return splitting.supports(problem, keep, executor, anchor, pattern, worth)
     if isinstance(pattern, Blocks):
         worth = torch.ones_like(problem.gram.t2) if worth is None else worth
-        return block_elimination.supports(problem, keep, pattern, worth, executor, anchor)
-    return elimination.supports(problem, keep, executor, anchor, pattern)
+        return of_blocks.supports(problem, keep, pattern, worth, executor, anchor)
+    return of_rows.supports(problem, keep, executor, anchor, pattern)
 
 
 def bounded(problem: RowProblem, price: Float[Tensor, " K"]) -> RowProblem:

@@ -1,7 +1,7 @@
 """Patterns of zeros: which weights of a row may go next, given those that are gone.
 
 `elimination` asks which ones are open, `splitting` how weights rank. A pattern is one class here.
-Where rows share their zeros, as those of a block do, `block_elimination` takes them together.
+Where rows share their zeros, as those of a block do, `elimination.of_blocks` takes them together.
 """
 
 from collections.abc import Sequence
@@ -147,7 +147,7 @@ class NofM(Pattern):
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Pattern):
-    """Neighbouring rows and columns are zero together, or not; `block_elimination` takes them out.
+    """Neighbouring rows and columns are zero together, or not: `elimination.of_blocks` does so.
 
     Args:
         rows: Rows of a block; those of the last blocks may be fewer.

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.block_elimination import weighed
 from simplicit.sparsity.budget import shares
+from simplicit.sparsity.elimination.of_blocks import weighed
 from simplicit.sparsity.near import Anchor, without_free
 from simplicit.sparsity.pattern import UNSTRUCTURED, Blocks, Pattern, rows_together
 from simplicit.workers.run import run
@@ -124,7 +124,7 @@ def screen(
 
     After each level the squares of all weights are compared by what they are worth, and a problem
     goes on with as many as it has among the best. A square is only a bound on what a removal costs,
-    and a loose one where features are alike: the exact price is `elimination.costs_among`.
+    and a loose one where features are alike: the exact price is `elimination.of_rows.costs_among`.
 
     Args:
         problems: Blocks of rows; penalty and ball are left out.

@@ -11,7 +11,6 @@ EXTRAS = {
     "cluster": ("distributed",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "pruning": ("torch_pruning",),
-    "runtime": ("llvmlite",),
 }
 """Extra -> its packages."""
 

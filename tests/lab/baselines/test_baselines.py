@@ -19,7 +19,7 @@ from simplicit.lab.baselines.spr import perspective
 from simplicit.lab.baselines.sss import MOMENTUM, apg_step
 from simplicit.lab.baselines.tools import inputs, search, structures, weights
 from simplicit.lab.methods import BASELINES, Kind
-from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.elimination.of_rows import eliminate
 
 METHODS = {**ONE_SHOT, **TRAINED}
 UNSTRUCTURED = [name for name in METHODS if BASELINES[name] is not Kind.STRUCTURED]

@@ -14,9 +14,6 @@ from simplicit.lab.report.time_findings import faster
 from simplicit.model.implicit import ImplicitModel
 from small_run import settings, small_run
 
-pytest.importorskip("llvmlite")
-
-
 written = speed._onnx
 
 

@@ -9,7 +9,7 @@ from simplicit.lab.baselines.tools.inputs import in_order, read_by
 from simplicit.lab.baselines.tools.task import Task
 from simplicit.lab.baselines.tools.weights import Layer
 from simplicit.sparsity.budget import shares, spend
-from simplicit.sparsity.elimination import eliminate
+from simplicit.sparsity.elimination.of_rows import eliminate
 from simplicit.system import progress
 from simplicit.workers.executors import pool
 

@@ -21,6 +21,7 @@ from simplicit.errors import InputError
 from simplicit.model.export.onnx_file import session
 from simplicit.model.export.onnx_graph import traced
 from simplicit.model.implicit import ImplicitModel
+from simplicit.runtime.compiled import compile as compiled
 from simplicit.system import threads as processors
 from simplicit.system.extras import installed
 
@@ -133,7 +134,7 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
         x: Inputs of the batch size in question.
 
     Returns:
-        Functions of the inputs, by name. The compiled model is there if llvmlite is.
+        Functions of the inputs, by name.
     """
     model = as_model(made, x)
     ways: dict[str, Way] = {}
@@ -146,10 +147,7 @@ def sparse(made: nn.Module, x: Tensor) -> dict[str, Way]:
         elif not model.equations.structured:
             ways["SciPy CSR"] = _products(model.equations, _scipy)
             ways["torch CSR"] = _products(model.equations, _torch)
-    if installed("runtime"):
-        from simplicit.runtime.compiled import compile
-
-        ways[RUNTIME] = compile(model, batch=len(x), threads=torch.get_num_threads())
+    ways[RUNTIME] = compiled(model, batch=len(x), threads=torch.get_num_threads())
     return ways
 
 
@@ -209,8 +207,8 @@ def summed_up(rows: Sequence[Row], net: nn.Module, made: nn.Module | None, input
     Returns:
         Columns of `metrics.json`: `milliseconds` a sample of the fastest way, this `way`, and, of a
         model, how many `times_faster` it is than the fastest way of the network. Where it is
-        slower, and can be compiled, also the sparsity that it `pays_from`. Nothing, if that batch
-        was not measured on one thread.
+        slower, also the sparsity that it `pays_from`. Nothing, if that batch was not measured on
+        one thread.
     """
     batch = max(BATCHES)
     network, model = best(rows, True, 1, batch), best(rows, False, 1, batch)
@@ -221,7 +219,7 @@ def summed_up(rows: Sequence[Row], net: nn.Module, made: nn.Module | None, input
     if model is not None and made is not None:
         found["times_faster"] = network["milliseconds"] / model["milliseconds"]
         thinned = found["times_faster"] < 1 and not is_dense(as_model(made, inputs))
-        if thinned and installed("runtime"):
+        if thinned:
             found["pays_from"] = pays_from(net, made, inputs, batch)
     return found
 
@@ -240,8 +238,6 @@ def pays_from(net: nn.Module, made: nn.Module, inputs: Tensor, batch: int) -> fl
     Returns:
         The least sparsity of `TRIED` at which it is; None if it is at none.
     """
-    from simplicit.runtime.compiled import compile
-
     before, x = torch.get_num_threads(), _repeated(inputs.cpu().float(), batch)
     model = as_model(made, x)
     torch.set_num_threads(1)
@@ -250,7 +246,7 @@ def pays_from(net: nn.Module, made: nn.Module, inputs: Tensor, batch: int) -> fl
             network = copy.deepcopy(net).cpu().eval()
             ways: dict[Any, Way] = dict(dense(network, x, _onnx(network, x[:2])))
             for sparsity in TRIED:
-                ways[sparsity] = compile(_thinned(model, sparsity), batch=batch, threads=1)
+                ways[sparsity] = compiled(_thinned(model, sparsity), batch=batch, threads=1)
             found = {key: row["milliseconds"] for key, row in _timed(ways, x, 3).items()}
     finally:
         torch.set_num_threads(before)

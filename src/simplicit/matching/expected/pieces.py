@@ -34,8 +34,9 @@ from simplicit.matching.ways import low_rank
 from simplicit.matching.ways.low_rank_full import is_full
 from simplicit.outputs import sensitivity, sweeps
 from simplicit.solvers.settings import DEFAULTS
-from simplicit.sparsity import coupled, elimination, splitting
+from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import screened_first
+from simplicit.sparsity.elimination import of_rows
 from simplicit.system.rates import Rates
 from simplicit.workers import shards
 from simplicit.workers.run import LIGHT
@@ -288,14 +289,13 @@ class _Layer:
 
     def eliminated(self, phase: str) -> list[Stage]:
         size, N = self.size, self.size.N
-        side = elimination.tile(N)
-        cut = _cut(size.K, side)
+        cut = _cut(size.K, of_rows.tile(N))
         removals = max(self.penalised - size.kept / 4, 0.0)
         parts = _parts(cut, sum(n for n, _ in cut) * size.tile, 8.0 * N, 16.0 * removals)
         return [
             Stage(
                 phase, self.rows.name, "elimination", parts, float(size.groups),
-                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * min(side, size.K) * N**2,
+                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * N**2,
             )
         ]  # fmt: skip
 
@@ -330,7 +330,7 @@ class _Layer:
         own = _parts(_cut(size.priced, side), seconds, 16.0 * count, 8.0 * priced)
         return Stage(
             PRICES, self.rows.name, "prices among candidates", own, float(size.groups),
-            shared=8.0 * self.penalised**2, held=16.0 * side * count**2,
+            shared=8.0 * self.penalised**2, held=16.0 * count**2,
         )  # fmt: skip
 
     def refit(self, part: float, together: bool) -> list[Stage]:

@@ -16,16 +16,22 @@ from simplicit.matching.supports import CHOICES
 from simplicit.outputs import sweeps
 from simplicit.solvers.loop import PRODUCTS
 from simplicit.solvers.settings import DEFAULTS
-from simplicit.sparsity import coupled, elimination, splitting
+from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import PRICED, SPARE, screened_first
+from simplicit.sparsity.elimination import of_rows
+from simplicit.sparsity.elimination.one_row import LAZY
 from simplicit.system.rates import Rates
 
 PASSES = 18.0
 """Times that the features of a Gram are read or written, its products apart. Fitted."""
 
 CALLS = 60.0
-"""Operations on next to nothing for each removal of an elimination, and for each refit of a row.
+"""Operations on next to nothing for each refit of a row, and for each `LAZY` of its removals.
 Fitted."""
+
+NEAR = 3.5
+"""Times that an elimination's numbers, which stay near the processor, are read faster than those of
+a long vector. Fitted."""
 
 INVERSES = 6.0
 """Inverses of the whole Gram, float64, in a certified solve. Fitted."""
@@ -179,18 +185,19 @@ class Size:
         once = self.steps / side + self.system / self._side(2)
         return self.groups * len(splitting.LEVELS) * once
 
-    def _removed(self, features: float, rows: int, left: float) -> float:
+    def _removed(self, features: float, left: float) -> float:
         removals = max(features - left, 0.0)
         cubes = features**3 - left**3
         products = 2 / 3 * cubes / self.rates.float64
-        copied = self._moved(4.0 * cubes / (3 * elimination.LAZY))
-        columns = self._moved((elimination.LAZY / 2 + 24) * removals * (features + left) / 2)
-        return CALLS * removals * self.rates.call + rows * (products + copied + columns)
+        copied = 4.0 * cubes / (3 * LAZY)
+        columns = (LAZY / 2 + 24) * removals * (features + left) / 2
+        calls = CALLS * ceil(removals / LAZY) * self.rates.call
+        return calls + products + self._moved(copied + columns) / NEAR
 
     @property
     def tile(self) -> float:
-        """Seconds of one exact elimination of some rows side by side."""
-        return self._removed(self.N, min(self.K, elimination.tile(self.N)), self.kept / 4)
+        """Seconds of one exact elimination of some rows."""
+        return min(self.K, of_rows.tile(self.N)) * self._removed(self.N, self.kept / 4)
 
     @property
     def inverse(self) -> float:
@@ -200,7 +207,7 @@ class Size:
     @property
     def eliminated(self) -> float:
         """Seconds of one exact elimination of all rows."""
-        tiles = -(-self.K // elimination.tile(self.N))
+        tiles = -(-self.K // of_rows.tile(self.N))
         return self.groups * (tiles * self.tile / self._side(tiles) + self.inverse)
 
     @property
@@ -215,15 +222,15 @@ class Size:
 
     @property
     def together(self) -> int:
-        """Rows that are priced side by side."""
-        return min(self.priced, elimination.tile(round(self.candidates), 1))
+        """Rows that are priced in one piece."""
+        return min(self.priced, of_rows.tile(round(self.candidates)))
 
     @property
     def price(self) -> float:
-        """Seconds of exact prices of some rows side by side among candidates."""
-        count, rows = self.candidates, self.together
+        """Seconds of exact prices of some rows among candidates."""
+        count = self.candidates
         each = count**3 / self.rates.factor + self._moved(2 * count**2)
-        return self._removed(count, rows, self.kept / 4) + rows * each
+        return self.together * (self._removed(count, self.kept / 4) + each)
 
     @property
     def among(self) -> float:
@@ -387,7 +394,7 @@ class Size:
             Seconds.
         """
         s = part * (self.N - 1) + 1
-        one = s**3 / self.rates.factor + self._removed(s, 1, s / 2) + 10 * CALLS * self.rates.call
+        one = s**3 / self.rates.factor + self._removed(s, s / 2) + 10 * CALLS * self.rates.call
         return self.groups * self.K * one
 
     def weighted(self, part: float, outputs: int) -> float:
@@ -425,8 +432,7 @@ class Size:
         screened = screened_first(self.K, self.N)
         count = min(SPARE * self.kept, self.N) if screened else self.N
         most = self.priced if screened else self.K
-        tile = elimination.tile(round(count), 1 if screened else elimination.LEAST)
-        rows = min(self.workers * tile, most)
+        rows = min(self.workers, most)
         return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
 
     @property

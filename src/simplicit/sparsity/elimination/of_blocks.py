@@ -16,7 +16,8 @@ from torch import Tensor
 
 from simplicit.convex.cholesky import factor
 from simplicit.convex.problem import RowProblem
-from simplicit.sparsity.elimination import LAZY, least_squares
+from simplicit.sparsity.elimination.of_rows import least_squares
+from simplicit.sparsity.elimination.one_row import LAZY
 from simplicit.sparsity.near import Anchor
 from simplicit.sparsity.pattern import Blocks
 from simplicit.workers.run import run

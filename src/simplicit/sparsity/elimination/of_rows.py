@@ -10,23 +10,17 @@ from concurrent.futures import Executor
 from functools import partial
 from itertools import chain, groupby
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.cholesky import factor
 from simplicit.convex.problem import RowProblem
+from simplicit.sparsity.elimination import one_row
+from simplicit.sparsity.elimination.one_row import LAZY
 from simplicit.sparsity.near import Anchor, normal_equations
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.workers.run import run
-
-LAZY = 64
-"""Removals between two updates of H: one matrix product instead of as many outer products."""
-
-LONG = 384
-"""Features from which a row is eliminated by itself, on a processor. Chosen: of 290, a row of 64
-side by side takes 3.4 ms and a row by itself 4.6; of 580, 30 and 15."""
 
 LEAST = 8
 """Rows side by side, at least. Chosen: of four with 1,000 features, each takes as long, and threads
@@ -115,7 +109,7 @@ def costs_among(
     order = sorted(range(len(candidates)), key=lambda k: -filled[k])
     groups: list[list[int]] = []
     for length, alike in groupby(order, key=lambda k: filled[k]):
-        some, size = [*alike], tile(length, 1)
+        some, size = [*alike], tile(length)
         groups += [some[k : k + size] for k in range(0, len(some), size)]
     pieces = [
         (filled[group[0]], [(R[k, candidates[k]], candidates[k]) for k in group])
@@ -134,11 +128,11 @@ def _among(
 ) -> list[Tensor]:
     most, rows = piece
     none = torch.zeros(most, dtype=torch.bool, device=G.device)
-    if _by_itself(G, most, UNSTRUCTURED):
+    if _by_itself(G, UNSTRUCTURED):
         found = []
         for target, columns in rows:
             own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
-            found.append(alone(own, target @ own, none[: len(own)], keep)[1])
+            found.append(one_row.eliminate(own, target @ own, none[: len(own)], keep)[1])
         return found
     H = torch.eye(most, dtype=G.dtype, device=G.device).repeat(len(rows), 1, 1)
     W = H.new_zeros(len(rows), most)
@@ -189,72 +183,14 @@ def eliminate(
     Returns:
         The order of removal, as columns of W, and the loss that each removal adds.
     """
-    one, size = partial(_tile, H, protected, keep, pattern), tile(len(H))
+    one = partial(_tile, H, protected, keep, pattern)
+    size = tile(len(H), 1 if _by_itself(H, pattern) else LEAST)
     parts = list(run(one, W.split(size), executor, work=min(size, len(W)) * float(len(H)) ** 3))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
 
-def alone(
-    H: Float[Tensor, "s s"], w: Float[Tensor, " s"], protected: Bool[Tensor, " s"], keep: int
-) -> tuple[Int[Tensor, " T"], Float[Tensor, " T"]]:
-    """Remove one weight after another from one row, exactly.
-
-    The processor does so in NumPy, wherever the row is: on so few numbers its calls cost a third of
-    torch's, and those of a device cost more.
-
-    Args:
-        H: Inverse of the row's Gram, positive definite.
-        w: Weights that minimise the row's loss.
-        protected: Features never removed.
-        keep: Weights left, protected ones not counted.
-
-    Returns:
-        The order of removal, as places in w, and the loss that each removal adds.
-    """
-    n, removals = len(w), max(int((~protected).sum()) - keep, 0)
-    inverse, index = H.cpu().numpy().copy(), np.arange(n)
-    order, cost = np.empty(removals, index.dtype), np.empty(removals, inverse.dtype)
-    # a weight that may not go, any more or at all, is infinite: its price is, too
-    weight = torch.where(protected, torch.inf, w).cpu().numpy()
-    diagonal = inverse.diagonal().copy()
-    # H less what was removed since its last update is H − P'P
-    kept, scratch = np.empty((min(LAZY, removals), n), weight.dtype), np.empty_like(weight)
-    for first in range(0, removals, LAZY):
-        P, some = kept[:, :n], min(LAZY, removals - first)
-        w_, d, price = weight[:n], diagonal[:n], scratch[:n]
-        gone: list[int] = []
-        for r, p in enumerate(P[:some]):
-            np.multiply(w_, w_, out=price)
-            price /= d
-            j = int(price.argmin())
-            cost[first + r] = price[j]
-            if r:
-                np.subtract(inverse[j, :n], np.dot(P[:r, j], P[:r], out=price), out=p)
-            else:
-                p[:] = inverse[j, :n]
-            p *= p[j] ** -0.5
-            w_ -= np.multiply(p, w_[j] / p[j], out=price)
-            d -= np.multiply(p, p, out=price)
-            w_[j], d[j] = np.inf, 1.0
-            gone.append(j)
-        order[first : first + some] = index[gone]
-        if first + some == removals:
-            break
-        # the last features take the places of those that are gone: what is left is an array again
-        n -= some
-        empty, last = [j for j in gone if j < n], np.setdiff1d(np.arange(n, n + some), gone)
-        weight[empty], index[empty] = weight[last], index[last]
-        P[:some, empty] = P[:some, last]
-        inverse[empty, : n + some] = inverse[last, : n + some]
-        inverse[:n, empty] = inverse[:n, last]
-        left = inverse[:n, :n]
-        left -= P[:some, :n].T @ P[:some, :n]
-        diagonal[:n] = left.diagonal()
-    return torch.from_numpy(order).to(H.device), torch.from_numpy(cost / 2).to(H.device)
-
-
-def tile(features: int, least: int = LEAST) -> int:
-    """Say how many rows go side by side.
+def tile(features: int, least: int = 1) -> int:
+    """Say how many rows are in one piece of the work.
 
     Args:
         features: Of a row.
@@ -267,17 +203,18 @@ def tile(features: int, least: int = LEAST) -> int:
 
 
 # whether rows are eliminated one after the other, which does not depend on how many there are
-def _by_itself(H: Tensor, features: int, pattern: Pattern) -> bool:
-    return H.device.type == "cpu" and features >= LONG and pattern is UNSTRUCTURED
+def _by_itself(H: Tensor, pattern: Pattern) -> bool:
+    return H.device.type == "cpu" and pattern is UNSTRUCTURED
 
 
 def _tile(
     H: Tensor, protected: Tensor, keep: int, pattern: Pattern, w: Tensor
 ) -> tuple[Tensor, Tensor]:
     K, s = w.shape
-    if _by_itself(H, s, pattern):
+    if _by_itself(H, pattern):
         found = [
-            alone(own, row, protected, keep) for own, row in zip(H.expand(K, s, s), w, strict=True)
+            one_row.eliminate(own, row, protected, keep)
+            for own, row in zip(H.expand(K, s, s), w, strict=True)
         ]
         order, cost = zip(*found, strict=True)
         return torch.stack(order), torch.stack(cost)
