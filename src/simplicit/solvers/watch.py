@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -49,11 +49,11 @@ class Watch(Passing):
         callback: Called after each stage; returning True stops.
         total: All rows of the call.
         begin: When the call began, by `time.monotonic`.
-        done: Rows finished so far.
+        done: Rows of finished tiles.
+        under_way: Rows that are done of the tile that a thread is at, by thread.
         stop: Why to stop; None to go on.
         away: Whether this is a copy in another process.
-        said: Largest number of rows that was reported as done; what is reported never falls, though
-            tiles that are solved side by side each know their own rows alone.
+        said: Largest number of rows that was reported as done; what is reported never falls.
     """
 
     limit: float | None
@@ -61,6 +61,7 @@ class Watch(Passing):
     total: int
     begin: float = field(default_factory=time.monotonic)
     done: int = 0
+    under_way: dict[int, int] = field(default_factory=dict)
     stop: Status | None = None
     away: bool = False
     lock: Lock = field(default_factory=Lock)
@@ -75,7 +76,7 @@ class Watch(Passing):
             rows: Which rows, (k,).
             gap: Their relative gaps, (k,).
             iteration: Iterations of these rows so far.
-            done: How many of them are done.
+            done: How many rows of this thread's tile are done.
 
         Returns:
             Whether to stop.
@@ -86,20 +87,22 @@ class Watch(Passing):
                 self.stop = self.stop or Status.TIME_LIMIT
             if self.callback is None or self.stop is not None:
                 return self.stop is not None
-            self.said = max(self.said, self.done + done)
+            self.under_way[get_ident()] = done
+            self.said = max(self.said, self.done + sum(self.under_way.values()))
             seen = Progress(rows, iteration, seconds, gap, self.said, self.total)
             if self.callback(seen):
                 self.stop = Status.INTERRUPTED
             return self.stop is not None
 
     def finish(self, rows: int) -> None:
-        """Count rows as done.
+        """Count rows as done, at the end of this thread's tile.
 
         Args:
             rows: How many more.
         """
         with self.lock:
             self.done += rows
+            self.under_way.pop(get_ident(), None)
 
     def end(self) -> None:
         """Stop whatever still goes on."""
