@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cases import normal
+from simplicit.convex import products
 from simplicit.convex.products import (
     BLOCK,
     SPARSE,
@@ -11,7 +12,8 @@ from simplicit.convex.products import (
     fill,
     product,
     sparse_product,
-    symmetric,
+    square,
+    times,
 )
 
 
@@ -53,7 +55,26 @@ def test_a_sparse_product_is_the_product_and_feels_no_neighbour():
     assert torch.equal(sparse_product(X[:3] * 0, M), torch.zeros(3, 13).double())
 
 
-@pytest.mark.parametrize("shape", [(7, 1), (7, SQUARE), (3, SQUARE + 1), (2, 50, 2 * SQUARE + 5)])
-def test_a_symmetric_product_is_the_product(shape):
-    X = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(symmetric(X.mT, X), X.mT @ X)
+@pytest.mark.parametrize("d", [1, SQUARE, SQUARE + 5, 2 * SQUARE + 1])
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_square_is_the_product_with_the_transpose(d, here, dtype, monkeypatch):
+    monkeypatch.setattr(products, "_here", lambda _: here)
+    A = normal(2 * d, 40, seed=0).to(dtype).unflatten(0, (2, d))
+    for X in (A, A.mT.contiguous().mT, A[0], A[:, :, ::2]):
+        found = square(X)
+        torch.testing.assert_close(found, X @ X.mT, rtol=1e-5, atol=1e-4)
+        assert not here or torch.equal(found, found.mT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_is_that_of_torch_however_the_factors_lie(dtype):
+    A, B = normal(60, 40, seed=0).to(dtype), normal(40, 24, seed=1).to(dtype)
+    ways = [
+        (A, B), (A.T.contiguous().T, B), (A, B.T.contiguous().T), (A[::2], B[:, 3:9]),
+        (A[:, ::2], B[::2, ::3]), (A[:0], B), (A[:, :0], B[:0]), (A[:1], B[:, :1]),
+        (A.expand(3, 60, 40), B), (A.unflatten(0, (3, 20)), B.expand(3, 40, 24)),
+        (A[:1].expand(60, 40), B),
+    ]  # fmt: skip
+    for X, Y in ways:
+        torch.testing.assert_close(times(X, Y), X @ Y, rtol=1e-5, atol=1e-5)

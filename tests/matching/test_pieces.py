@@ -94,9 +94,9 @@ def test_products_are_those_of_the_network():
     # network and model pass each layer, but nothing reads the last one's states
     assert of[first, "states of the network"] == of[first, "states of the model"] == m * 600
     assert of[last, "states of the network"] == 2 * m * 100
-    # with the bias: products of all pairs of features, and of features and targets
-    assert of[first, "moments"] == m * (31 * 31 + 31 * 20)
-    assert of[last, "moments"] == m * (21 * 21 + 21 * 5)
+    # with the bias: products of every two features once, and of features and targets
+    assert of[first, "moments"] == m * (31 * 32 / 2 + 31 * 20)
+    assert of[last, "moments"] == m * (21 * 22 / 2 + 21 * 5)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

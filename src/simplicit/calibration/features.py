@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.convex.products import symmetric
+from simplicit.convex.products import square, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Listed:
         Returns:
             V'V, of which only one triangle is multiplied, the other copied.
         """
-        return symmetric(self.V.mT, self.V)
+        return square(self.V.mT)
 
     def sum(self) -> Float[Tensor, "groups d"]:
         """Add up the rows of the data.
@@ -49,7 +49,7 @@ class Listed:
         Returns:
             t'V.
         """
-        return t.to(self.V).mT @ self.V
+        return times(t.to(self.V).mT, self.V)
 
     def given(self, W: Float[Tensor, "groups K d"]) -> Float[Tensor, "groups samples K"]:
         """Predict.
@@ -60,7 +60,7 @@ class Listed:
         Returns:
             V W'.
         """
-        return self.V @ W.mT
+        return times(self.V, W.mT)
 
     def means(self, samples: int) -> "Listed":
         """Average over the positions of each sample.

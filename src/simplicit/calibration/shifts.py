@@ -20,6 +20,7 @@ from torch import Tensor
 
 from simplicit.calibration.features import Listed
 from simplicit.calibration.rows import Rows
+from simplicit.convex.products import times
 from simplicit.equations.equation import Equation
 from simplicit.equations.weighted_maps import WindowedMap, patches
 
@@ -238,7 +239,7 @@ class Shifted:
         flat = X.flatten(0, 1)
         inside = X.new_empty(Q, k, Q)
         for d in range(k):
-            inside[:, d] = flat[: (L - d * e) * n].T @ flat[d * e * n :]
+            inside[:, d] = times(flat[: (L - d * e) * n].T, flat[d * e * n :])
         for s in range(T, L):
             self._end(s, inside, -1)
         whole = X.new_zeros(k, Q, k, Q)
@@ -300,7 +301,7 @@ class Shifted:
             t'V.
         """
         by_place = self.shifts.by_place(t.double(), self.m).flatten(0, 1)
-        parts = [by_place.T @ self._window(i) for i in range(self.shifts.entries)]
+        parts = [times(by_place.T, self._window(i)) for i in range(self.shifts.entries)]
         return torch.cat(parts, 1)[None]
 
     def given(self, W: Float[Tensor, "1 K features"]) -> Float[Tensor, "1 samples K"]:
@@ -313,9 +314,9 @@ class Shifted:
             V W'.
         """
         parts = W[0].double().unflatten(1, (self.shifts.entries, -1)).unbind(1)
-        total = self._window(0) @ parts[0].T
+        total = times(self._window(0), parts[0].T)
         for i, part in enumerate(parts[1:], 1):
-            total.addmm_(self._window(i), part.T)
+            total += times(self._window(i), part.T)
         return self.shifts.by_sample(total.unflatten(0, (self.shifts.places, -1)), self.m)
 
     def means(self, samples: int) -> Listed:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.convex.products import symmetric
+from simplicit.convex.products import square, times
 from simplicit.equations.phi import Phi
 from simplicit.outputs.distance import Curvature
 
@@ -79,7 +79,7 @@ class Expansion:
         """
         g = torch.stack([self.slope(k) for k in range(len(self.J))])
         if self.V.ndim == 2:
-            return (g[..., 0] @ self.V.T).double()
+            return times(g[..., 0], self.V.T).double()
         return torch.einsum("mpd,kmp->kd", self.V, g).double()
 
     def curvatures(self, k: int) -> Float[Tensor, "m P"]:
@@ -105,10 +105,9 @@ class Expansion:
             Σ v J'FJ v', float64.
         """
         if self.V.ndim == 2:
-            V = self.V[S]
-            return symmetric(V * h[:, 0], V.T).double()
+            return square(self.V[S].mul_(h[:, 0].sqrt())).double()
         rows = (self._root(k) @ self.V[..., S]).flatten(0, 1)
-        return symmetric(rows.T, rows).double()
+        return square(rows.T).double()
 
     def gains(self) -> tuple[Float[Tensor, "K d"], Float[Tensor, "K d"]]:
         """Sum, of every feature of every channel by itself, what a weight on it would do.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from simplicit.convex.cholesky import factor, solve_factored
 from simplicit.convex.problem import RowProblem
+from simplicit.convex.products import times
 from simplicit.sparsity.budget import shares
 from simplicit.sparsity.elimination.of_blocks import weighed
 from simplicit.sparsity.near import Anchor, without_free
@@ -204,7 +205,8 @@ class _System:
 
     def solved(self, right: Tensor, added: Tensor | None = None) -> Tensor:
         if self.whole:
-            return right @ self.matrix if added is None else torch.addmm(added, right, self.matrix)
+            found = times(right, self.matrix)
+            return found if added is None else found.add_(added)
         found = solve_factored(self.matrix, right.T).T
         return found if added is None else found.add_(added)
 

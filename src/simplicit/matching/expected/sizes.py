@@ -10,7 +10,6 @@ from math import ceil
 from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
-from simplicit.convex.products import SQUARE
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
 from simplicit.outputs import sweeps
@@ -112,7 +111,7 @@ class Size:
         groups, K, d = W.shape
         P = rows.positions(equation)
         kept, item, N, n = max(part * d, 1.0), W.element_size(), d + 1, m * drawn(m, P, d)
-        square = float(N * (N if N <= SQUARE else (N + SQUARE) / 2))
+        square = N * (N + 1) / 2
         samples = min(m, ALONE if P == 1 else BATCH)
         block = 3.0 * item * samples * (n / m) * (N + 2 * K)
         if shifts := Shifts.of(rows, equation, n // m):
