@@ -18,6 +18,10 @@ SQUARE = 192
 fastest."""
 
 
+SMALL = 2**18
+"""Multiplications below which torch multiplies: its calls are shorter."""
+
+
 def times(A: Float[Tensor, "... k n"], B: Float[Tensor, "... n p"]) -> Float[Tensor, "... k p"]:
     """Multiply matrices.
 
@@ -31,7 +35,7 @@ def times(A: Float[Tensor, "... k n"], B: Float[Tensor, "... n p"]) -> Float[Ten
     Returns:
         A B.
     """
-    if not (_here(A) and _dense(A) and _dense(B)):
+    if A.numel() * B.shape[-1] < SMALL or not (_here(A) and _dense(A) and _dense(B)):
         return A @ B
     return torch.from_numpy(np.matmul(A.numpy(), B.numpy()))
 

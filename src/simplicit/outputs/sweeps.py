@@ -71,6 +71,10 @@ PARTS = 2
 """Parts of the samples that threads work on side by side; fixed, so that bits do not depend on how
 many threads there are."""
 
+THREADED = 2**18
+"""Numbers in the features of the longest rows from which on threads share the samples. Chosen: a
+thread that takes up a piece costs as much as the piece where they are a tenth as many."""
+
 FEWER, PER_FEATURE = 2048, 4
 """Samples that the first sweeps look at, at least: in all, and for each feature of the longest
 rows. Of 4,000 and of 12,000 images, they lead to outputs as near, in half of the time."""
@@ -208,7 +212,9 @@ class Sweeps:
         ]
         biased = [rows.biased for rows in layers]
         self._biases = True if all(biased) else False if not any(biased) else None
-        self._pool = ThreadPoolExecutor(max(1, min(workers, PARTS)))
+        numbers = len(u) * max((layer.d for layer in self.layers), default=0)
+        here = workers == 1 or numbers < THREADED
+        self._map = map if here else ThreadPoolExecutor(min(workers, PARTS)).map
         self.costs: dict[int, Tensor] = {}
         self.place: Place | None = None
         self.price = 0.0
@@ -473,7 +479,7 @@ class Sweeps:
         def gain(rows: Rows) -> Tensor:
             found = torch.zeros_like(rows.weights(self.every[rows.index]))
             for block in self._blocks(plain[rows], bias=False):
-                sums = zip(*self._pool.map(Expansion.gains, self._expand(block)), strict=True)
+                sums = zip(*self._map(Expansion.gains, self._expand(block)), strict=True)
                 slope, curvature = (torch.stack(both).sum(0) for both in sums)
                 found[block.group, block.channels] = slope.square() / curvature.clamp_min(TINY)
             return found
@@ -483,7 +489,7 @@ class Sweeps:
 
     # asks every part of the samples the same
     def _each(self, question: str, *arguments: Any) -> list[Any]:
-        return list(self._pool.map(lambda part: getattr(part, question)(*arguments), self.parts))
+        return list(self._map(lambda part: getattr(part, question)(*arguments), self.parts))
 
     def _expand(self, block: _Block) -> list[Expansion]:
         seeds = torch.randint(2**31, (PARTS,), generator=self._random).tolist()
@@ -492,7 +498,7 @@ class Sweeps:
             generator = torch.Generator().manual_seed(seed)
             return part.expand(block.layer.rows, block.group, block.channels, own, generator)
 
-        return list(self._pool.map(expand, self.parts, block.V, seeds))
+        return list(self._map(expand, self.parts, block.V, seeds))
 
     # Some channels of a layer: what goes from each, chosen side by side; then one after the other
     # to second order; then all together exactly.
@@ -511,12 +517,12 @@ class Sweeps:
         shared = [own for first in rows if len((own := self._sharing(block, first, old)).S)]
         slopes = None  # refits choose nothing
         if losing is not None:
-            slopes = _sum(self._pool.map(Expansion.gradients, parts)) / self.m
+            slopes = _sum(self._map(Expansion.gradients, parts)) / self.m
         pose = partial(self._pose, block, parts, old, slopes, keep, losing)
         change, before, distance = torch.zeros_like(old), 0.0, self.distance
         removed = False
         for some in _together(shared):
-            posed = list(self._pool.map(pose, some))
+            posed = list(self._map(pose, some))
             for group in posed:
                 removed |= len(group.gone) > 0
                 for row in group.rows:
@@ -527,13 +533,13 @@ class Sweeps:
             for one in posed:
                 for row in one.rows:
                     k, S, start = row.k, one.S, old[row.k, one.S].double()
-                    found = self._pool.map(Expansion.gradient, parts, repeat(k), repeat(S))
+                    found = self._map(Expansion.gradient, parts, repeat(k), repeat(S))
                     cost = None if price is None else price[k, S]
                     w = refit(row.inverse, _sum(found) / self.m, start, one.gone, cost)
                     before += 0.0 if cost is None else float(cost @ start.abs())
                     change[k, S] = moved = (w - start).to(change)
                     again = repeat(k), repeat(S), repeat(moved)
-                    list(self._pool.map(Expansion.change, parts, *again))
+                    list(self._map(Expansion.change, parts, *again))
         solved = {block.first + k: self._moved for k in rows}
         if not self._take(block, parts, change, distance + before, removed, price):
             # with a new Gram there may be a step
@@ -616,13 +622,13 @@ class Sweeps:
             step = torch.where(gone, change, length * change)
 
             if length < 1 and always is None:
-                always = list(self._pool.map(lambda own: own.shift(gone * change), parts))
+                always = list(self._map(lambda own: own.shift(gone * change), parts))
 
             def move(down: Downstream, own: Expansion, least: Tensor | None, length=length) -> Move:
                 dz = own.dz if least is None else least.lerp(own.dz, length)
                 return down.move(index, dz.transpose(0, 1).flatten(1), own.own)
 
-            moves = list(self._pool.map(move, self.parts, parts, always or [None] * len(parts)))
+            moves = list(self._map(move, self.parts, parts, always or [None] * len(parts)))
             new = old + step[:, :d]
             worth = 0.0 if price is None else float((price[:, :d] * new.abs()).sum())
             found = sum(m.distance for m in moves) / self.m + worth
