@@ -7,8 +7,9 @@
 The folder holds `instances.csv`, perceptrons as ONNX, and properties as vnnlib: a box of inputs,
 and the class whose output stays the largest. `--published` takes result files of other verifiers,
 prints what they decided of the same instances, and names those that contradict a proof. Every
-counterexample is checked. The last column is the time of the first step by itself, `proved`: a yes
-or a no by backward substitution. It gates nothing.
+counterexample is checked. The last columns are of the first step by itself, a yes or a no by
+backward substitution (`proved`): its proofs, and the seconds of processor that it takes. It gates
+nothing.
 """
 
 import argparse
@@ -128,11 +129,11 @@ def violated(predict: nn.Module, box: Box, label: int, point: Tensor) -> bool:
     return inside and bool(others.max() >= y[label])
 
 
-def first_step(net: nn.Module, box: Box, label: int) -> tuple[bool, float]:
+def first_step(model: nn.Module, box: Box, label: int) -> tuple[bool, float]:
     """Decide by backward substitution alone.
 
     Args:
-        net: The network.
+        model: The network, captured.
         box: A ball around an input, cut off at 0 and 1.
         label: The class.
 
@@ -140,9 +141,9 @@ def first_step(net: nn.Module, box: Box, label: int) -> tuple[bool, float]:
         Whether that is a proof, and the seconds of processor that it took.
     """
     eps = float((box.high - box.low).max()) / 2
-    x = torch.where(box.low > 0, box.low + eps, box.high - eps)
+    x = torch.where(box.low > 0, box.low + eps, box.high - eps).clamp(0, 1)
     begin = time.process_time()
-    found = proved(net, x, torch.tensor([label]), eps, (0.0, 1.0), methods=["linear"])
+    found = proved(model, x, torch.tensor([label]), eps, (0.0, 1.0), methods=["linear"])
     return bool(found), time.process_time() - begin
 
 
@@ -168,7 +169,7 @@ def main() -> None:
             box, label = asked(options.folder / file)
             model = as_model(net, box.centre)
             layers = prepared(equations_of(model))
-            firsts.setdefault(Path(name).stem, []).append(first_step(net, box, label))
+            firsts.setdefault(Path(name).stem, []).append(first_step(model, box, label))
             found = decide(layers, model.outputs, box, label, seconds=options.seconds, nodes=10**6)
             seconds, key = found.seconds, (Path(name).stem, Path(file).stem)
             counts.setdefault(key[0], Counter())[found.status] += 1

@@ -90,7 +90,7 @@ def test_a_fit_elsewhere_has_the_bits_of_one_here(make, options, monkeypatch):
     monkeypatch.setattr(choice, "WIDE", 8)  # long rows, priced among candidates
     # a processor's own ways have other last bits
     monkeypatch.setattr(products, "_here", lambda _: False)
-    monkeypatch.setattr(of_rows, "_by_itself", lambda *_: False)
+    monkeypatch.setattr(of_rows, "by_itself", lambda *_: False)
     monkeypatch.setattr(robustify, "LEVELS", 2)
     torch.manual_seed(0)
     net, u = make()

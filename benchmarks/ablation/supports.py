@@ -28,7 +28,8 @@ from simplicit.lab.config import config
 from simplicit.lab.run.seed import SeedRun
 from simplicit.matching.plan import row_problem
 from simplicit.recipe import Recipe
-from simplicit.sparsity import elimination, splitting
+from simplicit.sparsity import splitting
+from simplicit.sparsity.elimination import of_rows
 from simplicit.sparsity.refit import refit
 
 DEFAULT = splitting.LEVELS
@@ -77,7 +78,7 @@ def compare(name: str, problem: RowProblem, parts: list[float]) -> None:
     d = int((~problem.free).sum())
     for part in parts:
         keep = [round(part * d)] * len(problem.gram.R)
-        exact, seconds = measured(elimination, problem, keep)
+        exact, seconds = measured(of_rows, problem, keep)
         line = f"{name:18} {d:5} {keep[0]:5} {seconds:10.2f} s"
         for levels, steps in VARIANTS.values():
             splitting.LEVELS, splitting.STEPS = levels, steps

@@ -105,7 +105,8 @@ def test_matching_ends_at_the_budget_and_nearer_than_it_went(name):
 
 
 @pytest.mark.parametrize("name", ["relu", "functional", "tokens", MANY])
-def test_threads_do_not_change_bits(name):
+def test_threads_do_not_change_bits(name, monkeypatch):
+    monkeypatch.setattr("simplicit.outputs.sweeps.THREADED", 0)
     one, two = (job(name, shift=0.3, m=30, workers=workers)[0] for workers in (1, 2))
     for sweeps in (one, two):
         sweeps.match(sweeps.nonzeros() // 2, sweeps=5)

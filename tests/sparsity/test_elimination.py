@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simplicit.convex.cholesky import factor
 from simplicit.sparsity.elimination import of_rows, one_row
 from simplicit.sparsity.elimination.of_rows import costs_among, eliminate
 from simplicit.sparsity.pattern import NofM
@@ -14,7 +15,7 @@ from simplicit.sparsity.pattern import NofM
 @pytest.fixture
 def side_by_side(monkeypatch):
     """As on a device, or with a pattern."""
-    monkeypatch.setattr(of_rows, "_by_itself", lambda *_: False)
+    monkeypatch.setattr(of_rows, "by_itself", lambda *_: False)
 
 
 @pytest.fixture(autouse=True, params=["side by side", "each by itself"])
@@ -89,6 +90,32 @@ def test_updates_in_blocks_are_exact():
             assert float(cost[:removed].sum()) == pytest.approx(least(G, w, left), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", ["equal features", "infinite", "no number"])
+def test_whatever_the_numbers_are_each_feature_goes_once(bad, dtype):
+    last = torch.arange(40) == 0
+    for seed in range(20):
+        G, W = problem(seed, N=40, K=3)
+        if bad == "equal features":
+            G[:, 7:12], G[7:12] = G[:, 1:6].clone(), G[1:6].clone()
+            G[7:12, 7:12] = G[1:6, 1:6]
+            H = torch.cholesky_inverse(factor(G))
+        else:
+            H = torch.linalg.inv(G)
+            H[3, 3] = W[1, 5] = torch.inf if bad == "infinite" else torch.nan
+        orders, costs = eliminate(H.to(dtype), W.to(dtype), last, keep=2)
+        assert orders.shape == costs.shape == (3, 37)
+        for order in orders.tolist():
+            assert len({*order, 0}) == 38 and set(order) < set(range(40))
+
+
+def test_no_rows_are_no_obstacle():
+    G, W = problem()
+    none = torch.zeros(9, dtype=torch.bool)
+    orders, costs = eliminate(torch.linalg.inv(G), W[:0], none)
+    assert orders.shape == costs.shape == (0, 9)
+
+
 @pytest.mark.parametrize(("n", "m", "N"), [(2, 4, 13), (1, 4, 161), (1, 2, 9)])
 def test_a_pattern_holds_at_every_removal_and_the_cheapest_that_it_allows_goes(n, m, N):
     G, W = problem(N=N)
@@ -134,7 +161,7 @@ def test_rows_with_candidates_of_their_own_are_priced_as_if_alone(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.usefixtures("side_by_side")
-def test_a_row_by_itself_loses_what_it_loses_beside_others(dtype):
+def test_a_rowby_itself_loses_what_it_loses_beside_others(dtype):
     G, W = problem(N=150, K=3)
     H = torch.linalg.inv(G + 0.1 * torch.eye(150)).to(dtype)
     H, W = (H + H.T) / 2, W.to(dtype)

@@ -28,7 +28,7 @@ class Listed:
         """Multiply features.
 
         Returns:
-            V'V, of which only one triangle is multiplied, the other copied.
+            V'V.
         """
         return square(self.V.mT)
 

@@ -1,4 +1,7 @@
-"""Rows in blocks of a fixed size, so that no bit of a row depends on how many others there are."""
+"""Products of matrices: the fast ones; and in blocks of a fixed size, for bits of their own.
+
+No bit of a row that `product` gives depends on how many other rows there are.
+"""
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ def times(A: Float[Tensor, "... k n"], B: Float[Tensor, "... n p"]) -> Float[Ten
     """Multiply matrices.
 
     A processor does so in NumPy: torch's library takes up to 1.7 times as long on some of them.
-    Where B is A', NumPy multiplies one triangle only.
+    Where B is A' in the same memory, NumPy multiplies one triangle only.
 
     Args:
         A: Rows.
@@ -37,11 +40,12 @@ def times(A: Float[Tensor, "... k n"], B: Float[Tensor, "... n p"]) -> Float[Ten
     """
     if A.numel() * B.shape[-1] < SMALL or not (_here(A) and _dense(A) and _dense(B)):
         return A @ B
-    return torch.from_numpy(np.matmul(A.numpy(), B.numpy()))
+    with np.errstate(all="ignore"):  # whoever gets what is not finite says so
+        return torch.from_numpy(np.matmul(A.numpy(), B.numpy()))
 
 
 def square(A: Float[Tensor, "... d n"]) -> Float[Tensor, "... d d"]:
-    """Multiply a matrix with its transpose: one triangle, the other copied.
+    """Multiply a matrix with its transpose: where that pays one triangle, the other copied.
 
     Args:
         A: Rows.

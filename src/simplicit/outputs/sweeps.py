@@ -88,6 +88,18 @@ TINY = torch.finfo(torch.float32).tiny
 Step = Callable[..., None]
 
 
+def threaded(numbers: float) -> bool:
+    """Say whether threads share the samples.
+
+    Args:
+        numbers: In the features of the longest rows.
+
+    Returns:
+        Whether they do.
+    """
+    return numbers >= THREADED
+
+
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
@@ -212,9 +224,12 @@ class Sweeps:
         ]
         biased = [rows.biased for rows in layers]
         self._biases = True if all(biased) else False if not any(biased) else None
-        numbers = len(u) * max((layer.d for layer in self.layers), default=0)
-        here = workers == 1 or numbers < THREADED
-        self._map = map if here else ThreadPoolExecutor(min(workers, PARTS)).map
+        each = (
+            layer.d * layer.groups * layer.rows.positions(self.every[layer.rows.index])
+            for layer in self.layers
+        )
+        many = workers if threaded(len(u) * max(each, default=0)) else 1
+        self._map = map if many == 1 else ThreadPoolExecutor(min(many, PARTS)).map
         self.costs: dict[int, Tensor] = {}
         self.place: Place | None = None
         self.price = 0.0

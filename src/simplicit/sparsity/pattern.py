@@ -1,7 +1,8 @@
 """Patterns of zeros: which weights of a row may go next, given those that are gone.
 
-`elimination` asks which ones are open, `splitting` how weights rank. A pattern is one class here.
-Where rows share their zeros, as those of a block do, `elimination.of_blocks` takes them together.
+`elimination.of_rows` asks which ones are open, `splitting` how weights rank. A pattern is one class
+here. Where rows share their zeros, as those of a block do, `elimination.of_blocks` takes them
+together.
 """
 
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ class NofM(Pattern):
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Pattern):
-    """Neighbouring rows and columns are zero together, or not: `elimination.of_blocks` does so.
+    """Neighbouring rows and columns are zero together; `elimination.of_blocks` removes them.
 
     Args:
         rows: Rows of a block; those of the last blocks may be fewer.

@@ -10,7 +10,7 @@ from simplicit.lab.baselines.tools.task import Task
 from simplicit.lab.baselines.tools.weights import Layer
 from simplicit.sparsity.budget import shares, spend
 from simplicit.sparsity.elimination.of_rows import eliminate
-from simplicit.system import progress
+from simplicit.system import progress, threads
 from simplicit.workers.executors import pool
 
 DAMPING = 1e-3
@@ -91,7 +91,7 @@ def prune(
     group = torch.arange(outputs, device=W.device) // (outputs // len(H))
     none = torch.zeros(d, dtype=torch.bool, device=W.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    with pool() as executor:
+    with threads.single_threaded(), pool() as executor:
         found = [eliminate(P, W[group == g], none, 0, executor) for g, P in enumerate(inverse)]
     orders = [row for order, _ in found for row in order]
     kept = spend([row for _, cost in found for row in cost], keep)

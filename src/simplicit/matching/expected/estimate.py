@@ -252,8 +252,10 @@ class Work:
             The counts of each layer.
         """
         every, first = self.equations.layers, self.fractions()[0]
+        patterned = self.recipe.pattern is not None or self.recipe.blocks is not None
         return [
-            Size.of(rows, every[rows.index], m, self.workers, first, rates) for rows in self.layers
+            Size.of(rows, every[rows.index], m, self.workers, first, rates, patterned)
+            for rows in self.layers
         ]
 
     def _layer(

@@ -36,7 +36,6 @@ from simplicit.outputs import sensitivity, sweeps
 from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import screened_first
-from simplicit.sparsity.elimination import of_rows
 from simplicit.system.rates import Rates
 from simplicit.workers import shards
 from simplicit.workers.run import LIGHT
@@ -289,13 +288,13 @@ class _Layer:
 
     def eliminated(self, phase: str) -> list[Stage]:
         size, N = self.size, self.size.N
-        cut = _cut(size.K, of_rows.tile(N))
+        cut = _cut(size.K, size.side)
         removals = max(self.penalised - size.kept / 4, 0.0)
         parts = _parts(cut, sum(n for n, _ in cut) * size.tile, 8.0 * N, 16.0 * removals)
         return [
             Stage(
                 phase, self.rows.name, "elimination", parts, float(size.groups),
-                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * N**2,
+                alone=size.inverse, shared=8.0 * N**2 + N, held=16.0 * size.at_once * N**2,
             )
         ]  # fmt: skip
 
@@ -330,7 +329,7 @@ class _Layer:
         own = _parts(_cut(size.priced, side), seconds, 16.0 * count, 8.0 * priced)
         return Stage(
             PRICES, self.rows.name, "prices among candidates", own, float(size.groups),
-            shared=8.0 * self.penalised**2, held=16.0 * count**2,
+            shared=8.0 * self.penalised**2, held=24.0 * count**2,
         )  # fmt: skip
 
     def refit(self, part: float, together: bool) -> list[Stage]:

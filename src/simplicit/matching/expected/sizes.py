@@ -19,6 +19,7 @@ from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import PRICED, SPARE, screened_first
 from simplicit.sparsity.elimination import of_rows
 from simplicit.sparsity.elimination.one_row import LAZY
+from simplicit.sparsity.pattern import UNSTRUCTURED
 from simplicit.system.rates import Rates
 
 PASSES = 18.0
@@ -72,6 +73,7 @@ class Size:
         square: Multiplications of each for the Gram.
         block: Bytes of a block of features, of each group.
         kept: Weights of a row.
+        least: Rows of a piece of an elimination, at least.
         item: Bytes of a number.
         workers: Blocks side by side.
         rates: Of this machine.
@@ -86,13 +88,21 @@ class Size:
     square: float
     block: float
     kept: float
+    least: int
     item: int
     workers: int
     rates: Rates
 
     @classmethod
     def of(
-        cls, rows: Rows, equation: Equation, m: int, workers: int, part: float, rates: Rates
+        cls,
+        rows: Rows,
+        equation: Equation,
+        m: int,
+        workers: int,
+        part: float,
+        rates: Rates,
+        patterned: bool = False,
     ) -> "Size":
         """Count.
 
@@ -103,6 +113,7 @@ class Size:
             workers: Blocks side by side.
             part: Part of the weights that stay.
             rates: Of this machine.
+            patterned: Whether weights have their places in a pattern.
 
         Returns:
             The counts.
@@ -117,7 +128,9 @@ class Size:
         if shifts := Shifts.of(rows, equation, n // m):
             n, square, item = m * P, shifts.cost * N**2 / 2, 8
             block = 3.0 * max(IMAGES, 8 * min(m, BATCH) * (shifts.size + 2 * P * K))
-        return cls(groups, K, N, P, m, n, square, block, kept, item, workers, rates)
+        alone = of_rows.by_itself(W, UNSTRUCTURED) and not patterned
+        least = 1 if alone else of_rows.LEAST
+        return cls(groups, K, N, P, m, n, square, block, kept, least, item, workers, rates)
 
     # pieces side by side
     def _side(self, pieces: float) -> float:
@@ -196,7 +209,17 @@ class Size:
     @property
     def tile(self) -> float:
         """Seconds of one exact elimination of some rows."""
-        return min(self.K, of_rows.tile(self.N)) * self._removed(self.N, self.kept / 4)
+        return self.side * self._removed(self.N, self.kept / 4)
+
+    @property
+    def side(self) -> int:
+        """Rows of a piece of an exact elimination."""
+        return min(self.K, of_rows.tile(self.N, self.least))
+
+    @property
+    def at_once(self) -> int:
+        """Rows of a piece that have their H at once."""
+        return 1 if self.least == 1 else self.side
 
     @property
     def inverse(self) -> float:
@@ -206,7 +229,7 @@ class Size:
     @property
     def eliminated(self) -> float:
         """Seconds of one exact elimination of all rows."""
-        tiles = -(-self.K // of_rows.tile(self.N))
+        tiles = -(-self.K // self.side)
         return self.groups * (tiles * self.tile / self._side(tiles) + self.inverse)
 
     @property
@@ -379,7 +402,7 @@ class Size:
         moved = self._moved(numbers, self.item)
         blocks = -(-self.K // sweeps.TOGETHER)
         followed = FOLLOWED * blocks * (outputs + 4) * behind
-        side = self._side(sweeps.PARTS)
+        side = self._side(sweeps.PARTS if sweeps.threaded(self.features) else 1)
         divided = self.groups * (self.K * moved + followed) / side
         return divided + self.swept_alone(part)
 
@@ -408,10 +431,12 @@ class Size:
         """
         s = part * (self.N - 1) + 1
         copies = 1 if self.positions == 1 else outputs
-        products = 2.0 * self.m * copies * (s**2 + (self.positions > 1) * self.positions * s)
+        each = s * (s + 1) / 2 + (self.positions > 1) * self.positions * s
+        products = 2.0 * self.m * copies * each
         numbers = self.m * self.positions * s
         one = self._product(products) + self._moved(4.0 * numbers, self.item)
-        return self.groups * self.K * one / self._side(sweeps.PARTS)
+        side = self._side(sweeps.PARTS if sweeps.threaded(self.features) else 1)
+        return self.groups * self.K * one / side
 
     @property
     def gram(self) -> float:
@@ -430,9 +455,8 @@ class Size:
         """Bytes while prices are found."""
         screened = screened_first(self.K, self.N)
         count = min(SPARE * self.kept, self.N) if screened else self.N
-        most = self.priced if screened else self.K
-        rows = min(self.workers, most)
-        return 8.0 * (2 * rows * count**2 + 3 * self.N**2)
+        rows = min(self.workers * self.at_once, self.priced if screened else self.K)
+        return 8.0 * (3 * rows * count**2 + 3 * self.N**2)
 
     @property
     def matched(self) -> float:

@@ -1,6 +1,6 @@
 """Backward elimination of blocks: rows that share their zeros lose features together.
 
-As `elimination`, for a few rows with one support. With H the inverse of their Gram on it, removing
+As `of_rows`, for a few rows with one support. With H the inverse of their Gram on it, removing
 the features J costs Σ w_J' H_JJ⁻¹ w_J / 2, over the rows. The block that costs least a feature goes
 first; its features go one after the other, which is the same as all at once.
 """

@@ -1,8 +1,9 @@
 """Backward elimination: the weight whose loss is least goes first, the others make up for it.
 
-Optimal brain surgeon (Hassibi & Stork, 1993; Frantar & Alistarh, "Optimal Brain Compression", 2022)
-on many rows at once: with H the inverse of the Gram on a row's support, removing weight j costs
-w_j² / (2 H_jj), moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H.
+Optimal brain surgeon (Hassibi & Stork, 1993; Frantar & Alistarh, "Optimal Brain Compression",
+2022): with H the inverse of the Gram on a row's support, removing weight j costs w_j² / (2 H_jj),
+moves the others by −(w_j / H_jj) H_j, and takes H_j H_j' / H_jj from H. A processor takes one row
+after the other (`one_row`); rows on a device, or of a pattern, lose a weight each side by side.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.workers.run import run
 
 LEAST = 8
-"""Rows side by side, at least. Chosen: of four with 1,000 features, each takes as long, and threads
-wait for each other."""
+"""Rows of a piece that go side by side, at least. Chosen: of four with 1,000 features each takes as
+long, and threads wait for each other."""
 
 MOST = 64
-"""Rows side by side, at most. Chosen: of 145 features, 8 take 1.6 times as long for each."""
+"""Rows of a piece, at most. Chosen: of 145 features, 8 take 1.6 times as long for each."""
 
 TOGETHER = 2**22
-"""Most entries of their H, all rows counted, where there are more than `LEAST`. Chosen: 32 MB."""
+"""Most entries of their H, all rows counted, where there are more than the least. Chosen: 32 MB."""
 
 
 def supports(
@@ -122,13 +123,13 @@ def costs_among(
     return [found[k] for k in range(len(order))]
 
 
-# What rows are filled up with has the weight 0 and the price 0, so it goes first.
+# What rows that go side by side are filled up with has the weight 0 and the price 0: it goes first.
 def _among(
     G: Tensor, keep: int, piece: tuple[int, Sequence[tuple[Tensor, Tensor]]]
 ) -> list[Tensor]:
     most, rows = piece
     none = torch.zeros(most, dtype=torch.bool, device=G.device)
-    if _by_itself(G, UNSTRUCTURED):
+    if by_itself(G, UNSTRUCTURED):
         found = []
         for target, columns in rows:
             own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
@@ -184,7 +185,7 @@ def eliminate(
         The order of removal, as columns of W, and the loss that each removal adds.
     """
     one = partial(_tile, H, protected, keep, pattern)
-    size = tile(len(H), 1 if _by_itself(H, pattern) else LEAST)
+    size = tile(len(H), 1 if by_itself(H, pattern) else LEAST)
     parts = list(run(one, W.split(size), executor, work=min(size, len(W)) * float(len(H)) ** 3))
     return torch.cat([order for order, _ in parts]), torch.cat([cost for _, cost in parts])
 
@@ -197,32 +198,37 @@ def tile(features: int, least: int = 1) -> int:
         least: Rows, where they are long.
 
     Returns:
-        Rows, each with an H of its own.
+        Rows.
     """
     return min(max(TOGETHER // max(features, 1) ** 2, least), MOST)
 
 
-# whether rows are eliminated one after the other, which does not depend on how many there are
-def _by_itself(H: Tensor, pattern: Pattern) -> bool:
-    return H.device.type == "cpu" and pattern is UNSTRUCTURED
+def by_itself(like: Tensor, pattern: Pattern) -> bool:
+    """Say whether rows are eliminated one after the other, by `one_row`.
+
+    Args:
+        like: Says on which device.
+        pattern: Which weights may go together.
+
+    Returns:
+        Whether they are; else they are side by side.
+    """
+    return like.device.type == "cpu" and pattern is UNSTRUCTURED
 
 
 def _tile(
     H: Tensor, protected: Tensor, keep: int, pattern: Pattern, w: Tensor
 ) -> tuple[Tensor, Tensor]:
     K, s = w.shape
-    if _by_itself(H, pattern):
-        found = [
-            one_row.eliminate(own, row, protected, keep)
-            for own, row in zip(H.expand(K, s, s), w, strict=True)
-        ]
-        order, cost = zip(*found, strict=True)
-        return torch.stack(order), torch.stack(cost)
-    rows = torch.arange(K, device=w.device)
     features = s - int(protected.sum())
     removals = max(features - keep, 0)
+    rows, H = torch.arange(K, device=w.device), H.expand(K, s, s)
     order, cost = rows.new_empty(K, removals), w.new_empty(K, removals)
-    H, w, index = H.expand(K, s, s), w.clone(), torch.arange(s, device=w.device).expand(K, s)
+    if by_itself(H, pattern):
+        for k in range(K):
+            order[k], cost[k] = one_row.eliminate(H[k], w[k], protected, keep)
+        return order, cost
+    w, index = w.clone(), torch.arange(s, device=w.device).expand(K, s)
     out = protected.expand(K, s).clone()
     diagonal = H.diagonal(dim1=1, dim2=2).clone()
     # H less what was removed since its last update is H − P'P

@@ -6,7 +6,8 @@ the passes, and Python lets one thread call at a time.
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from threading import Lock
 
 import numba
 import numpy as np
@@ -35,15 +36,15 @@ def eliminate(
     remove, fill = _compiled()
     n, removals = len(w), max(int((~protected).sum()) - keep, 0)
     order, cost = np.empty(removals, np.int64), np.empty(removals)
-    inverse, index = np.array(H.cpu().numpy(), np.float64, order="C"), np.arange(n)
-    # a weight that may not go, any more or at all, is infinite: its price is, too
-    weight = torch.where(protected, torch.inf, w).cpu().numpy().astype(np.float64)
+    inverse = np.array(H.cpu().numpy(), np.float64, order="C")
+    weight, stays = w.cpu().numpy().astype(np.float64), protected.cpu().numpy().copy()
     diagonal, price = inverse.diagonal().copy(), np.empty(n)
+    index, gone = np.arange(n, dtype=np.int64), np.zeros(n, np.bool_)
     # H less what was removed since its last update is H − P'P
-    P, gone = np.empty((min(LAZY, removals), n)), np.zeros(n, np.bool_)
+    P = np.empty((min(LAZY, removals), n))
     for first in range(0, removals, LAZY):
         some = min(LAZY, removals - first)
-        row = (weight, diagonal, index, gone)
+        row = (weight, diagonal, index, stays, gone)
         remove(inverse, P, *row, price, order[first:], cost[first:], n, some)
         if first + some == removals:
             break
@@ -55,13 +56,14 @@ def eliminate(
     return torch.from_numpy(order).to(H.device), torch.from_numpy(cost / 2).to(H)
 
 
-def _remove(H, P, w, d, index, gone, price, order, cost, n, some):
+def _remove(H, P, w, d, index, stays, gone, price, order, cost, n, some):
     for r in range(some):
         for i in range(n):
             price[i] = w[i] * w[i] / d[i]
-        j = 0
-        for i in range(1, n):
-            if price[i] < price[j]:
+        j = -1
+        for i in range(n):
+            # whatever the prices are, each feature goes once
+            if not (stays[i] or gone[i]) and (j < 0 or price[i] < price[j]):
                 j = i
         order[r], cost[r], gone[j] = index[j], price[j], True
         for i in range(n):
@@ -81,17 +83,17 @@ def _remove(H, P, w, d, index, gone, price, order, cost, n, some):
             P[r, i] *= scale
             w[i] -= share * P[r, i]
             d[i] -= P[r, i] * P[r, i]
-        w[j], d[j] = np.inf, 1.0
+        w[j], d[j] = 0.0, 1.0
 
 
 # The last features take the places of those that are gone: what is left is an array again.
-def _fill(H, P, w, d, index, gone, n, some):
+def _fill(H, P, w, d, index, stays, gone, n, some):
     last = n - 1
     for j in range(n - some):
         if gone[j]:
             while gone[last]:
                 last -= 1
-            w[j], index[j] = w[last], index[last]
+            w[j], index[j], stays[j] = w[last], index[last], stays[last]
             for q in range(some):
                 P[q, j] = P[q, last]
             for i in range(n):
@@ -103,15 +105,26 @@ def _fill(H, P, w, d, index, gone, n, some):
         gone[i] = False
 
 
-@cache
+_lock = Lock()
+
+
+# threads that come at once wait for the first one
 def _compiled() -> tuple[Callable[..., None], ...]:
+    with _lock:
+        return _compiled_once()
+
+
+@cache
+def _compiled_once() -> tuple[Callable[..., None], ...]:
     matrix, vector, indices, flags = "float64[:, ::1]", "float64[::1]", "int64[::1]", "boolean[::1]"
-    row = f"{matrix}, {matrix}, {vector}, {vector}, {indices}, {flags}"
+    row = ", ".join([matrix, matrix, vector, vector, indices, flags, flags])
     ways = (
         (_remove, f"void({row}, {vector}, {indices}, {vector}, int64, int64)"),
         (_fill, f"void({row}, int64, int64)"),
     )
+    # a pivot of 0 gives infinity, as elsewhere
+    compiled = partial(numba.njit, nogil=True, error_model="numpy")
     try:
-        return tuple(numba.njit(kind, nogil=True, cache=True)(way) for way, kind in ways)
+        return tuple(compiled(kind, cache=True)(way) for way, kind in ways)
     except Exception:  # the disk is full or read-only, or what was kept there is damaged
-        return tuple(numba.njit(kind, nogil=True)(way) for way, kind in ways)
+        return tuple(compiled(kind)(way) for way, kind in ways)
