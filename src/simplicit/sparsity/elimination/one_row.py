@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from functools import cache, partial
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -124,7 +124,7 @@ def _compiled_once() -> tuple[Callable[..., None], ...]:
         (_fill, f"void({row}, int64, int64)"),
     )
     # a pivot of 0 gives infinity, as elsewhere
-    compiled: Callable[..., Any] = partial(numba.njit, nogil=True, error_model="numpy")
+    compiled = cast(Any, partial(numba.njit, nogil=True, error_model="numpy"))
     try:
         return tuple(compiled(kind, cache=True)(way) for way, kind in ways)
     except Exception:  # the disk is full or read-only, or what was kept there is damaged
