@@ -36,9 +36,13 @@ a long vector. Fitted."""
 INVERSES = 6.0
 """Inverses of the whole Gram, float64, in a certified solve. Fitted."""
 
-READ, FELT = 5.0, 30.0
+READ, FELT = 7.0, 30.0
 """Times that a row's features, and the derivatives of the outputs in it, are read or written in a
 sweep. Fitted."""
+
+SECOND = 0.4
+"""Part of a thread's work that each further thread adds in a sweep, where memory and Python's lock
+let them wait for each other. Fitted."""
 
 FOLLOWED = 0.2
 """Part of a pass through the layers behind a row that each derivative of the outputs takes. Fitted.
@@ -135,6 +139,12 @@ class Size:
     # pieces side by side
     def _side(self, pieces: float) -> float:
         return max(min(self.rates.parallel, pieces), 1.0)
+
+    # threads of a sweep, by what they do
+    @property
+    def _shared(self) -> float:
+        many = sweeps.PARTS if sweeps.threaded(self.features) else 1
+        return 1 + SECOND * (self._side(many) - 1)
 
     def _product(self, operations: float) -> float:
         return operations / (self.rates.float32 if self.item <= 4 else self.rates.float64)
@@ -402,7 +412,7 @@ class Size:
         moved = self._moved(numbers, self.item)
         blocks = -(-self.K // sweeps.TOGETHER)
         followed = FOLLOWED * blocks * (outputs + 4) * behind
-        side = self._side(sweeps.PARTS if sweeps.threaded(self.features) else 1)
+        side = self._shared
         divided = self.groups * (self.K * moved + followed) / side
         return divided + self.swept_alone(part)
 
@@ -435,7 +445,7 @@ class Size:
         products = 2.0 * self.m * copies * each
         numbers = self.m * self.positions * s
         one = self._product(products) + self._moved(4.0 * numbers, self.item)
-        side = self._side(sweeps.PARTS if sweeps.threaded(self.features) else 1)
+        side = self._shared
         return self.groups * self.K * one / side
 
     @property
