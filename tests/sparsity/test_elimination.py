@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import pytest
 import torch
 from torch import Tensor
@@ -174,3 +175,24 @@ def test_a_rowby_itself_loses_what_it_loses_beside_others(dtype):
         if dtype == torch.float64:
             assert torch.equal(own, order)
             torch.testing.assert_close(prices, cost)
+
+
+def test_machine_code_that_cannot_be_kept_is_made_for_this_process_alone(monkeypatch):
+    compile_, asked = numba.njit, []
+
+    def refusing(*arguments, **options):
+        asked.append(options.get("cache", False))
+        if asked[-1]:
+            raise OSError(28, "No space left on device")
+        return compile_(*arguments, **options)
+
+    monkeypatch.setattr(one_row.numba, "njit", refusing)
+    kernels = one_row._compiled_once.__wrapped__()
+    assert asked == [True, False, False]
+    monkeypatch.setattr(one_row, "_compiled", lambda: kernels)
+    G, W = problem(N=100)
+    H = torch.linalg.inv(G + 0.1 * torch.eye(100))
+    found = one_row.eliminate(H, W[0], torch.zeros(100, dtype=torch.bool), 10)[1]
+    monkeypatch.undo()
+    wanted = one_row.eliminate(H, W[0], torch.zeros(100, dtype=torch.bool), 10)[1]
+    assert torch.equal(found, wanted)

@@ -20,7 +20,6 @@ SQUARE = 192
 """Columns of a symmetric product that a device multiplies at once, of 96 to 1,024 about the
 fastest."""
 
-
 SMALL = 2**18
 """Multiplications below which torch multiplies: its calls are shorter."""
 
@@ -28,8 +27,8 @@ SMALL = 2**18
 def times(A: Float[Tensor, "... k n"], B: Float[Tensor, "... n p"]) -> Float[Tensor, "... k p"]:
     """Multiply matrices.
 
-    A processor does so in NumPy: torch's library takes up to 1.7 times as long on some of them.
-    Where B is A' in the same memory, NumPy multiplies one triangle only.
+    A processor does so in NumPy: on some of them torch's library takes up to 1.6 times as long
+    (`benchmarks/kernels.py`). Where B is A' in the same memory, NumPy multiplies one triangle only.
 
     Args:
         A: Rows.

@@ -229,7 +229,7 @@ class Sweeps:
             for layer in self.layers
         )
         many = workers if threaded(len(u) * max(each, default=0)) else 1
-        self._map = map if many == 1 else ThreadPoolExecutor(min(many, PARTS)).map
+        self._map = map if many <= 1 else ThreadPoolExecutor(min(many, PARTS)).map
         self.costs: dict[int, Tensor] = {}
         self.place: Place | None = None
         self.price = 0.0

@@ -129,21 +129,22 @@ def _among(
 ) -> list[Tensor]:
     most, rows = piece
     none = torch.zeros(most, dtype=torch.bool, device=G.device)
+    # one at a time: the next is inverted when it is asked for
+    solved = ((own := _inverse(G, columns), target @ own) for target, columns in rows)
     if by_itself(G, UNSTRUCTURED):
-        found = []
-        for target, columns in rows:
-            own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
-            found.append(one_row.eliminate(own, target @ own, none[: len(own)], keep)[1])
-        return found
+        return [one_row.eliminate(own, w, none[: len(own)], keep)[1] for own, w in solved]
     H = torch.eye(most, dtype=G.dtype, device=G.device).repeat(len(rows), 1, 1)
     W = H.new_zeros(len(rows), most)
-    for inverse, w, (target, columns) in zip(H, W, rows, strict=True):
-        own = torch.cholesky_inverse(factor(G[columns[:, None], columns]))
-        inverse[: len(own), : len(own)], w[: len(own)] = own, target @ own
+    for inverse, w, (own, solution) in zip(H, W, solved, strict=True):
+        inverse[: len(own), : len(own)], w[: len(own)] = own, solution
     costs = _tile(H, none, keep, UNSTRUCTURED, W)[1]
     return [
         cost[most - len(columns) :].clone() for cost, (_, columns) in zip(costs, rows, strict=True)
     ]
+
+
+def _inverse(G: Tensor, columns: Tensor) -> Tensor:
+    return torch.cholesky_inverse(factor(G[columns[:, None], columns]))
 
 
 def least_squares(

@@ -57,6 +57,7 @@ def eliminate(
     return torch.from_numpy(order).to(H.device), torch.from_numpy(cost / 2).to(H)
 
 
+# Some weights go, the cheapest first: P gets a row of each, and what stays is as after all of them.
 def _remove(H, P, w, d, index, stays, gone, price, order, cost, n, some):
     for r in range(some):
         for i in range(n):
