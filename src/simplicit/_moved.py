@@ -43,10 +43,11 @@ FOLDERS = {
     "outputs": "distance downstream joint:sweeps path_norm sensitivity",
     "refine": "dead:dead_states finetune robustify worst_case",
     "solvers": "estimator solvers.course:tiles solvers.tile:stages",
-    "solvers.methods": "solvers.admm solvers.fista:first_order solvers.homotopy solvers.newton "
-    "solvers.supports",
+    "solvers.methods": "solvers.admm solvers.fista:first_order solvers.homotopy:coordinates "
+    "solvers.newton solvers.supports",
     "sparsity": "budget coupled elimination:elimination.of_rows path refit support:choice",
-    "system": "files memory progress suggest threads",
+    "system": "files memory progress threads",
+    "": "suggest:errors",
 }
 """New folder -> old paths; `old:new` where the file has another name, or its work another place."""
 
@@ -56,7 +57,8 @@ def _places(folders: dict[str, str]) -> dict[str, str]:
     for folder, names in folders.items():
         for entry in names.split():
             old, _, new = entry.partition(":")
-            places[f"simplicit.{old}"] = f"simplicit.{folder}.{new or old.rpartition('.')[2]}"
+            path = ["simplicit", *folder.split("."), new or old.rpartition(".")[2]]
+            places[f"simplicit.{old}"] = ".".join(filter(None, path))
     return places
 
 

@@ -149,7 +149,7 @@ def test_sparse_rows_never_factorise_the_whole_gram():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss):
+def test_where_the_gram_has_room_only_what_coordinate_descent_leaves_goes_by_sets(loss):
     problem, by_set = wide(loss), []
     by_sets_alone = working_set.WorkingSets.solve
 
@@ -157,7 +157,7 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
         by_set.append(part)
         return by_sets_alone(self, part, *rest)
 
-    settings = Settings(large=0, first_set=16, share=1)
+    settings = Settings(large=0, first_set=16, share=1, descent=0.05, newton_rounds=4)
     by_few = partial(solve, tol=1e-7, settings=settings)
     with patch.object(working_set.WorkingSets, "solve", watched):
         whole = by_few(problem)
@@ -178,7 +178,7 @@ def test_where_the_gram_has_room_only_what_the_homotopy_leaves_goes_by_sets(loss
 
 def test_rows_without_iterations_left_are_not_begun_again_on_sets():
     problem = wide()
-    settings = Settings(large=0, first_set=16, share=1)
+    settings = Settings(large=0, first_set=16, share=1, descent=0.05, newton_rounds=4)
     with patch.object(working_set.WorkingSets, "solve", side_effect=AssertionError):
         found = solve(problem, tol=1e-9, max_iterations=1, settings=settings)
     assert Status.MAX_ITERATIONS in found.status and (found.iterations <= 1).all()

@@ -10,8 +10,7 @@ from torch import Tensor
 from simplicit.equations.equation import Equation
 from simplicit.equations.layer_phi import Kept
 from simplicit.equations.network import StateEquations
-from simplicit.errors import InputError
-from simplicit.system.suggest import did_you_mean
+from simplicit.errors import InputError, did_you_mean
 
 Place = tuple[int, int]
 """A term: the index of its equation, and its own."""

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from simplicit.data import cifar, fetch, idx, npz
 from simplicit.data.checked import Archive, DebianPackage, Source, contents
-from simplicit.errors import InputError
-from simplicit.system.suggest import did_you_mean
+from simplicit.errors import InputError, did_you_mean
 
 FASHION_MNIST = Source(
     name="FashionMNIST",

@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from simplicit.errors import InputError
+from simplicit.errors import InputError, did_you_mean
 from simplicit.explicit.convnets import LeNet, ResNet20, StagewiseResNet20
-from simplicit.system.suggest import did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

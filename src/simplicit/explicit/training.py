@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from simplicit.data.datasets import Dataset
-from simplicit.errors import InputError
+from simplicit.errors import InputError, did_you_mean
 from simplicit.explicit.by_name import build, first_line, load_weights
 from simplicit.explicit.kept import State, Trainings
 from simplicit.system import progress
-from simplicit.system.suggest import did_you_mean
 
 __all__ = [
     "OPTIMIZERS",

@@ -116,7 +116,7 @@ class _Group:
         tiles: Row numbers, (t,) in each tile.
         shared: What the solvers need of the Gram.
         sets: Where there are many features, what rows share that are solved by working sets: all
-            rows if the scaled Gram has no room, else those that the homotopy leaves.
+            rows if the scaled Gram has no room, else those that coordinate descent leaves.
     """
 
     problem: RowProblem

@@ -14,12 +14,28 @@ from torch import Tensor
 
 from simplicit.convex.products import fill
 from simplicit.convex.scaled import SMALLEST, ScaledRows
-from simplicit.solvers.methods import homotopy, newton
+from simplicit.solvers.methods import coordinates, newton
 from simplicit.solvers.methods.first_order import Method
 from simplicit.solvers.settings import Settings
 
 Look = Callable[[], bool]
 """Called after each stage; says whether to stop."""
+
+LONG = 2.0**32
+"""Multiplications after which coordinate descent looks whether to stop; a second or two."""
+
+PASSES = 16
+"""Passes over all features before a row is left; others need 4 to 10."""
+
+FINEST = 1e-7
+"""Change of a weight that sums of float32 still tell."""
+
+SYSTEM = 8.0
+"""A linear system of s weights takes as long as s³ / 8 multiplications of coordinate descent."""
+
+ADMM_WORK = 10.0
+"""Steps of ADMM before the first Newton rounds take as long as this many multiplications of
+coordinate descent for each entry of the Gram."""
 
 
 class Tile:
@@ -107,12 +123,10 @@ def run(tile: Tile, warm: bool, look: Look, inverses: bool = True) -> None:
         return
     # the start itself may be good enough
     start = certify_start(tile, rows)
-    # from near the solution Newton is all it takes; from zero the homotopy goes down to the penalty
+    # from near the solution Newton is all it takes
     if warm:
         newton_rounds(tile, start, rows, tile.todo & (tile.gap <= tile.settings.near))
-    elif tile.settings.newton_rounds > 0:
-        follow_homotopy(tile, start, rows)
-    stop = look()
+    stop = look() or descend(tile, start, rows, look) or look()
     # first-order steps find the support nearly, Newton finishes; the last method has the last word
     methods = tile.settings.methods[: 1 if tile.bisects else None]
     for method in methods if inverses else ():
@@ -140,23 +154,76 @@ def certify_start(tile: Tile, rows: Int[Tensor, " k"]) -> newton.NewtonState:
     return start
 
 
-def follow_homotopy(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"]) -> None:
-    """Follow the homotopy from zero weights, and finish the rows that come near their solution.
+def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look: Look) -> bool:
+    """Bring rows near their solution by coordinate descent, and finish those that come there.
+
+    Args:
+        tile: The rows; those on a device, and rooted ones in a ball, are left as they are.
+        start: Where some rows, and what fills their block, start; with exact moments.
+        rows: Which rows of the tile, (k,).
+        look: Called now and then where the work is long.
+
+    Returns:
+        Whether `look` said to stop.
+    """
+    settings, work = tile.settings, tile.settings.descent * float(tile.V.shape[1]) ** 2
+    # σ and a ball's multiplier at once are more than its passes find
+    both = tile.scaled.loss == "root" and tile.scaled.terms.has_ball
+    if settings.newton_rounds == 0 or work == 0 or both or tile.V.device.type != "cpu":
+        return False
+    keep = tile.todo[rows].nonzero()[:, 0]
+    for some in keep.split(max(1, int(LONG / work))):
+        part, own, near = start.rows(some), rows[some], settings.handover
+        for rounds in range(settings.descents):
+            # systems of many weights take long: they come only when passes bring nothing more
+            last = rounds + 1 == settings.descents
+            part, own = descend_once(tile, part, own, near, last)
+            near = max(near * settings.finer, FINEST)
+            if not len(own):
+                break
+        if len(some) < len(keep) and look():
+            return True
+    return False
+
+
+def descend_once(
+    tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], near: float, last: bool
+) -> tuple[newton.NewtonState, Int[Tensor, " l"]]:
+    """Go down by coordinate descent, once, and on by Newton where that takes less.
 
     Args:
         tile: The rows.
-        start: Zero weights of some rows, and of what fills their block.
+        start: Where some rows start, with exact moments, (k, n).
         rows: Which rows of the tile, (k,).
+        near: Change of a weight below which coordinate descent ends.
+        last: Whether Newton is to go on in any case.
+
+    Returns:
+        Where rows are that may go further down, with exact moments, and which these are, (l,).
     """
+    settings, entries = tile.settings, float(tile.V.shape[1]) ** 2
+    left = (tile.most - tile.iterations[rows]).clamp_max(PASSES)
+    work = settings.descent * entries
+    found = coordinates.descend(tile.scaled.rows(rows), start, left, near, work)
+    tile.iterations[rows] += found.passes
+    system = (found.state.V != 0).sum(1).double() ** 3 / SYSTEM
+    # Newton may bring few weights to their end from further away, too
+    few = settings.newton_rounds * system < ADMM_WORK * entries
+    there = (found.there | few).nonzero()[:, 0]
+    rows, moving = rows[there], torch.zeros_like(tile.todo)
+    moving[rows] = (system < found.work)[there]
+    newton_rounds(tile, found.state.rows(there), rows, moving & tile.todo)
     keep = tile.todo[rows].nonzero()[:, 0]
-    state, rows = start.rows(keep), rows[keep]
-    scaled = tile.scaled.rows(rows)
-    most = (tile.most - tile.iterations[rows]) * newton.tells(scaled, state)
-    found, there, done = homotopy.descend(scaled, state, most, tile.settings)
-    tile.iterations[rows] += done
-    moving = torch.zeros_like(tile.todo)
-    moving[rows] = there
-    newton_rounds(tile, found, rows, moving & tile.todo)
+    if not len(keep):
+        return start.rows(keep), rows[keep]
+    near_enough, rows, some = found.there[there[keep]], rows[keep], fill(there[keep])
+    scaled, rough = tile.scaled.rows(fill(rows)), found.state.rows(some)
+    exact = newton.init(scaled, rough.V, rough.mu, rough.sigma)
+    tile.keep_better(exact, rows, torch.ones_like(rows, dtype=torch.bool))
+    if last:
+        newton_rounds(tile, exact, rows, tile.todo)
+    keep = (near_enough & tile.todo[rows]).nonzero()[:, 0]
+    return exact.rows(keep), rows[keep]
 
 
 def first_order_steps(tile: Tile, method: Method, warm: bool, look: Look) -> bool:
@@ -348,7 +415,9 @@ def solve_at_sigma(
     squared = replace(scaled, loss="squared", terms=scaled.terms.times(sigma))
     # a gap of the squared problem weighs 1/σ in the rooted one
     tol = (0.5 * tile.tol[fill(rows)] * sigma[:, 0]).clamp_min(1e-14)
-    inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], tile.most, tile.settings)
+    # coordinate descent has left these rows before
+    settings = replace(tile.settings, descent=0.0)
+    inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], tile.most, settings)
     inner.iterations = tile.iterations[rows]
     run(inner, True, look)
     tile.iterations[rows] = inner.iterations

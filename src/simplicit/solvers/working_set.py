@@ -6,7 +6,7 @@ features have to come in: those whose moment exceeds their price σ (slope + μ 
 support and the features that are nearest to their price or beyond it, and doubles where those
 beyond do not fit (Massias, Gramfort & Salmon 2018; Bertrand et al. 2022). No row reads another's
 set, and the whole Gram is not factorised; where a scaled copy of it has room, rows come here only
-if the homotopy has left them.
+if coordinate descent has left them.
 """
 
 from collections.abc import Callable

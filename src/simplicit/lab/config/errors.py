@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from simplicit.system.suggest import did_you_mean, nearest
+from simplicit.errors import did_you_mean, nearest
 
 LONGEST = 60
 """Characters of a wrong value that are shown."""

@@ -5,19 +5,20 @@ the passes, and Python lets one thread call at a time.
 """
 
 import math
-from collections.abc import Callable
-from functools import cache, partial
-from threading import Lock
-from typing import Any, cast
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simplicit.system.machine_code import FLAGS, INDICES, MATRIX, VECTOR, compiled
+
 LAZY = 64
 """Removals between two updates of H: one matrix product instead of as many outer products."""
+
+_ROW = f"{MATRIX}, {MATRIX}, {VECTOR}, {VECTOR}, {INDICES}, {FLAGS}, {FLAGS}"
+REMOVE = f"void({_ROW}, {VECTOR}, {INDICES}, {VECTOR}, int64, int64)"
+FILL = f"void({_ROW}, int64, int64)"
 
 
 def eliminate(
@@ -34,7 +35,7 @@ def eliminate(
     Returns:
         The order of removal, as places in w, and the loss that each removal adds.
     """
-    remove, fill = _compiled()
+    remove, fill = compiled(_remove, REMOVE), compiled(_fill, FILL)
     n, removals = len(w), max(int((~protected).sum()) - keep, 0)
     order, cost = np.empty(removals, np.int64), np.empty(removals)
     inverse = np.array(H.cpu().numpy(), np.float64, order="C")
@@ -105,28 +106,3 @@ def _fill(H, P, w, d, index, stays, gone, n, some):
             last -= 1
     for i in range(n):
         gone[i] = False
-
-
-_lock = Lock()
-
-
-# threads that come at once wait for the first one
-def _compiled() -> tuple[Callable[..., None], ...]:
-    with _lock:
-        return _compiled_once()
-
-
-@cache
-def _compiled_once() -> tuple[Callable[..., None], ...]:
-    matrix, vector, indices, flags = "float64[:, ::1]", "float64[::1]", "int64[::1]", "boolean[::1]"
-    row = ", ".join([matrix, matrix, vector, vector, indices, flags, flags])
-    ways = (
-        (_remove, f"void({row}, {vector}, {indices}, {vector}, int64, int64)"),
-        (_fill, f"void({row}, int64, int64)"),
-    )
-    # a pivot of 0 gives infinity, as elsewhere
-    compiled = cast(Any, partial(numba.njit, nogil=True, error_model="numpy"))
-    try:
-        return tuple(compiled(kind, cache=True)(way) for way, kind in ways)
-    except Exception:  # the disk is full or read-only, or what was kept there is damaged
-        return tuple(compiled(kind)(way) for way, kind in ways)

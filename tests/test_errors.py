@@ -1,4 +1,4 @@
-from simplicit.system.suggest import did_you_mean, nearest
+from simplicit.errors import did_you_mean, nearest
 
 
 def test_nearest_ignores_case_and_small_slips() -> None:

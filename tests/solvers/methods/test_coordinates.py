@@ -1,5 +1,6 @@
-"""The homotopy of cold starts: alone where it may, and left in time where it may not."""
+"""Coordinate descent: alone where it may, and left in time where it may not."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from degenerate_suite import DegenerateSuite
 from shapes import unchecked
+from simplicit.convex import duality
 from simplicit.convex.gram import Gram
 from simplicit.convex.penalty import Ball, Penalty
 from simplicit.convex.problem import RowProblem
@@ -14,14 +16,14 @@ from simplicit.convex.scaled import ScaledRows
 from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution
 from simplicit.solvers import Settings, solve
-from simplicit.solvers.methods import homotopy, newton
+from simplicit.solvers.methods import coordinates, newton
 from solver_suite import MIXED
 
 
 class TestForced(DegenerateSuite):
-    """No row is left to ADMM before it reaches its level."""
+    """No row is left to ADMM for its work."""
 
-    settings = Settings(crowd=0, unsteady=0)
+    settings = Settings(descent=1e3)
     mixed = MIXED[:4]
 
     def solve(self, problem: RowProblem, **options) -> Solution:
@@ -67,32 +69,75 @@ def test_few_features_need_neither_an_inverse_nor_a_first_order_step(name):
     assert int(solution.iterations.max()) < 16
 
 
-def test_the_last_level_is_the_penalty_itself():
-    """Each level below the first is solved nearly: rounds from its end change little."""
-    scaled, state, most = start(RowProblem(sparse(), Penalty(l1=0.2)))
-    found, there, rounds = homotopy.descend(scaled, state, most, Settings())
-    assert there.all()
-    top = (scaled.R.abs() / scaled.terms.slope()).amax(1)
-    assert torch.equal(rounds, torch.log2(top).ceil().long())
-    settled, _ = newton.settle(scaled, found, most)
-    assert float((settled.V - found.V).norm() / settled.V.norm()) < 0.1
+def objective(scaled: ScaledRows, V: torch.Tensor) -> torch.Tensor:
+    return duality.objective(scaled.gram, scaled.terms, scaled.loss, V, scaled.moments(V))
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_it_ends_where_no_weight_has_a_better_value(name):
+    """From exact moments again and again, the gap falls as far as float64 tells."""
+    penalty, ball, loss = PENALTIES[name]
+    scaled, state, most = start(RowProblem(sparse(), penalty, ball=ball, loss=loss))
+    before, work = scaled.gap(state.V, state.moments, state.mu, state.sigma), 1e9
+    for near in (1e-3, 1e-5, 1e-7):
+        found = coordinates.descend(scaled, state, most, near, work)
+        assert found.there.all()
+        # what float32 sums up is near the moments
+        own = found.state
+        torch.testing.assert_close(own.moments, scaled.moments(own.V), rtol=0, atol=1e-5)
+        state = newton.init(scaled, own.V, own.mu, own.sigma)
+        gap = scaled.gap(state.V, state.moments, state.mu / state.sigma, state.sigma)
+        assert (gap < before).all()
+        before = gap
+    assert float(before.max()) < 1e-6
+    if ball is not None:
+        assert bool((state.mu > 0).all())
+
+
+def test_a_slack_ball_has_no_multiplier():
+    problem = RowProblem(sparse(), Penalty(l1=0.2), ball=Ball(slice(None), 1e3))
+    scaled, state, most = start(problem)
+    found = coordinates.descend(scaled, state, most, 1e-4, 1e9)
+    assert found.there.all() and not found.state.mu.any()
+    free, state, most = start(replace(problem, ball=None))
+    alone = coordinates.descend(free, state, most, 1e-4, 1e9)
+    torch.testing.assert_close(found.state.V, alone.state.V, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["squared", "root"])
+def test_the_objective_falls_with_every_pass(loss):
+    scaled, state, most = start(RowProblem(sparse(0.7), Penalty(l1=0.05), loss=loss))
+    before = objective(scaled, state.V)
+    for passes in range(1, 6):
+        found = coordinates.descend(scaled, state, most.clamp_max(passes), 1e-6, 1e9)
+        now = objective(scaled, found.state.V)
+        assert (now <= before + 1e-6).all()
+        before = now
     # where it started is as it was
     assert not state.V.any()
 
 
-@pytest.mark.parametrize("what", ["alike", "unsteady", "dense", "out of rounds", "zero is best"])
+def test_a_row_does_not_feel_the_others():
+    scaled, state, most = start(RowProblem(sparse(0.7), Penalty(l1=0.05)))
+    every = coordinates.descend(scaled, state, most, 1e-4, 1e9)
+    for k in (torch.tensor([2]), torch.tensor([3, 0])):
+        own = coordinates.descend(scaled.rows(k), state.rows(k), most[k], 1e-4, 1e9)
+        assert torch.equal(own.state.V, every.state.V[k])
+        assert torch.equal(own.work, every.work[k])
+
+
+@pytest.mark.parametrize("what", ["alike", "out of passes", "zero is best"])
 def test_rows_it_does_not_suit_are_left_and_solved_all_the_same(what):
-    alike = {"alike": 3.0, "unsteady": 0.7}.get(what, 0.0)
-    gram = sparse(alike, few=200 if what == "dense" else 8)
-    l1 = {"unsteady": 1.0, "dense": 1e-3, "zero is best": 100.0}.get(what, 0.1)
+    gram = sparse(3.0 if what == "alike" else 0.0, few=200 if what == "alike" else 8)
+    l1 = {"alike": 1e-3, "zero is best": 100.0}.get(what, 0.1)
     problem = RowProblem(gram, Penalty(l1=l1))
     scaled, state, most = start(problem)
-    if what == "out of rounds":
-        most = most.clamp_max(1)
-    found, there, rounds = homotopy.descend(scaled, state, most, Settings())
-    assert not there.any()
-    assert bool((rounds <= most).all())
-    assert bool((found.V[~there].isfinite()).all())
+    if what == "out of passes":
+        most = most.clamp_max(2)
+    found = coordinates.descend(scaled, state, most, 1e-4, 8.0 * scaled.R.shape[1] ** 2)
+    assert bool((found.there == (what == "zero is best")).all())
+    assert bool((found.passes <= most).all())
+    assert bool(found.state.V.isfinite().all())
     assert solve(problem, tol=1e-9).solved.all()
 
 
@@ -116,16 +161,12 @@ def test_a_feature_that_left_in_a_round_may_not_come_back_in_the_next():
 @pytest.mark.parametrize(("l1", "rough"), [(0.1, True), (1e-6, False)])
 def test_rows_that_are_hardly_penalised_do_no_rough_rounds(l1, rough):
     """Their prices are below what float32 tells: such rounds would stop short of the optimum."""
-    rounds, settle, descend = [], newton.settle, homotopy.descend
+    rounds, settle = [], newton.settle
 
     def settled(*args):
         rounds.append(settle(*args)[1])
         return settle(*args)
 
-    def descended(*args):
-        rounds.append(descend(*args)[2])
-        return descend(*args)
-
-    with patch.object(newton, "settle", settled), patch.object(homotopy, "descend", descended):
+    with patch.object(newton, "settle", settled):
         assert solve(RowProblem(sparse(few=4), Penalty(l1=l1)), tol=1e-9).solved.all()
     assert bool(torch.cat(rounds).any()) == rough
