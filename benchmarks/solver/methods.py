@@ -18,7 +18,7 @@ Timed = Callable[[], np.ndarray]
 
 
 def ours(rows: Rows, problem: RowProblem, tol: float, k: int) -> Timed:
-    return lambda: solve(problem, tol=tol).W.numpy()
+    return lambda: solve(problem, tol=tol, workers=1).W.numpy()
 
 
 def scikit_learn(rows: Rows, problem: RowProblem, tol: float, k: int) -> Timed:

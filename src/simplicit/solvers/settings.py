@@ -66,8 +66,8 @@ class Settings:
     near: float = 1e-3
     descent: float = 8.0
     handover: float = 1e-3
-    descents: int = 4
-    finer: float = 0.03
+    descents: int = 3
+    finer: float = 3e-3
     large: int = 8000
     first_set: int = 256
     share: int = 4
