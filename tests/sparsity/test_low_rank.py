@@ -31,16 +31,13 @@ def rows(K: int = 6, d: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
 
 def alternating(G: torch.Tensor, R: torch.Tensor, S: torch.Tensor, rank: int) -> torch.Tensor:
     """The slow twin: either factor by least squares given the other, from many starts."""
-    best = None
-    for seed in range(8):
-        V = random(rank, len(G), seed=100 + seed)
-        for _ in range(1500):
-            U = torch.linalg.solve(V @ G @ V.T, V @ R.T).T
-            V = torch.linalg.solve(U.T @ S @ U, U.T @ S @ torch.linalg.solve(G, R.T).T)
-        if best is None or loss(G, R, S, U @ V) < loss(G, R, S, best):
-            best = U @ V
-    assert best is not None
-    return best
+    V = torch.stack([random(rank, len(G), seed=100 + seed) for seed in range(8)])
+    T = S @ torch.linalg.solve(G, R.T).T
+    U = V
+    for _ in range(1500):
+        U = torch.linalg.solve(V @ G @ V.mT, V @ R.T).mT
+        V = torch.linalg.solve(U.mT @ S @ U, U.mT @ T)
+    return min(U @ V, key=lambda found: loss(G, R, S, found))
 
 
 @pytest.mark.parametrize(("K", "d"), [(6, 9), (7, 4)])

@@ -1,7 +1,7 @@
 """A real scheduler and real workers, as processes on the loopback address, one of them killed."""
 
 import os
-import signal
+import shlex
 import socket
 import subprocess
 import sys
@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
 
+from errands import dies, fails, kills, scaled, slow
 from kinds import inputs, quick_fit, same
 from simplicit.errors import InputError, WorkerError
 from simplicit.recipe import Recipe
@@ -33,17 +34,24 @@ def free() -> int:
         return one.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def environment() -> dict[str, str]:
+    # workers import the modules of these tests, as those of a user would import the user's
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+
+
 @contextmanager
 def dask(log: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    # workers import the modules of these tests, as those of a user would import the user's
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"  # simplicit counts itself
+    # simplicit counts itself
+    own = environment() | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
     command = [sys.executable, "-m", "dask", *arguments]
     with (
         log.open("wb") as file,
-        subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, cwd=log.parent
-        ) as process,
+        subprocess.Popen(command, stdout=file, stderr=file, env=own, cwd=log.parent) as process,
     ):
         try:
             yield process
@@ -61,6 +69,9 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[subproce
         makes = [dask(folder / f"worker-{k}.log", *each) for k in range(workers)]
         try:
             processes = [make.__enter__() for make in makes]
+            while not listens(port):
+                assert scheduler.poll() is None, "the scheduler has ended"
+                time.sleep(0.05)
             with connected(address) as client:
                 client.wait_for_workers(workers, timeout=60)
             yield address, [scheduler, *processes]
@@ -73,30 +84,6 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[subproce
 def address(tmp_path_factory) -> Iterator[str]:
     with cluster(tmp_path_factory.mktemp("cluster")) as (found, _):
         yield found
-
-
-def scaled(M: Tensor, factor: float) -> Tensor:
-    return factor * M.sum(0)
-
-
-def fails(piece: int) -> int:
-    if piece == 2:
-        raise ValueError("piece 2")
-    return piece
-
-
-def dies(folder: str, piece: int) -> int:
-    marker = Path(folder) / "died"
-    if piece == 3 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.05)
-    return piece
-
-
-def slow(piece: int) -> int:
-    time.sleep(0.2)
-    return piece
 
 
 def test_answers_in_order_and_a_matrix_goes_once(address):
@@ -139,14 +126,17 @@ def test_workers_are_asked_directly_where_they_are_reached(address, monkeypatch)
             assert client.direct_to_workers is False
 
 
-def test_a_cluster_gives_the_bits_of_one_worker(address, monkeypatch):
-    monkeypatch.setattr("simplicit.workers.run.LIGHT", 1e4)
+def gives_the_bits_of_one_worker(address: str) -> None:
     kind = "convolutions"
     recipe, u = Recipe(sparsity=0.6), inputs(kind)
     one = quick_fit(kind, recipe, u, batch_size=8)
-    with connected(address) as client:
+    with patch("simplicit.workers.run.LIGHT", 1e4), connected(address) as client:
         many = quick_fit(kind, recipe, u, batch_size=8, executor=client)
     assert same(many.model, one.model)
+
+
+def test_a_cluster_gives_the_bits_of_one_worker(address):
+    gives_the_bits_of_one_worker(address)
 
 
 SLOW = """
@@ -163,17 +153,21 @@ def test_a_slow_network_changes_no_bit(tmp_path):
         subprocess.run([*space, SLOW], check=True, capture_output=True, timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"no slow network can be made here: {error}")
-    case = f"{__file__}::{test_a_cluster_gives_the_bits_of_one_worker.__name__}"
-    options = f"-q -p no:cacheprovider -p no:xdist --basetemp {tmp_path / 'own'}"
-    command = f"{SLOW} exec {sys.executable} -m pytest {options} {case}"
-    found = subprocess.run([*space, command], capture_output=True, text=True, timeout=200)
-    assert found.returncode == 0 and found.stdout.startswith("."), found.stdout
-
-
-def kills(piece: int) -> int:
-    if piece == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return piece
+    # without pytest, whose hooks and checks of shapes take longer than the fits
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_cluster import cluster, gives_the_bits_of_one_worker
+with cluster(Path({str(tmp_path)!r})) as (address, _):
+    gives_the_bits_of_one_worker(address)
+print("the bits are the same")
+"""
+    command = f"{SLOW} exec {sys.executable} -c {shlex.quote(script)}"
+    found = subprocess.run(
+        [*space, command], capture_output=True, text=True, timeout=200, env=environment()
+    )
+    assert found.returncode == 0 and "the bits are the same" in found.stdout, found.stderr
 
 
 def test_workers_that_are_killed_and_a_scheduler_that_goes_away(tmp_path, capsys, monkeypatch):
