@@ -14,6 +14,7 @@ from simplicit.fit import fit
 from simplicit.outputs import sweeps
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
+from simplicit.solvers import stages
 from simplicit.sparsity import choice
 from simplicit.sparsity.elimination import of_rows
 
@@ -92,6 +93,7 @@ def test_a_fit_elsewhere_has_the_bits_of_one_here(make, options, monkeypatch):
     # a processor's own ways have other last bits
     monkeypatch.setattr(products, "_here", lambda _: False)
     monkeypatch.setattr(of_rows, "by_itself", lambda *_: False)
+    monkeypatch.setattr(stages, "descend", lambda *_: False)
     monkeypatch.setattr(robustify, "LEVELS", 2)
     torch.manual_seed(0)
     net, u = make()
