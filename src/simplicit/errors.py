@@ -1,4 +1,7 @@
-"""The exceptions a user sees: a line that names what is wrong and what would be accepted."""
+"""The exceptions a user sees: a line that names what is wrong and what would be accepted.
+
+Where a name is wrong, the line ends with the nearest one that is accepted.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

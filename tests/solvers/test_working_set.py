@@ -178,7 +178,7 @@ def test_where_the_gram_has_room_only_what_coordinate_descent_leaves_goes_by_set
 
 def test_rows_without_iterations_left_are_not_begun_again_on_sets():
     problem = wide()
-    settings = Settings(large=0, first_set=16, share=1, descent=0.05, newton_rounds=4)
+    settings = Settings(large=0, first_set=16, share=1)
     with patch.object(working_set.WorkingSets, "solve", side_effect=AssertionError):
         found = solve(problem, tol=1e-9, max_iterations=1, settings=settings)
     assert Status.MAX_ITERATIONS in found.status and (found.iterations <= 1).all()

@@ -33,10 +33,11 @@ class Settings:
             loss; what is left after them is solved by bisection of σ. Chosen.
         most_sigmas: Squared problems solved for one σ. Every other one halves the bracket on a
             logarithmic scale, so 60 bring it from 1e-6 … 1 to rounding.
-        near: Relative gap below which a warm start goes to Newton at once. Further away coordinate
-            descent is faster (Fashion-MNIST and synthetic rows, a fifth of the penalty away).
+        near: Relative gap below which a warm start goes to Newton at once, where coordinate descent
+            is left out. Chosen.
         descent: Work of coordinate descent on a row before it is left, in multiplications for each
-            entry of the Gram; 0 leaves it out.
+            entry of the Gram; 0 leaves it out. Chosen, as the next three, on the problems of
+            `benchmarks/solver`.
         handover: Change of a weight, in units of its target, below which coordinate descent hands a
             row over to Newton.
         descents: How often coordinate descent begins at the most: each time from exact moments, on
@@ -63,7 +64,7 @@ class Settings:
     careful_rounds: int = 60
     root_steps: int = 64
     most_sigmas: int = 60
-    near: float = 1e-3
+    near: float = 1e-2
     descent: float = 8.0
     handover: float = 1e-3
     descents: int = 3

@@ -123,10 +123,12 @@ def run(tile: Tile, warm: bool, look: Look, inverses: bool = True) -> None:
         return
     # the start itself may be good enough
     start = certify_start(tile, rows)
-    # from near the solution Newton is all it takes
-    if warm:
+    stop = look()
+    if not stop and descends(tile):
+        stop = descend(tile, start, rows, look) or look()
+    elif not stop and warm:  # from near the solution Newton is all it takes
         newton_rounds(tile, start, rows, tile.todo & (tile.gap <= tile.settings.near))
-    stop = look() or descend(tile, start, rows, look) or look()
+        stop = look()
     # first-order steps find the support nearly, Newton finishes; the last method has the last word
     methods = tile.settings.methods[: 1 if tile.bisects else None]
     for method in methods if inverses else ():
@@ -154,11 +156,27 @@ def certify_start(tile: Tile, rows: Int[Tensor, " k"]) -> newton.NewtonState:
     return start
 
 
+def descends(tile: Tile) -> bool:
+    """Say whether rows go by coordinate descent.
+
+    Args:
+        tile: The rows.
+
+    Returns:
+        Whether they do: not on a device, and not for the rooted loss inside a ball, as σ and the
+        ball's multiplier at once are more than its passes find.
+    """
+    settings, scaled = tile.settings, tile.scaled
+    both = scaled.loss == "root" and scaled.terms.has_ball
+    here = tile.V.device.type == "cpu" and tile.V.shape[1] > 0
+    return here and not both and settings.newton_rounds > 0 and settings.descent > 0
+
+
 def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look: Look) -> bool:
     """Bring rows near their solution by coordinate descent, and finish those that come there.
 
     Args:
-        tile: The rows; those on a device, and rooted ones in a ball, are left as they are.
+        tile: The rows.
         start: Where some rows, and what fills their block, start; with exact moments.
         rows: Which rows of the tile, (k,).
         look: Called now and then where the work is long.
@@ -167,10 +185,6 @@ def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look
         Whether `look` said to stop.
     """
     settings, work = tile.settings, tile.settings.descent * float(tile.V.shape[1]) ** 2
-    # σ and a ball's multiplier at once are more than its passes find
-    both = tile.scaled.loss == "root" and tile.scaled.terms.has_ball
-    if settings.newton_rounds == 0 or work == 0 or both or tile.V.device.type != "cpu":
-        return False
     keep = tile.todo[rows].nonzero()[:, 0]
     for some in keep.split(max(1, int(LONG / work))):
         part, own, near = start.rows(some), rows[some], settings.handover
@@ -415,7 +429,7 @@ def solve_at_sigma(
     squared = replace(scaled, loss="squared", terms=scaled.terms.times(sigma))
     # a gap of the squared problem weighs 1/σ in the rooted one
     tol = (0.5 * tile.tol[fill(rows)] * sigma[:, 0]).clamp_min(1e-14)
-    # coordinate descent has left these rows before
+    # rows that come here are none for coordinate descent
     settings = replace(tile.settings, descent=0.0)
     inner = Tile(squared.rows(slice(0, K)), V[:K], tol[:K], tile.most, settings)
     inner.iterations = tile.iterations[rows]

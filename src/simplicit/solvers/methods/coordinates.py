@@ -76,17 +76,9 @@ def descend(
     moments = start.moments.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     sigma = start.sigma if problem.loss == "root" else torch.zeros_like(start.sigma)
     radius = terms.radius if terms.has_ball else torch.full_like(terms.radius, math.inf)
-    numbers = [
-        terms.l1,
-        terms.huber,
-        terms.l2,
-        radius,
-        problem.t2[:, None],
-        start.mu,
-        sigma,
-        0 * sigma,
-    ]
-    rows = torch.cat(numbers, 1)
+    prices = [terms.l1, terms.huber, terms.l2, radius]
+    # the last three are also what comes of a row
+    rows = torch.cat([*prices, problem.t2[:, None], start.mu, sigma, torch.zeros_like(sigma)], 1)
     rho, omega = terms.rho.contiguous().numpy(), terms.omega.contiguous().numpy()
     descent = compiled(_descend, TYPES)
     each = zip(R, moments.numpy(), V.numpy(), rows.numpy(), most.tolist(), strict=True)
