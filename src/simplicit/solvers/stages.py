@@ -21,9 +21,6 @@ from simplicit.solvers.settings import Settings
 Look = Callable[[], bool]
 """Called after each stage; says whether to stop."""
 
-LONG = 2.0**32
-"""Multiplications after which coordinate descent looks whether to stop; a second or two."""
-
 PASSES = 16
 """Passes over all features before a row is left; others need 4 to 10."""
 
@@ -125,7 +122,8 @@ def run(tile: Tile, warm: bool, look: Look, inverses: bool = True) -> None:
     start = certify_start(tile, rows)
     stop = look()
     if not stop and descends(tile):
-        stop = descend(tile, start, rows, look) or look()
+        descend(tile, start, rows, look)
+        stop = look()
     elif not stop and warm:  # from near the solution Newton is all it takes
         newton_rounds(tile, start, rows, tile.todo & (tile.gap <= tile.settings.near))
         stop = look()
@@ -172,7 +170,7 @@ def descends(tile: Tile) -> bool:
     return here and not both and settings.newton_rounds > 0 and settings.descent > 0
 
 
-def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look: Look) -> bool:
+def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look: Look) -> None:
     """Bring rows near their solution by coordinate descent, and finish those that come there.
 
     Args:
@@ -180,28 +178,26 @@ def descend(tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], look
         start: Where some rows, and what fills their block, start; with exact moments.
         rows: Which rows of the tile, (k,).
         look: Called now and then where the work is long.
-
-    Returns:
-        Whether `look` said to stop.
     """
-    settings, work = tile.settings, tile.settings.descent * float(tile.V.shape[1]) ** 2
+    settings, near = tile.settings, tile.settings.handover
     keep = tile.todo[rows].nonzero()[:, 0]
-    for some in keep.split(max(1, int(LONG / work))):
-        part, own, near = start.rows(some), rows[some], settings.handover
-        for rounds in range(settings.descents):
-            # systems of many weights take long: they come only when passes bring nothing more
-            last = rounds + 1 == settings.descents
-            part, own = descend_once(tile, part, own, near, last)
-            near = max(near * settings.finer, FINEST)
-            if not len(own):
-                break
-        if len(some) < len(keep) and look():
-            return True
-    return False
+    part, rows = start.rows(keep), rows[keep]
+    for rounds in range(settings.descents):
+        if not len(rows):
+            break
+        # systems of many weights take long: they come only when passes bring nothing more
+        last = rounds + 1 == settings.descents
+        part, rows = descend_once(tile, part, rows, near, last, look)
+        near = max(near * settings.finer, FINEST)
 
 
 def descend_once(
-    tile: Tile, start: newton.NewtonState, rows: Int[Tensor, " k"], near: float, last: bool
+    tile: Tile,
+    start: newton.NewtonState,
+    rows: Int[Tensor, " k"],
+    near: float,
+    last: bool,
+    look: Look,
 ) -> tuple[newton.NewtonState, Int[Tensor, " l"]]:
     """Go down by coordinate descent, once, and on by Newton where that takes less.
 
@@ -211,6 +207,8 @@ def descend_once(
         rows: Which rows of the tile, (k,).
         near: Change of a weight below which coordinate descent ends.
         last: Whether Newton is to go on in any case.
+        look: Called now and then where the work is long. Rows that are stopped before their turn
+            stay where they are.
 
     Returns:
         Where rows are that may go further down, with exact moments, and which these are, (l,).
@@ -218,12 +216,12 @@ def descend_once(
     settings, entries = tile.settings, float(tile.V.shape[1]) ** 2
     left = (tile.most - tile.iterations[rows]).clamp_max(PASSES)
     work = settings.descent * entries
-    found = coordinates.descend(tile.scaled.rows(rows), start, left, near, work)
+    found = coordinates.descend(tile.scaled.rows(rows), start, left, near, work, look)
     tile.iterations[rows] += found.passes
     system = (found.state.V != 0).sum(1).double() ** 3 / SYSTEM
     # Newton may bring few weights to their end from further away, too
     few = settings.newton_rounds * system < ADMM_WORK * entries
-    there = (found.there | few).nonzero()[:, 0]
+    there = (found.there | few & (found.passes > 0)).nonzero()[:, 0]
     rows, moving = rows[there], torch.zeros_like(tile.todo)
     moving[rows] = (system < found.work)[there]
     newton_rounds(tile, found.state.rows(there), rows, moving & tile.todo)

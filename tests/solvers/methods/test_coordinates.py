@@ -17,6 +17,7 @@ from simplicit.convex.shared import ScaledGram
 from simplicit.convex.solution import Solution
 from simplicit.solvers import Settings, solve
 from simplicit.solvers.methods import coordinates, newton
+from simplicit.solvers.status import Status
 from solver_suite import MIXED
 
 
@@ -170,3 +171,41 @@ def test_rows_that_are_hardly_penalised_do_no_rough_rounds(l1, rough):
     with patch.object(newton, "settle", settled):
         assert solve(RowProblem(sparse(few=4), Penalty(l1=l1)), tol=1e-9).solved.all()
     assert bool(torch.cat(rounds).any()) == rough
+
+
+def test_long_work_is_looked_at_between_rows_and_stops_there(monkeypatch):
+    scaled, state, most = start(RowProblem(sparse(0.7), Penalty(l1=0.05)))
+    every = coordinates.descend(scaled, state, most, 1e-4, 1e9)
+    monkeypatch.setattr(coordinates, "LONG", 0.0)
+    looks = []
+
+    def second() -> bool:
+        looks.append(len(looks))
+        return len(looks) == 2
+
+    found = coordinates.descend(scaled, state, most, 1e-4, 1e9, second)
+    assert len(looks) == 2
+    assert torch.equal(found.state.V[:2], every.state.V[:2])
+    # the others stand where they stood
+    assert not found.state.V[2:].any() and not found.there[2:].any() and not found.passes[2:].any()
+    assert torch.equal(found.state.moments[2:], state.moments[2:].float().double())
+    looks = [0] * 9  # never the second again
+    again = coordinates.descend(scaled, state, most, 1e-4, 1e9, second)
+    assert len(looks) == 9 + len(most)
+    assert torch.equal(again.state.V, every.state.V)
+
+
+def test_a_call_that_is_stopped_in_between_keeps_what_it_has(monkeypatch):
+    monkeypatch.setattr(coordinates, "LONG", 0.0)
+    problem = RowProblem(sparse(), Penalty(l1=0.2))
+    calls = []
+
+    def third(progress) -> bool:
+        calls.append(progress)
+        return len(calls) == 3
+
+    solution = solve(problem, tol=1e-9, workers=1, callback=third)
+    assert len(calls) == 3
+    assert set(solution.status) <= {Status.SOLVED, Status.INTERRUPTED}
+    assert Status.INTERRUPTED in solution.status and bool((solution.W != 0).any())
+    assert solve(problem, tol=1e-9, warm_start=solution).solved.all()

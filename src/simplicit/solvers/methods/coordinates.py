@@ -10,6 +10,7 @@ Sums are in float32. They begin with exact moments, so a second call refines wha
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ from simplicit.system.machine_code import SINGLE, VECTOR, compiled
 INNER = 0.1
 """Passes over some features end at a change of a weight this much smaller than in the last pass
 over all."""
+
+LONG = 2.0**32
+"""Multiplications after which to look whether to stop; a second or two."""
 
 FALL = 0.25
 """The ball's multiplier falls to this part of itself at the most between two passes."""
@@ -41,7 +45,7 @@ class Found:
 
     Attributes:
         state: Weights, with moments that are sums of float32.
-        passes: Passes over all features, (K,).
+        passes: Passes over all features; 0 where the call was stopped before the row, (K,).
         work: Multiplications that a row took, (K,).
         there: Which rows are near their solution; the others are left. (K,).
     """
@@ -58,6 +62,7 @@ def descend(
     most: Int[Tensor, " K"],
     near: float,
     work: float,
+    look: Callable[[], bool] = lambda: False,
 ) -> Found:
     """Go down from where rows start.
 
@@ -67,6 +72,7 @@ def descend(
         most: Most passes of each row, (K,).
         near: Change of a weight in a pass over all features below which a row is near its solution.
         work: Multiplications after which a row is left.
+        look: Called now and then where the work is long; says whether to stop.
 
     Returns:
         Where they have come.
@@ -82,10 +88,14 @@ def descend(
     rho, omega = terms.rho.contiguous().numpy(), terms.omega.contiguous().numpy()
     descent = compiled(_descend, TYPES)
     each = zip(R, moments.numpy(), V.numpy(), rows.numpy(), most.tolist(), strict=True)
-    passes = most.new_tensor([
-        descent(G, r, c, w, rho, omega, row, near, work, few)
-        for r, c, w, row, few in each
-    ])  # fmt: skip
+    passes, spent = torch.zeros_like(most), 0.0
+    for k, (r, c, w, row, few) in enumerate(each):
+        passes[k] = descent(G, r, c, w, rho, omega, row, near, work, few)
+        spent += row[7]
+        if spent > LONG:
+            spent = 0.0
+            if look():
+                break
     sigma = rows[:, 6:7] if problem.loss == "root" else start.sigma
     state = NewtonState(V, moments.double(), rows[:, 5:6], sigma, torch.zeros_like(most))
     return Found(state, passes.abs(), rows[:, 7], passes > 0)
