@@ -12,7 +12,7 @@ from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.equations.network import StateEquations
 from simplicit.equations.operators import with_weights
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.outputs.sweeps.sweeps import Sweeps
 
 MANY = "many outputs"
 RESNET = "shortcut convolutions"

@@ -11,7 +11,7 @@ from elsewhere import DEVICE, Away, elsewhere
 from shapes import unchecked
 from simplicit.convex import products
 from simplicit.fit import fit
-from simplicit.outputs import sweeps
+from simplicit.outputs.sweeps import samples
 from simplicit.recipe import Recipe
 from simplicit.refine import robustify
 from simplicit.solvers import stages
@@ -33,7 +33,7 @@ class Here:
 @pytest.fixture(autouse=True)
 def in_this_thread(monkeypatch):
     """No threads."""
-    monkeypatch.setattr(sweeps, "ThreadPoolExecutor", Here)
+    monkeypatch.setattr(samples, "ThreadPoolExecutor", Here)
 
 
 def dense() -> tuple[nn.Module, Tensor]:

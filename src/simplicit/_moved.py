@@ -40,7 +40,8 @@ FOLDERS = {
     "matching": "checkpoint elimination_matching:layers layer_plan:plan layerwise:layers records",
     "model": "certificate equilibrium feedforward:to_torch fixed_point modules:to_torch",
     "model.archive": "archive:format archive_layers:equations_json packing",
-    "outputs": "distance downstream joint:sweeps path_norm sensitivity",
+    "outputs": "distance downstream path_norm sensitivity",
+    "outputs.sweeps": "joint:sweeps",
     "refine": "dead:dead_states finetune robustify worst_case",
     "solvers": "estimator solvers.course:tiles solvers.tile:stages",
     "solvers.methods": "solvers.admm solvers.fista:first_order solvers.homotopy:coordinates "

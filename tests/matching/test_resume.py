@@ -12,7 +12,7 @@ from simplicit.calibration.frontier import Frontier
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.matching.checkpoint import Checkpoint
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.outputs.sweeps.sweeps import Sweeps
 from simplicit.recipe import Recipe
 from simplicit.system import lock
 from stopped import stopping

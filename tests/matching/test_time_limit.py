@@ -14,7 +14,7 @@ from simplicit.errors import InputError
 from simplicit.fit import Fit, fit, implicitize
 from simplicit.matching import layers
 from simplicit.matching.schedule import Timer
-from simplicit.outputs.sweeps import REFITS
+from simplicit.outputs.sweeps.sweeps import REFITS
 from simplicit.recipe import Recipe
 from simplicit.system import deadline
 from simplicit.system.deadline import Deadline

@@ -47,7 +47,7 @@ from simplicit.model.archive import sealed
 from simplicit.model.equilibrium import implicit_solve
 from simplicit.model.factored import Factors, factored
 from simplicit.outputs.sensitivity import sensitivity
-from simplicit.outputs.sweeps import INACTIVE
+from simplicit.outputs.sweeps.sweeps import INACTIVE
 from simplicit.recipe import Recipe
 from simplicit.solvers import Progress
 from simplicit.sparsity.budget import first_budget

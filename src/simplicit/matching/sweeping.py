@@ -12,8 +12,8 @@ from simplicit.equations.forward import predict
 from simplicit.matching.expected.estimate import SWEEPS
 from simplicit.matching.layers import Matching
 from simplicit.matching.stored import numbers_of, with_numbers
-from simplicit.outputs.kept import Kept
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.outputs.sweeps.kept import Kept
+from simplicit.outputs.sweeps.sweeps import Sweeps
 from simplicit.system import memory, progress
 
 UNDER_WAY = "sweeping"

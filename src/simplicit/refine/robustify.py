@@ -16,7 +16,7 @@ from torch import Tensor
 from simplicit.calibration.rows import Rows
 from simplicit.equations.network import StateEquations
 from simplicit.errors import InputError
-from simplicit.outputs.sweeps import INACTIVE, Sweeps
+from simplicit.outputs.sweeps.sweeps import INACTIVE, Sweeps
 
 HELD_OUT = 0.1
 """Part of the inputs on which the loss is estimated."""
@@ -101,10 +101,10 @@ def robustify(
             joint.sweep()
             equations = joint.equations
         seen = swept(equations, held_inputs, held_targets)
-        return Level(price, _loss(seen.outputs, held_targets), seen.path_norm()), equations
+        return Level(price, _loss(seen.samples.outputs, held_targets), seen.path_norm()), equations
 
     start = swept(model, held_inputs, held_targets)
-    path = [Level(0.0, _loss(start.outputs, held_targets), start.path_norm())]
+    path = [Level(0.0, _loss(start.samples.outputs, held_targets), start.path_norm())]
     if start.path_norm() <= 0:
         return model, path
     price, good, bad = FIRST / start.path_norm(), 0.0, None

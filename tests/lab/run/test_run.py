@@ -154,7 +154,8 @@ def test_a_finished_run_is_not_done_again(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "left"),
     [
-        ("outputs.sweeps.Sweeps.match", {"explicit.safetensors", "checkpoint/plan.safetensors"}
+        ("outputs.sweeps.sweeps.Sweeps.match",
+         {"explicit.safetensors", "checkpoint/plan.safetensors"}
          | {f"checkpoint/layer-{i}.safetensors" for i in range(3)}),
         ("fit.without_dead_states", {"explicit.safetensors", "checkpoint/plan.safetensors"}
          | {"checkpoint/sweeps.safetensors"}),

@@ -19,7 +19,8 @@ from simplicit.matching.expected.sizes import Size
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
 from simplicit.matching.ways.low_rank_full import is_full
-from simplicit.outputs import downstream, sensitivity, sweeps
+from simplicit.outputs import downstream, sensitivity
+from simplicit.outputs.sweeps import sweeps
 from simplicit.recipe import Recipe
 from simplicit.sparsity import coupled
 from simplicit.sparsity.budget import first_budget

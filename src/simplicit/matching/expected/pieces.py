@@ -32,7 +32,8 @@ from simplicit.matching.expected.stage import Pieces, Stage
 from simplicit.matching.supports import CHOICES, REFITS
 from simplicit.matching.ways import low_rank
 from simplicit.matching.ways.low_rank_full import is_full
-from simplicit.outputs import sensitivity, sweeps
+from simplicit.outputs import sensitivity
+from simplicit.outputs.sweeps.samples import PARTS
 from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import screened_first
@@ -110,7 +111,7 @@ def _stages(
             total = sum(own.sweeps[k] for k in each)
             alone = sum(layer.size.swept_alone(fractions[k]) for k in each)
             if count:
-                cut = _cut(m, -(-m // sweeps.PARTS))
+                cut = _cut(m, -(-m // PARTS))
                 parts = _parts(cut, total - alone)
                 found.append(Stage(phase, own.name, "sweeps", parts, alone=alone, here=True))
     return found

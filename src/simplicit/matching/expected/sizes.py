@@ -12,7 +12,8 @@ from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
-from simplicit.outputs import sweeps
+from simplicit.outputs.sweeps import sweeps
+from simplicit.outputs.sweeps.samples import PARTS, threaded
 from simplicit.solvers.loop import PRODUCTS
 from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, splitting
@@ -143,7 +144,7 @@ class Size:
     # threads of a sweep, by what they do
     @property
     def _shared(self) -> float:
-        many = sweeps.PARTS if sweeps.threaded(self.features) else 1
+        many = PARTS if threaded(self.features) else 1
         return 1 + SECOND * (self._side(many) - 1)
 
     def _product(self, operations: float) -> float:

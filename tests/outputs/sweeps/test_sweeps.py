@@ -18,7 +18,7 @@ from simplicit.equations.network import StateEquations
 from simplicit.outputs.downstream import Downstream
 from simplicit.outputs.expansion import Expansion
 from simplicit.outputs.path_norm import path_norm
-from simplicit.outputs.sweeps import Sweeps
+from simplicit.outputs.sweeps.sweeps import Sweeps
 from teachers import PHIS
 
 
@@ -30,11 +30,11 @@ def check_states(sweeps: Sweeps, u: Tensor) -> None:
     """What is kept of states and outputs is what the equations give."""
     Z, Y = sweeps.equations.replay(u)
     rtol, atol = (1e-4, 1e-4) if u.dtype == torch.float32 else (1e-7, 1e-7)
-    torch.testing.assert_close(sweeps.outputs, Y, rtol=rtol, atol=atol)
+    torch.testing.assert_close(sweeps.samples.outputs, Y, rtol=rtol, atol=atol)
     for k, z in enumerate(Z):
-        kept = torch.cat([part.Z[k] for part in sweeps.parts])
+        kept = torch.cat([part.Z[k] for part in sweeps.samples.parts])
         torch.testing.assert_close(kept, z, rtol=rtol, atol=atol)
-        kept = torch.cat([part.X[k] for part in sweeps.parts])
+        kept = torch.cat([part.X[k] for part in sweeps.samples.parts])
         torch.testing.assert_close(kept, sweeps.every[k].phi(z), rtol=rtol, atol=atol)
 
 
@@ -44,7 +44,7 @@ def test_the_teacher_is_at_distance_zero_and_stays_there(name):
     single = sweeps.equations.like.dtype == torch.float32
     before = weights(sweeps)
     for _ in range(2):
-        assert sweeps.distance < (1e-7 if single else 1e-14)
+        assert sweeps.samples.distance < (1e-7 if single else 1e-14)
         sweeps.sweep()
     for old, new in zip(before, weights(sweeps), strict=True):
         torch.testing.assert_close(new, old, atol=1e-3, rtol=1e-2)
@@ -53,11 +53,11 @@ def test_the_teacher_is_at_distance_zero_and_stays_there(name):
 @pytest.mark.parametrize("name", [*PHIS, *KINDS])
 def test_sweeps_on_a_support_only_come_nearer_and_states_stay_true(name):
     sweeps, u = job(name, shift=0.3)
-    distances = [sweeps.distance]
+    distances = [sweeps.samples.distance]
     supports = [W != 0 for W in weights(sweeps)]
     for _ in range(4):
         sweeps.sweep()
-        distances.append(sweeps.distance)
+        distances.append(sweeps.samples.distance)
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.3 * distances[0]
     for support, W in zip(supports, weights(sweeps), strict=True):
         assert not W[~support].any()
@@ -93,7 +93,7 @@ def test_matching_ends_at_the_budget_and_nearer_than_it_went(name):
     budget, stages, steps = sweeps.nonzeros() // 2, [], []
 
     def after(stage: str) -> None:
-        stages.append((stage, sweeps.nonzeros(), sweeps.distance))
+        stages.append((stage, sweeps.nonzeros(), sweeps.samples.distance))
 
     sweeps.match(budget, 6, steps.append, after)
     assert [stage for stage, *_ in stages] == [f"sweep {k}" for k in range(1, 7)]
@@ -101,12 +101,14 @@ def test_matching_ends_at_the_budget_and_nearer_than_it_went(name):
     assert counts[-1] == budget and counts[:4] == sorted(counts[:4], reverse=True)
     assert distances[-1] <= distances[-2]
     assert sum(steps) == 6 * sweeps.count
-    torch.testing.assert_close(sweeps.outputs, sweeps.equations.replay(u)[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sweeps.samples.outputs, sweeps.equations.replay(u)[1], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["relu", "functional", "tokens", MANY])
 def test_threads_do_not_change_bits(name, monkeypatch):
-    monkeypatch.setattr("simplicit.outputs.sweeps.THREADED", 0)
+    monkeypatch.setattr("simplicit.outputs.sweeps.samples.THREADED", 0)
     one, two = (job(name, shift=0.3, m=30, workers=workers)[0] for workers in (1, 2))
     for sweeps in (one, two):
         sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
@@ -118,7 +120,7 @@ def test_threads_do_not_change_bits(name, monkeypatch):
 def test_room_for_fewer_inverses_does_not_change_bits(name, monkeypatch):
     found = []
     for room in (2**25, 200, 1):
-        monkeypatch.setattr("simplicit.outputs.sweeps.ROOM", room)
+        monkeypatch.setattr("simplicit.outputs.sweeps.channels.ROOM", room)
         sweeps, _ = job(name, shift=0.3, m=30)
         sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
         found.append(weights(sweeps))
@@ -129,20 +131,20 @@ def test_room_for_fewer_inverses_does_not_change_bits(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["relu", "functional"])
 def test_first_sweeps_look_at_fewer_samples_and_all_decide_in_the_end(name, monkeypatch):
-    monkeypatch.setattr("simplicit.outputs.sweeps.FEWER", 20)
-    monkeypatch.setattr("simplicit.outputs.sweeps.PER_FEATURE", 0)
+    monkeypatch.setattr("simplicit.outputs.sweeps.sweeps.FEWER", 20)
+    monkeypatch.setattr("simplicit.outputs.sweeps.sweeps.PER_FEATURE", 0)
     sweeps, u = job(name, shift=0.3)
-    budget, before, seen = sweeps.nonzeros() // 2, sweeps.distance, []
+    budget, before, seen = sweeps.nonzeros() // 2, sweeps.samples.distance, []
     kept = {}
 
     def after(stage: str) -> None:
-        seen.append(sweeps.m)
+        seen.append(sweeps.samples.m)
         kept[stage] = deepcopy(sweeps.write()), sweeps.every[:]
 
     sweeps.match(budget, 7, after=after)
     assert seen == [20, 20, 60, 60, 60, 60, 60]
-    assert sweeps.nonzeros() == budget and sweeps.distance < before
-    torch.testing.assert_close(sweeps.outputs, sweeps.equations.replay(u)[1])
+    assert sweeps.nonzeros() == budget and sweeps.samples.distance < before
+    torch.testing.assert_close(sweeps.samples.outputs, sweeps.equations.replay(u)[1])
     for stage in ("sweep 1", "sweep 2", "sweep 5", "sweep 6"):  # stopped there, and taken up
         again, _ = job(name, shift=0.3)
         again.read(*kept[stage])
@@ -160,7 +162,7 @@ def test_a_network_keeps_its_dtype(name, dtype):
     for e in sweeps.equations.layers:
         assert {term.weight.dtype for term in e.terms} <= {dtype}
         assert e.bias is None or e.bias.dtype == dtype
-    assert sweeps.outputs.dtype == dtype == u.dtype
+    assert sweeps.samples.outputs.dtype == dtype == u.dtype
 
 
 @pytest.mark.parametrize("name", ["relu", "residual", "tokens"])
@@ -176,9 +178,9 @@ def test_without_bias_no_bias_is_moved(name):
 @pytest.mark.parametrize("name", ["relu", "functional", MANY])
 def test_one_sample_is_no_obstacle(name):
     sweeps, _ = job(name, shift=0.3, m=1)
-    before = sweeps.distance
+    before = sweeps.samples.distance
     sweeps.match(sweeps.nonzeros() // 2, sweeps=4)
-    assert before > 0 and sweeps.distance < 1.0
+    assert before > 0 and sweeps.samples.distance < 1.0
 
 
 @unchecked()
@@ -187,9 +189,9 @@ def settled(name: str) -> tuple[Sweeps, Tensor]:
     sweeps, u = job(name, shift=0.3)
     sweeps.match(sweeps.nonzeros() // 2, sweeps=5)
     for _ in range(150):
-        before = sweeps.distance
+        before = sweeps.samples.distance
         sweeps.sweep()
-        if sweeps.distance > (1 - 1e-5) * before:
+        if sweeps.samples.distance > (1 - 1e-5) * before:
             break
     return sweeps, u
 
@@ -231,14 +233,14 @@ def test_kept_grams_lead_where_new_ones_do(name, monkeypatch):
     monkeypatch.setattr(Expansion, "gram", count)
     start, ends, grams = first.equations, [], []
     for change in (0.25, -1.0):
-        monkeypatch.setattr("simplicit.outputs.grams.MOVED", change)
+        monkeypatch.setattr("simplicit.outputs.sweeps.grams.MOVED", change)
         sweeps = Sweeps(start, rows_of(start), u, T)
         counted.clear()
         for _ in range(25):
             sweeps.sweep()
-        ends.append(sweeps.distance)
+        ends.append(sweeps.samples.distance)
         grams.append(len(counted))
-    assert ends[0] < 1.03 * ends[1] and ends[1] < 0.9 * first.distance
+    assert ends[0] < 1.03 * ends[1] and ends[1] < 0.9 * first.samples.distance
     assert grams[0] < grams[1]
 
 
@@ -287,7 +289,7 @@ def test_weights_that_equations_share_are_left_alone(name):
     u = inputs(model, 30)
     sweeps = Sweeps(model, rows_of(model), u, teacher.replay(u)[1].detach())
     tied = sum(int(uses[0].count_nonzero()) for uses in before.values())
-    start, distance = sweeps.nonzeros(), sweeps.distance
+    start, distance = sweeps.nonzeros(), sweeps.samples.distance
     sweeps.match(tied + (start - tied) // 2, sweeps=4)
     after = shared_uses(sweeps.equations)
     assert before.keys() == after.keys() and before
@@ -295,7 +297,7 @@ def test_weights_that_equations_share_are_left_alone(name):
         for old, new in zip(before[parameter], uses, strict=True):
             assert torch.equal(old, new)
     assert sweeps.nonzeros() == tied + (start - tied) // 2
-    assert sweeps.distance < distance
+    assert sweeps.samples.distance < distance
 
 
 def emptied(equations: StateEquations, layer: int, state: int) -> StateEquations:
@@ -323,7 +325,9 @@ def test_constant_states_are_folded_and_no_budget_is_spent_on_them():
 
 
 def check_outputs(sweeps: Sweeps, u: Tensor) -> None:
-    torch.testing.assert_close(sweeps.outputs, sweeps.equations.replay(u)[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sweeps.samples.outputs, sweeps.equations.replay(u)[1], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_what_nothing_reads_gives_its_weights_away():
@@ -362,7 +366,7 @@ def test_a_constant_that_is_read_with_others_keeps_its_weights():
     T = model.replay(u)[1].detach()
     sweeps = Sweeps(model, rows_of(model), u, T)
     sweeps.match(sweeps.nonzeros(), sweeps=4)
-    assert sweeps.distance < 1e-12
+    assert sweeps.samples.distance < 1e-12
     torch.testing.assert_close(sweeps.equations.replay(u)[1], T, rtol=1e-4, atol=1e-5)
 
 
@@ -421,7 +425,7 @@ def test_a_network_of_one_place_is_swept_as_its_matrices_are():
         sweeps.sweep()
         sweeps.sweep(sweeps.nonzeros())
         sweeps.sweep(sweeps.nonzeros() // 2)
-        found.append((weights(sweeps), sweeps.outputs))
+        found.append((weights(sweeps), sweeps.samples.outputs))
     for W, V in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(W, V)
     torch.testing.assert_close(found[0][1], found[1][1])

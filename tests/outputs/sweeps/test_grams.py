@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simplicit.outputs.grams import MOVED, Grams
+from simplicit.outputs.sweeps.grams import MOVED, Grams
 
 
 def case() -> tuple[Tensor, list[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from simplicit.outputs.kept import Kept
+from simplicit.outputs.sweeps.kept import Kept
 
 MOVED = 0.25
 """Part of a row's curvatures, summed over the samples, that may have changed since its Gram.
