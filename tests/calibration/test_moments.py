@@ -138,6 +138,18 @@ def test_single_precision_costs_a_millionth_of_the_variance_wherever_features_ar
     assert float(error.max()) < 3e-6
 
 
+@pytest.mark.parametrize("far", [0.0, 1000.0])
+def test_the_gram_of_few_samples_is_not_made_indefinite_by_rounding(far):
+    u = (images(3, (1, 30)) + far).float().flatten(1)
+    net = seeded(lambda: nn.Sequential(nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 2)))
+    equations = capture(net.eval().float(), u)
+    rows, own = rows_of(equations)[0], equations.hidden[0]
+    (gram,) = Readings(rows, own, Frontier(equations, batches(u, 64), own=True), True).moments()
+    values = torch.linalg.eigvalsh(gram.G)
+    assert int((values > 1e-9 * values[-1]).sum()) <= len(u)
+    assert float(values[0]) > -1e-13 * float(values[-1])
+
+
 @pytest.mark.parametrize("structure", ["layered", "triangular", "full"])
 def test_moments_of_matrices_are_means_over_all_samples(structure):
     """One position: the Gram of what a layer reads with ones behind it, and its targets."""

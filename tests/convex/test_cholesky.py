@@ -5,7 +5,7 @@ import torch
 
 from cases import normal
 from simplicit.convex import cholesky as file
-from simplicit.convex.cholesky import cholesky, factor, solve_factored
+from simplicit.convex.cholesky import ROUNDING, cholesky, factor, solve_factored
 
 
 @pytest.fixture
@@ -67,6 +67,20 @@ def test_a_gram_of_float32_products_has_a_factor(unit):
     torch.testing.assert_close(
         (lower @ lower.T - G) / scale / scale[:, None], 0 * G, rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("above", [0.0, 1e-12, 1e-9])
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_a_pivot_of_the_size_of_rounding_is_as_bad_as_none(unit, above):
+    """What rounding leaves of dependent features is not divided by."""
+    V = normal(400, 6, seed=2) @ normal(6, 20, seed=3)
+    V[:, ::2] *= unit
+    G = V.T @ V / 400
+    G += above * G.diagonal().diag()
+    scale = G.diagonal().sqrt()
+    solved = solve_factored(factor(G), scale[:, None] * normal(20, 1, seed=4))[:, 0]
+    assert float((scale * solved).norm()) < 20 / ROUNDING * 1.1
+    assert float((factor(G).diagonal() / scale).square().min()) >= ROUNDING / 2
 
 
 def test_a_positive_definite_gram_has_its_own_factor():

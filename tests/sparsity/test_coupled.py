@@ -104,6 +104,27 @@ def test_a_round_never_raises_what_the_outputs_feel(seed):
         before = after
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_directions_of_which_the_data_say_nothing_do_not_grow(seed):
+    """Rounding of products in float32 leaves their curvature a little below zero, or above."""
+    K, N = 6, 40
+    V = random(200, 5, seed=seed) @ random(5, N, seed=seed + 1) * random(N, seed=seed + 2).exp()
+    target = V @ random(K, N, seed=seed + 3).T
+    exact = Gram.from_data(V, target)
+    scale = exact.G.diagonal().sqrt()
+    noise = 3e-7 * random(N, N, seed=seed + 4) * scale * scale[:, None]
+    moments = exact.R + 3e-7 * random(K, N, seed=seed + 5) * scale * exact.t2.sqrt()[:, None]
+    gram = Gram.of(exact.G + (noise + noise.T) / 2, moments, exact.t2, exact.m)
+    assert float(torch.linalg.eigvalsh(gram.G / scale / scale[:, None])[0]) < -1e-7
+    problem, g = RowProblem(gram, Penalty()), random(50, K, seed=seed + 6)
+    start = W = random(K, N, seed=seed + 7)
+    for _ in range(6):
+        W = refit_coupled(problem, W, g.T @ g / 50)
+    assert float((scale * (W - start)).norm()) < 10 * float((scale * start).norm())
+    error = (target - V @ W.T).square().mean(0)
+    assert float((error / exact.t2).max()) < 1e-5
+
+
 def test_threads_leave_the_bits_as_they_are(monkeypatch):
     problem, anchor, S = rows(K=21)
     W = choose(problem, [5] * 21, anchor=anchor)

@@ -6,8 +6,9 @@ its shortcut.
 
 Products of a block are taken in the network's own precision and added up in float64. In float32
 the features are first moved by their mean over the first block, which is put back in float64. So
-the error is a millionth of their variance, however far from zero they are. The certificates hold
-for the Gram that results.
+the error is a millionth of their variance, however far from zero they are. Where samples are so few
+that the Gram is singular, or nearly, that error would make it indefinite: its products are then in
+float64. The certificates hold for the Gram that results.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,10 @@ POSITIONS = 64
 FEWEST, ENOUGH, EACH = 16, 128_000, 200
 """Of many samples each contributes less, but not less than `FEWEST`: so many in all are enough, and
 so many for each feature. On ResNet-20, half of them costs half a point, and more gain nothing."""
+
+FEW = 2
+"""Rows of the data for each feature up to which products are in float64. They take no longer than a
+factor of the Gram does."""
 
 KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
@@ -80,6 +85,7 @@ class _Task:
     coherence: float
     single: float
     most: int
+    dtype: torch.dtype
     shifts: Shifts | None = None
     centre: Tensor | None = None
 
@@ -131,8 +137,10 @@ class Readings:
         most = self._positions if shifts else most
         # means over positions have no more dimensions than there are samples
         single = SINGLE if frontier.m < d else 0.0
-        self._task = _Task(rows, equation, coherence, single, most, shifts)
-        item = 8 if shifts else W.element_size()
+        double = bool(shifts) or frontier.m * most <= FEW * d
+        dtype = torch.float64 if double else W.dtype
+        self._task = _Task(rows, equation, coherence, single, most, dtype, shifts)
+        item = dtype.itemsize
         # the sum, and those of the blocks on their way to it
         flight = 1 + IN_FLIGHT * of(executor)
         N = d + int(bias)
@@ -142,7 +150,7 @@ class Readings:
         if shifts:
             self._block = max(BATCH, IMAGES // (8 * shifts.size))
         self._centre = W.new_zeros(groups, 1, d, dtype=torch.float64)
-        if W.dtype != torch.float64 and not shifts:
+        if dtype != torch.float64:
             first = _block(self._task, next(self._pieces()))
             V = first.features[0][1]
             centre = (V.sum() / V.samples).to(W)[:, None]
@@ -322,9 +330,10 @@ def _block(task: _Task, piece: _Piece) -> _Block:
         V = task.shifts.read(term.reads(piece.sources[term.source]))
     else:
         listed = rows.features(equation, piece.sources, chosen)
+        listed = listed.to(task.dtype)
         V = Listed(listed if task.centre is None else listed - task.centre)
     others = equation.preactivation(piece.sources, without=rows.terms)
-    rest, teacher = (rows.targets(equation, t, chosen) for t in (others, z))
+    rest, teacher = (rows.targets(equation, t, chosen).to(task.dtype) for t in (others, z))
     return _Block(_weighed(task, V, len(z)), teacher, rest, len(z))
 
 

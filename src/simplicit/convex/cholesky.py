@@ -43,8 +43,9 @@ def cholesky(G: Float[Tensor, "s s"], shift: float = 0.0) -> tuple[Float[Tensor,
 def factor(G: Float[Tensor, "s s"], shift: float = 0.0) -> Float[Tensor, "s s"]:
     """Factorise a Gram that is positive definite but for the rounding of the products it sums.
 
-    Products in float32 leave eigenvalues of dependent features a little below zero. The least of
-    1, 10, 100, … times that rounding is added to each mean square, where it is needed.
+    Products in float32 leave eigenvalues of dependent features a little below zero, or above: a
+    pivot of rounding's size is as bad as none. The least of 1, 10, 100, … times that rounding is
+    added to each mean square, where it is needed.
 
     Args:
         G: Symmetric, finite; left as it is.
@@ -55,12 +56,18 @@ def factor(G: Float[Tensor, "s s"], shift: float = 0.0) -> Float[Tensor, "s s"]:
     """
     found, exists = cholesky(G, shift)
     level = ROUNDING
-    while not exists and level < 1:
+    while not (exists and _sound(found, G, shift)) and level < 1:
         shifted = G.clone()
         shifted.diagonal().mul_(1 + level).add_(torch.finfo(G.dtype).tiny)
         found, exists = cholesky(shifted, shift)
         level *= 10
     return found if exists else torch.linalg.cholesky(G)
+
+
+# A pivot is what of a feature's mean square the features before it do not explain.
+def _sound(lower: Tensor, G: Tensor, shift: float) -> bool:
+    pivots = lower.diagonal().square()
+    return bool((pivots >= ROUNDING / 2 * (G.diagonal() + shift)).all())
 
 
 def solve_factored(

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.cholesky import solve_factored
-from simplicit.convex.gram import ROUNDING, Gram
+from simplicit.convex.gram import Gram
 from simplicit.convex.problem import RowProblem
 from simplicit.sparsity.near import factorised, ridge
 from simplicit.workers.run import run
@@ -86,7 +86,6 @@ def refit_coupled(
     blocks = [slice(i, i + size) for i in range(0, len(W), size)]
     rows = range(len(W))
     small = ridge(problem)
-    least = small + ROUNDING * G.diagonal()
     known: dict[int, Tensor] = {}
     most = float(support.sum(1).max()) if len(W) else 0.0
     many, products = kept(W), most**3 / 3
@@ -106,10 +105,11 @@ def refit_coupled(
                     known[i] = factor
             moved = D @ G
             curvature = moved @ D.T
-            curvature.diagonal().add_(D.square() @ least)
+            # as the factors have it, ridge included: G may be flat along a step but for rounding
+            curvature.diagonal().copy_((wanted * D).sum(1))
             t = _together(coupling[block, block] * curvature, (slopes * D).sum(1))
             W[block] += t * D
-            missing[block] -= t * moved
+            missing[block] -= t * torch.where(support[block], wanted, moved)
     return W
 
 
