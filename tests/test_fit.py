@@ -16,7 +16,6 @@ from kinds import NETWORKS, same
 from kinds import inputs as of_kind
 from kinds import network as network_of
 from kinds import quick_fit as fit_kind
-from shapes import unchecked
 from simplicit import fit
 from simplicit.calibration.ball import RowConstraint
 from simplicit.errors import InputError
