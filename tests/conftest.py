@@ -1,6 +1,8 @@
 """What takes seconds, for the tests that share it: a finished run on the digits, and processes."""
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -8,6 +10,10 @@ from pathlib import Path
 import hypothesis
 import jaxtyping
 import pytest
+
+# containers often keep no bytecode, and every process that a test starts would compile all anew
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # how long an example takes says how busy the machine is, not whether the property holds
 hypothesis.settings.register_profile("untimed", deadline=None)

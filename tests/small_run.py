@@ -18,9 +18,13 @@ SMALL = (
     "explicit.epoch=2",
     "explicit.lr=0.01",
     "implicit.training_size=0.3",
+    "implicit.sweeps=4",
     "evaluation.speed=false",
 )
 """Overrides that make `DIGITS` small; its budget stays."""
+
+NO_BUDGET = ("implicit.sparsity=null", "implicit.sweeps=null")
+"""Overrides after those: without a budget there are no sweeps."""
 
 N0 = 64 * 12 + 12 * 8 + 8 * 10
 

@@ -18,9 +18,9 @@ from simplicit import cli
 from simplicit.data import datasets
 from simplicit.explicit import training as explicit
 from simplicit.model.saved import load
-from small_run import DIGITS, SMALL, contents, hurry
+from small_run import DIGITS, NO_BUDGET, SMALL, contents, hurry
 
-RUN = ("run", str(DIGITS), *SMALL, "implicit.sparsity=null")
+RUN = ("run", str(DIGITS), *SMALL, *NO_BUDGET)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Everything is done on the device asked for: nothing is left on the processor by mistake."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from elsewhere import DEVICE, Away, elsewhere
 from shapes import unchecked
+from simplicit import fit as fits
+from simplicit.capture.read import capture
 from simplicit.convex import products
+from simplicit.equations.network import StateEquations
 from simplicit.fit import fit
 from simplicit.outputs.sweeps import samples
 from simplicit.recipe import Recipe
@@ -73,6 +77,14 @@ def tokens() -> tuple[nn.Module, Tensor]:
     return Tokens(), torch.randn(12, 5, 8)
 
 
+@cache
+def read(make: Callable[[], tuple[nn.Module, Tensor]]) -> tuple[nn.Module, Tensor, StateEquations]:
+    """The network, its inputs, and its equations: it is read where it is, before anything moves."""
+    torch.manual_seed(0)
+    net, u = make()
+    return net, u, capture(net, u)
+
+
 HALF: dict[str, Any] = {"sparsity": 0.5, "tol": 0.1}
 DENSE: list[dict[str, Any]] = [
     HALF | {"sweeps": 4},
@@ -95,8 +107,8 @@ def test_a_fit_elsewhere_has_the_bits_of_one_here(make, options, monkeypatch):
     monkeypatch.setattr(of_rows, "by_itself", lambda *_: False)
     monkeypatch.setattr(stages, "descend", lambda *_: False)
     monkeypatch.setattr(robustify, "LEVELS", 2)
-    torch.manual_seed(0)
-    net, u = make()
+    net, u, equations = read(make)
+    monkeypatch.setattr(fits, "capture", lambda *_: equations)
     recipe = Recipe(**options)
     # shapes are checked where other tests fit
     with unchecked():

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 import simplicit
-from small_run import small_run
+from small_run import hurry, small_run
 
 SERVE = Path(__file__).parents[1] / "examples" / "serve.py"
 
 
-def test_a_model_is_served(tmp_path):
+def test_a_model_is_served(tmp_path, monkeypatch):
+    hurry(monkeypatch)
     folder = small_run(tmp_path / "run")
     spec = importlib.util.spec_from_file_location("serve", SERVE)
     assert spec is not None and spec.loader is not None

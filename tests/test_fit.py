@@ -16,7 +16,6 @@ from kinds import NETWORKS, same
 from kinds import inputs as of_kind
 from kinds import network as network_of
 from kinds import quick_fit as fit_kind
-from shapes import unchecked
 from simplicit import fit
 from simplicit.calibration.ball import RowConstraint
 from simplicit.errors import InputError
@@ -161,9 +160,8 @@ def test_robustness_has_smaller_norms_the_less_the_match_weighs():
 
 
 def test_robustness_to_a_budget():
-    with unchecked():
-        result = quick_fit(Recipe(objective="robustness", sparsity=0.6), "relu")
-    assert result.model.nonzeros == round(0.4 * N0)
+    result = fit_kind("matrices", Recipe(objective="robustness", sparsity=0.6))
+    assert result.model.nonzeros == round(0.4 * result.model.reference_nonzeros)
 
 
 def test_the_papers_preset_through_implicitize():

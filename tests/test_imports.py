@@ -120,27 +120,27 @@ def test_every_import_is_found():
     assert {"convex.gram", "convex.prox"} <= GRAPH["convex.problem"]
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_file_has_a_floor(module):
-    assert room(module) in PLACE
+def test_every_file_has_a_floor():
+    assert not [module for module in FILES if room(module) not in PLACE]
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if m])
-def test_no_file_reaches_itself(module):
-    circle = [m for m in GRAPH[module] if m == module or module in reachable(m)]
-    assert not circle
+def test_no_file_reaches_itself():
+    reached = {module: {module} | reachable(module) for module in FILES}
+    circles = [
+        (m, name) for m, names in GRAPH.items() for name in names if m and m in reached[name]
+    ]
+    assert not circles
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_go_downwards(module):
-    mine = room(module)
+def test_imports_go_downwards():
     upwards = [
-        name
-        for name in GRAPH[module]
-        if room(name) != mine
-        and PLACE[room(name)] >= PLACE[mine]
+        (module, name)
+        for module, names in GRAPH.items()
+        for name in names
+        if room(name) != room(module)
+        and PLACE[room(name)] >= PLACE[room(module)]
         # the faces of folders may stand above what they show
-        and not (FILES[module].name == "__init__.py" and room(name).startswith(mine))
+        and not (FILES[module].name == "__init__.py" and room(name).startswith(room(module)))
     ]
     assert not upwards
 
@@ -168,9 +168,9 @@ def test_mathematics_reads_no_file_and_prints_nothing(module):
     assert not calls & {"print", "open", "input"}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if not m.startswith("lab") and m != "cli"])
-def test_the_library_knows_no_laboratory(module):
-    assert not {name for name in GRAPH[module] if name.startswith("lab")} or module == "__main__"
+def test_the_library_knows_no_laboratory():
+    library = {m for m in FILES if not m.startswith("lab") and m not in ("cli", "__main__")}
+    assert not [(m, name) for m in library for name in GRAPH[m] if name.startswith("lab")]
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lab.evaluate")])
@@ -208,13 +208,12 @@ def distributions(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", r)[0].lower().replace("_", "-") for r in requirements}
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_no_file_has_the_name_of_a_standard_module(module):
+def test_no_file_has_the_name_of_a_standard_module():
     """A script that is started in its folder would import it in place of the other."""
-    allowed = {"__init__", "__main__"}
-    assert FILES[module].stem not in sys.stdlib_module_names - allowed
-    folder = FILES[module].parent
-    assert folder == ROOT.parent or folder.name not in sys.stdlib_module_names
+    names = sys.stdlib_module_names - {"__init__", "__main__"}
+    assert not [path for path in FILES.values() if path.stem in names]
+    folders = {path.parent for path in FILES.values()} - {ROOT.parent}
+    assert not [folder for folder in folders if folder.name in names]
 
 
 def test_the_package_declares_the_libraries_that_it_imports_and_no_other():

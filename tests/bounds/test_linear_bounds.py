@@ -1,6 +1,7 @@
 """Backward substitution on every kind of network: sound, inside the boxes, and as on matrices."""
 
 from fractions import Fraction
+from functools import cache
 from itertools import cycle
 
 import pytest
@@ -41,7 +42,9 @@ PERCEPTRONS = {
 NAMES = [*PERCEPTRONS, *(name for name in CONVOLUTIONAL if name not in KEPT)]
 
 
+@cache
 def model(name: str) -> ImplicitModel:
+    """Kept: tests do not change it."""
     if name in PERCEPTRONS:
         return as_model(perceptron(*PERCEPTRONS[name]), images())
     return ImplicitModel.from_equations(structured(name)).cast(torch.float64)

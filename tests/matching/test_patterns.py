@@ -3,6 +3,7 @@
 from functools import cache
 from itertools import cycle, product
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ import simplicit
 from example_networks import seeded
 from shapes import unchecked
 from simplicit import InputError
+from simplicit import fit as fits
 from simplicit.calibration.batches import batches
 from simplicit.calibration.frontier import Frontier
 from simplicit.calibration.rows import rows_of
 from simplicit.capture.read import capture
 from simplicit.convex.penalty import Penalty
 from simplicit.convex.problem import RowProblem
-from simplicit.fit import fit
+from simplicit.equations.network import StateEquations
 from simplicit.matching.plan import anchor, row_problem, teacher_moments
 from simplicit.matching.ways.patterns import patterned
 from simplicit.model.implicit import ImplicitModel
@@ -93,11 +95,22 @@ def inputs(kind: str, seed: int = 3) -> Tensor:
 
 
 @cache
+def read(kind: str) -> StateEquations:
+    """The equations of `network`; kept, since reading takes as long as a fit."""
+    return capture(network(kind), inputs(kind))
+
+
+def quick_fit(equations: StateEquations, kind: str, recipe: Recipe) -> fits.Fit:
+    """`fit` of a network that has been read."""
+    with patch.object(fits, "capture", lambda *_: equations), unchecked():
+        return fits.fit(network(kind), inputs(kind), recipe, workers=1)
+
+
+@cache
 def fitted(kind: str, name: str, support: str = "auto", sweeps: int = 0) -> ImplicitModel:
     # a recipe's own check of what would change nothing
     recipe = Recipe(structure="layered", support=support, sweeps=sweeps, **PATTERNS[name])  # pyright: ignore[reportArgumentType]
-    with unchecked():
-        return fit(network(kind), inputs(kind), recipe, workers=1).model
+    return quick_fit(read(kind), kind, recipe).model
 
 
 def grids(model: ImplicitModel) -> list[tuple[Tensor, Tensor]]:
@@ -154,8 +167,7 @@ def test_a_pattern_holds_and_so_does_the_budget(kind, name, support):
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_worse_than_the_largest_weights_of_the_pattern_refitted(kind, name):
     recipe = Recipe(structure="layered", **PATTERNS[name])
-    stream = batches(inputs(kind), 1000)
-    equations = capture(network(kind), stream.example, stream.inputs)
+    stream, equations = batches(inputs(kind), 1000), read(kind)
     layers = rows_of(equations)
     frontier = Frontier(equations, stream, False, lambda *_: torch.zeros(0), None, None)
     with torch.no_grad():
@@ -189,19 +201,24 @@ def test_no_worse_than_the_largest_weights_of_the_pattern_refitted(kind, name):
     assert chosen["splitting"] <= 1.01 * chosen["largest"]
 
 
-@pytest.mark.parametrize("structure", ["layered", "triangular"])
-@pytest.mark.parametrize("name", PATTERNS)
-def test_sweeps_hold_a_pattern_and_grow_in_it(name, structure):
-    net, u = seeded(NETWORKS["dense"]).eval(), inputs("dense")
+@cache
+def with_a_dead_state() -> StateEquations:
+    """The dense network with one whose weights are spent again."""
+    net = seeded(NETWORKS["dense"]).eval()
     first = next(net.children())
     assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        first.weight[3] = 0.0  # a dead state, whose weights are spent again
+        first.weight[3] = 0.0
         first.bias[3] = -1.0
-    recipe = Recipe(structure=structure, **PATTERNS[name])
-    with unchecked():
-        found = fit(net, u, recipe, workers=1)
-    assert {row["stage"] for row in found.budgets} >= {"sweep 1", "sweep 9"}
+    return capture(net, inputs("dense"))
+
+
+@pytest.mark.parametrize("structure", ["layered", "triangular"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_sweeps_hold_a_pattern_and_grow_in_it(name, structure):
+    recipe = Recipe(structure=structure, sweeps=5, **PATTERNS[name])
+    found = quick_fit(with_a_dead_state(), "dense", recipe)
+    assert {row["stage"] for row in found.budgets} >= {"sweep 1", "sweep 5"}
     assert holds(found.model, name)
     sparsity = PATTERNS[name].get("sparsity", 0.5)
     budget = round((1 - sparsity) * found.model.reference_nonzeros)

@@ -1,6 +1,8 @@
 """A matching that was stopped goes on with the same bits, from a checkpoint of its own."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,14 +198,24 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
         quick_fit("matrices", Recipe(), checkpoint=tmp_path)
 
 
+SWEPT = Recipe(sparsity=0.5, sweeps=4)
+
+
+@pytest.fixture(scope="module")
+def every_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a fit that drops none of its parts."""
+    folder = tmp_path_factory.mktemp("parts") / "every"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "drop", lambda *_: None)
+        quick_fit("matrices", SWEPT, checkpoint=folder)
+    return folder
+
+
 @pytest.mark.parametrize("part", ["plan", "layer-0", "layer-1", "sweeps"])
 @pytest.mark.parametrize("how", ["cut short", "one bit", "emptied", "something else", "a number"])
-def test_a_damaged_part_is_set_aside_and_computed_again(tmp_path, monkeypatch, capsys, part, how):
-    recipe = Recipe(sparsity=0.5, sweeps=4)
-    whole = fitted("matrices", recipe)
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "drop", lambda *_: None)
-        quick_fit("matrices", recipe, checkpoint=tmp_path)
+def test_a_damaged_part_is_set_aside_and_computed_again(tmp_path, every_part, capsys, part, how):
+    whole = fitted("matrices", SWEPT)
+    shutil.copytree(every_part, tmp_path, dirs_exist_ok=True)
     path = tmp_path / f"{part}.safetensors"
     if part != "sweeps":
         (tmp_path / "sweeps.safetensors").unlink()
@@ -220,7 +232,7 @@ def test_a_damaged_part_is_set_aside_and_computed_again(tmp_path, monkeypatch, c
             "a number": header,
         }[how]
     )
-    again = quick_fit("matrices", recipe, checkpoint=tmp_path)
+    again = quick_fit("matrices", SWEPT, checkpoint=tmp_path)
     assert same(again.model, whole.model)
     assert again.rows == whole.rows and again.budgets == whole.budgets
     said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]

@@ -1,6 +1,9 @@
 """Whole units: budgets, networks whose units are spare, and what is refused."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,10 +13,12 @@ import simplicit
 from conv_networks import images
 from kinds import network as kind_of
 from kinds import quick_fit, same
+from simplicit import fit as fits
 from simplicit.capture.read import capture
 from simplicit.errors import InputError
 from simplicit.fit import fit
 from simplicit.matching.layers import Matching
+from simplicit.model.implicit import ImplicitModel
 from simplicit.recipe import Recipe
 from simplicit.units.found import units_of
 from simplicit.units.narrow import narrow
@@ -75,10 +80,24 @@ def case():
     return net, u
 
 
-@pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
-def test_multiply_adds_are_saved_and_no_more_units_than_that_takes(case, part):
+@pytest.fixture(scope="module")
+def without(case) -> Callable[..., ImplicitModel]:
+    """A model of that network without some of its channels, by options; each is made once."""
     net, u = case
-    model = simplicit.implicitize(net, u, pattern="channels", flops=part)
+    equations = capture(net, u)
+
+    @cache
+    def made(**options: Any) -> ImplicitModel:
+        with patch.object(fits, "capture", lambda *_: equations):
+            return simplicit.implicitize(net, u, pattern="channels", **options)
+
+    return made
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+def test_multiply_adds_are_saved_and_no_more_units_than_that_takes(case, without, part):
+    net, u = case
+    model = without(flops=part)
     explicit = model.to_explicit()
     whole = products(net, u)
     assert products(explicit, u) <= (1 - part) * whole
@@ -108,9 +127,9 @@ def test_units_that_say_the_same_twice_cost_nothing():
     torch.testing.assert_close(model(u), net(u), rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_left_is_matched_better_than_by_leaving_units_out(case):
+def test_what_is_left_is_matched_better_than_by_leaving_units_out(case, without):
     net, u = case
-    model = simplicit.implicitize(net, u, pattern="channels", flops=0.5)
+    model = without(flops=0.5)
     equations = capture(net, u[:2])
     units = units_of(equations)
     # as many units of each layer as the model has, the first ones, with the network's own weights
@@ -121,16 +140,15 @@ def test_what_is_left_is_matched_better_than_by_leaving_units_out(case):
             stay[own[own >= 0][: wanted[e.name]]] = True
     left = narrow(equations, units, stay).equations
     target = net(u)
-    off, without = (((y - target) ** 2).mean() for y in (model(u), left.replay(u)[1]))
-    assert off < 0.5 * without
+    off, bare = (((y - target) ** 2).mean() for y in (model(u), left.replay(u)[1]))
+    assert off < 0.5 * bare
 
 
-def test_what_cannot_be_met_is_refused_before_any_pass_over_the_data(case, monkeypatch):
-    net, u = case
+def test_what_cannot_be_met_is_refused_before_any_pass_over_the_data(without, monkeypatch):
     monkeypatch.setattr(Matching, "plan", lambda _: pytest.fail("work has begun"))
     for options in ({"flops": 0.9999}, {"sparsity": 0.9999}, {"speedup": 1e6}):
         with pytest.raises(InputError, match="one unit of each layer left"):
-            simplicit.implicitize(net, u, pattern="channels", **options)  # pyright: ignore
+            without(**options)
 
 
 def test_weights_of_a_recurrence_count_once_against_a_sparsity():
@@ -144,9 +162,9 @@ def test_weights_of_a_recurrence_count_once_against_a_sparsity():
     assert 0.6 * whole - one <= sum(stored.values()) <= 0.6 * whole
 
 
-def test_a_model_is_saved_and_read_again(case, tmp_path):
-    net, u = case
-    model = simplicit.implicitize(net, u, pattern="channels", sparsity=0.5)
+def test_a_model_is_saved_and_read_again(case, without, tmp_path):
+    _, u = case
+    model = without(sparsity=0.5)
     model.save(tmp_path / "model")
     again = simplicit.load(tmp_path / "model")
     assert torch.equal(again(u), model(u))
@@ -164,18 +182,18 @@ def test_one_that_is_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch, k
     assert same(again.model, whole.model) and again.rows == whole.rows
 
 
-def test_layers_that_are_skipped_keep_what_they_read(case):
-    net, u = case
-    model = simplicit.implicitize(net, u, pattern="channels", flops=0.3, skip=["9"])
+def test_layers_that_are_skipped_keep_what_they_read(case, without):
+    net, _ = case
+    model = without(flops=0.3, skip=("9",))
     kept = {e.name: e.terms[0].weight for e in model.equations.layers if e.terms}
     assert torch.equal(kept["9"], net[9].weight)
 
 
 def test_it_is_as_fast_as_was_asked_for():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
-                        nn.Linear(512, 4)).eval()  # fmt: skip
-    recipe = Recipe(pattern="channels", speedup=2.0, sweeps=0, relu_aware=False)
+    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+                        nn.Linear(256, 4)).eval()  # fmt: skip
+    recipe = Recipe(pattern="channels", speedup=1.5, sweeps=0, relu_aware=False)
     model = fit(net, torch.randn(64, 64), recipe, workers=1).model
     left, whole = (sum(p.numel() for p in m.parameters()) for m in (model.to_explicit(), net))
     assert left < 0.7 * whole
@@ -193,13 +211,12 @@ def test_it_is_as_fast_as_was_asked_for():
         ({"flops": 0.5, "blocks": (4, 1)}, "blocks"),
         ({"flops": 0.5, "rank": 2}, "rank"),
         ({"flops": 0.5, "objective": "robustness"}, "pattern"),
-        ({"flops": 0.5, "skip": ["0", "3", "5", "9", "11"]}, "skip"),
+        ({"flops": 0.5, "skip": ("0", "3", "5", "9", "11")}, "skip"),
     ],
 )
-def test_what_cannot_be_is_refused(case, options, line):
-    net, u = case
+def test_what_cannot_be_is_refused(without, options, line):
     with pytest.raises(InputError, match=line):
-        simplicit.implicitize(net, u, pattern="channels", **options)  # pyright: ignore
+        without(**options)
 
 
 def test_budgets_of_units_need_the_pattern(case):
@@ -235,10 +252,7 @@ def test_heads_and_inner_neurons_of_a_transformer_go():
 
 
 @pytest.mark.parametrize("option", ["sensitivity", "relu_aware", "closed_loop"])
-def test_options_of_the_matching_are_heard(case, option):
-    net, u = case
-    asked: Any = {"pattern": "channels", "flops": 0.5, "seed": 0}
-    whole = simplicit.implicitize(net, u, **asked)
-    asked[option] = False
-    other = simplicit.implicitize(net, u, **asked)
+def test_options_of_the_matching_are_heard(case, without, option):
+    _, u = case
+    whole, other = without(flops=0.5), without(flops=0.5, **{option: False})
     assert not torch.equal(whole(u), other(u))

@@ -159,7 +159,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_cluster import cluster, gives_the_bits_of_one_worker
-with cluster(Path({str(tmp_path)!r})) as (address, _):
+with cluster(Path({str(tmp_path)!r}), workers=1) as (address, _):
     gives_the_bits_of_one_worker(address)
 print("the bits are the same")
 """

@@ -22,6 +22,9 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
 """Files of the limit and of the use; the entry of `memory.stat` that the kernel can give back."""
 
+NO_LIMIT = 2**62
+"""From here on a limit is none: version 1 writes 2⁶³ rounded down to a page."""
+
 
 def require(size: float, what: str, device: torch.device | str | None = None) -> None:
     """Check that something fits into the free memory of a device.
@@ -100,7 +103,10 @@ def _left(cgroups: Path, membership: Path) -> Iterator[int]:
             if not folder.is_relative_to(root):
                 break
             try:
-                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                limit = int((folder / names[0]).read_text())
+                if limit >= NO_LIMIT:  # of most groups; the other files would take most of the time
+                    continue
+                used = int((folder / names[1]).read_text())
                 entries = (folder / "memory.stat").read_text().splitlines()
             except (OSError, ValueError):  # no such group here, or its limit is `max`
                 continue

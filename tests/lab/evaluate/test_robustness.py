@@ -88,7 +88,8 @@ def test_what_figures_show_fits_together():
     assert float((found["attacked"] - found["inputs"]).abs().max()) <= 0.1 + 1e-12
 
 
-def test_a_run_with_metric_robustness(tmp_path):
+def test_a_run_with_metric_robustness(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", {})  # other tests draw them
     settings = (
         "evaluation.metric=robustness",
         "evaluation.samples=20",

@@ -9,6 +9,7 @@ from torch import nn
 import simplicit
 from simplicit.capture.read import capture
 from simplicit.cli import app
+from simplicit.lab import plots
 from simplicit.lab.evaluate import speed
 from simplicit.lab.report.time_findings import faster
 from simplicit.model.implicit import ImplicitModel
@@ -118,6 +119,7 @@ def test_metric_sparsity_is_timed_unless_it_is_not_asked_for():
 def test_a_run_and_a_bench_of_it(tmp_path, capsys, monkeypatch):
     baselines = "evaluation.baselines=[explicit,implicit,magnitude]"
     monkeypatch.setattr(speed, "measure", partial(speed.measure, rounds=2))
+    monkeypatch.setattr(plots, "FIGURES", {})  # other tests draw them
     folder = small_run(tmp_path / "run", "evaluation.speed=true", baselines)
     metrics = {row["model"]: row for row in json.loads((folder / "metrics.json").read_text())}
     assert all(row["milliseconds"] > 0 for row in metrics.values())

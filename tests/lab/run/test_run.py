@@ -20,7 +20,7 @@ from simplicit.lab.config import config
 from simplicit.lab.plots import FIGURES
 from simplicit.lab.run import run as run_module
 from simplicit.model.saved import load
-from small_run import DIGITS, N0, contents, hurry, settings, small_run
+from small_run import DIGITS, N0, NO_BUDGET, contents, hurry, settings, small_run
 
 COMMON = {"model", "dataset", "seed", "nonzeros", "parameters", "sparsity", "test_accuracy"}
 COMMON |= {"seconds", "inference_seconds", "bytes"}
@@ -211,9 +211,9 @@ def test_rows_are_written_before_the_metrics_say_so(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_module.files, "write_csv", stop_at_rows)
-        small_run(tmp_path / "out", "implicit.sparsity=null")
+        small_run(tmp_path / "out", *NO_BUDGET)
     assert [row["model"] for row in metrics(tmp_path / "out")] == ["explicit"]
-    small_run(tmp_path / "out", "implicit.sparsity=null")
+    small_run(tmp_path / "out", *NO_BUDGET)
     assert len(table(tmp_path / "out" / "rows.csv")) == 30
 
 
@@ -249,7 +249,7 @@ def test_evaluate_needs_a_saved_model(tmp_path, copied):
 
 @pytest.mark.usefixtures("quick")
 def test_the_implicit_model_alone(tmp_path):
-    alone = ("evaluation.baselines=[implicit]", "implicit.sparsity=null")
+    alone = ("evaluation.baselines=[implicit]", *NO_BUDGET)
     folder = small_run(tmp_path / "out", *alone)
     assert [row["model"] for row in metrics(folder)] == ["implicit"]
     assert metrics(folder)[0]["sparsity"] < 0
@@ -296,10 +296,10 @@ def test_the_explicit_network_alone_and_from_weights(finished, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["implicit.preset=paper", "implicit.sparsity=null", "implicit.alpha=0.01"],
-        ["implicit.structure=full", "implicit.kappa=0.5"],
-        ["implicit.structure=layered", "implicit.sparsity_ratio=50", "implicit.sparsity=null"],
-        ["implicit.objective=robustness", "implicit.sparsity=null", "implicit.lambda1=3"],
+        ["implicit.preset=paper", *NO_BUDGET, "implicit.alpha=0.01"],
+        ["implicit.structure=full", "implicit.sweeps=null", "implicit.kappa=0.5"],
+        ["implicit.structure=layered", "implicit.sparsity_ratio=50", *NO_BUDGET],
+        ["implicit.objective=robustness", *NO_BUDGET, "implicit.lambda1=3"],
     ],
     ids=["paper", "full", "layered", "robustness"],
 )
@@ -376,9 +376,7 @@ def test_the_default_folder_is_named_after_the_file_and_the_time():
 
 @pytest.mark.usefixtures("quick")
 def test_a_curve_carries_the_last_residual_of_samples_that_are_done(tmp_path):
-    folder = small_run(
-        tmp_path / "out", "implicit.preset=paper", "implicit.kappa=0.5", "implicit.sparsity=null"
-    )
+    folder = small_run(tmp_path / "out", "implicit.preset=paper", "implicit.kappa=0.5", *NO_BUDGET)
     curve = [float(row["residual_max"]) for row in table(folder / "convergence.csv")]
     assert len(curve) <= 60 and all(math.isfinite(value) for value in curve)
     assert curve[-1] < 1e-2 * curve[0]
