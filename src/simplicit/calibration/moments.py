@@ -157,7 +157,7 @@ class Readings:
             self._task = replace(self._task, centre=centre)
             self._centre = centre.double()
         values = shifts.size if shifts else most * groups * d
-        self._small = frontier.m * (values * item + most * groups * 2 * K * 4) <= KEPT
+        self._small = frontier.m * (values + most * groups * 2 * K) * item <= KEPT
         # a block that another process has read is read again: it takes less time than to send it
         self._small &= getattr(executor, "here", True)
         # multiply-adds of a block of the Gram; new targets cost a vector of it a channel
