@@ -210,7 +210,8 @@ BUILT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, Recipe]] =
     "dense": (dense, (40,), 1300, Recipe(sparsity=0.8, **LAYERED)),
     "eliminated": (dense, (40,), 1300, Recipe(sparsity=0.8, support="elimination", **LAYERED)),
     "no budget": (dense, (40,), 1300, Recipe(structure="layered")),
-    "convolutions": (convolutions, (2, 8, 8), 250, Recipe(sparsity=0.8)),
+    # so many that the candidates of the last layer's rows fill up to one length
+    "convolutions": (convolutions, (2, 8, 8), 300, Recipe(sparsity=0.8)),
 }
 
 

@@ -137,8 +137,7 @@ class Readings:
         most = self._positions if shifts else most
         # means over positions have no more dimensions than there are samples
         single = SINGLE if frontier.m < d else 0.0
-        double = bool(shifts) or frontier.m * most <= FEW * d
-        dtype = torch.float64 if double else W.dtype
+        dtype = torch.float64 if shifts else precision(frontier.m * most, d, W.dtype)
         self._task = _Task(rows, equation, coherence, single, most, dtype, shifts)
         item = dtype.itemsize
         # the sum, and those of the blocks on their way to it
@@ -249,6 +248,20 @@ def drawn(m: int, positions: int, features: int) -> int:
     """
     enough = min(ENOUGH, EACH * features)
     return min(positions, max(enough // m, FEWEST), POSITIONS)
+
+
+def precision(samples: int, features: int, own: torch.dtype) -> torch.dtype:
+    """Say in which precision products of features are taken.
+
+    Args:
+        samples: Rows of the data.
+        features: At each of them.
+        own: The network's precision.
+
+    Returns:
+        float64 where samples are so few that rounding would make the Gram indefinite.
+    """
+    return torch.float64 if samples <= FEW * features else own
 
 
 def _added_up(answers: Iterable[_Answer]) -> _Answer:

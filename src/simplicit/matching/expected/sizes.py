@@ -7,7 +7,7 @@ gives were fitted to the networks of `benchmarks/estimate.py`.
 from dataclasses import dataclass
 from math import ceil
 
-from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn
+from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn, precision
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
@@ -126,7 +126,8 @@ class Size:
         W = rows.weights(equation)
         groups, K, d = W.shape
         P = rows.positions(equation)
-        kept, item, N, n = max(part * d, 1.0), W.element_size(), d + 1, m * drawn(m, P, d)
+        kept, N, n = max(part * d, 1.0), d + 1, m * drawn(m, P, d)
+        item = precision(n, d, W.dtype).itemsize
         square = N * (N + 1) / 2
         samples = min(m, ALONE if P == 1 else BATCH)
         block = 3.0 * item * samples * (n / m) * (N + 2 * K)
