@@ -18,8 +18,8 @@ class Uneven(nn.Module):
         self.conv, self.phi = nn.Conv2d(1, 8, 3, padding=1), phi
         self.one, self.two = nn.Linear(512, 40), nn.Linear(40, 5)
         with torch.no_grad():
-            self.conv.weight.mul_(scale.view(-1, 1, 1, 1))
-            self.conv.bias.mul_(scale)
+            for part in self.conv.parameters():
+                part.mul_(scale.view(-1, *[1] * (part.ndim - 1)))
             self.one.weight.view(40, 8, 64).div_(scale.view(1, -1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
