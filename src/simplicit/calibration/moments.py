@@ -46,8 +46,8 @@ FEWEST, ENOUGH, EACH = 16, 128_000, 200
 so many for each feature. On ResNet-20, half of them costs half a point, and more gain nothing."""
 
 FEW = 2
-"""Rows of the data for each feature up to which products are in float64. They take no longer than a
-factor of the Gram does."""
+"""Rows of the data for each feature up to which products are in float64. They take as
+many operations as a few factors of the Gram do."""
 
 KEPT = 2**29
 """Bytes of features, at most, that are kept for new targets; above, they are read again."""
@@ -342,8 +342,7 @@ def _block(task: _Task, piece: _Piece) -> _Block:
         term = equation.terms[rows.terms[0]]
         V = task.shifts.read(term.reads(piece.sources[term.source]))
     else:
-        listed = rows.features(equation, piece.sources, chosen)
-        listed = listed.to(task.dtype)
+        listed = rows.features(equation, piece.sources, chosen).to(task.dtype)
         V = Listed(listed if task.centre is None else listed - task.centre)
     others = equation.preactivation(piece.sources, without=rows.terms)
     rest, teacher = (rows.targets(equation, t, chosen).to(task.dtype) for t in (others, z))

@@ -157,7 +157,7 @@ class Channels:
             The gains, to second order.
         """
         sums = zip(*self.samples.map(Expansion.gains, self.parts), strict=True)
-        slope, curvature = (torch.stack(both).sum(0) for both in sums)
+        slope, curvature = map(summed, sums)
         return slope.square() / curvature.clamp_min(TINY)
 
     def solve(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from simplicit.equations.equation import Equation
 from simplicit.outputs.distance import Distance
 from simplicit.outputs.downstream import Downstream
 from simplicit.outputs.expansion import Expansion
+from simplicit.outputs.sweeps.kept import Kept
 
 PARTS = 2
 """Parts of the samples; fixed, so that bits do not depend on how many threads there are."""
@@ -145,28 +145,27 @@ class Samples:
 
         return list(self.map(expand, self.parts, V, seeds))
 
-    def write(self) -> dict[str, Tensor]:
-        """Write down states and outputs: summed up anew they would have other bits.
+    def write(self, kept: Kept) -> None:
+        """Write states and outputs down: summed up anew they would have other bits.
 
-        Returns:
-            Tensors by name.
+        Args:
+            kept: Where to.
         """
-        found: dict[str, Tensor] = {}
         for k, part in enumerate(self.parts):
             for j, (z, x) in enumerate(zip(part.Z, part.X, strict=True)):
-                found |= {f"Z {k} {j}": z, f"X {k} {j}": x}
-            found[f"Y {k}"] = part.Y
-        return found
+                kept.tensors |= {f"Z {k} {j}": z, f"X {k} {j}": x}
+            kept.tensors[f"Y {k}"] = part.Y
+        distances = [part.distance for part in self.parts]
+        kept.records |= {"distances": distances, "each of": self.each_of}
 
-    def read(self, each_of: int, tensors: dict[str, Any], distances: Iterable[float]) -> None:
+    def read(self, kept: Kept) -> None:
         """Take over what `write` has written.
 
         Args:
-            each_of: Every how manyth sample was looked at.
-            tensors: What was written.
-            distances: How far the outputs of each part were, summed over its samples.
+            kept: Where from.
         """
-        self.look_at(each_of)
+        self.look_at(kept.records["each of"])
+        tensors, distances = kept.tensors, kept.records["distances"]
         for k, (part, distance) in enumerate(zip(self.parts, distances, strict=True)):
             for j, (z, x) in enumerate(zip(part.Z, part.X, strict=True)):
                 # not into them: where φ does nothing, both are one

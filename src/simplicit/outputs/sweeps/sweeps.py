@@ -26,7 +26,7 @@ from simplicit.outputs.sweeps.channels import TINY, Block, Channels, Known, Laye
 from simplicit.outputs.sweeps.grams import Grams
 from simplicit.outputs.sweeps.growing import grown
 from simplicit.outputs.sweeps.kept import Kept, Place
-from simplicit.outputs.sweeps.samples import Samples
+from simplicit.outputs.sweeps.samples import Samples, summed
 from simplicit.sparsity.budget import spend
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern, rows_together
 
@@ -116,19 +116,21 @@ class Sweeps:
         self.place: Place | None = None
         self.price = 0.0
         self._moved = 0.0  # changes of the distance, each as a part of it, added up
-        self._costs: dict[int, Tensor] = {}
-        self._begin()
+        self._begin({})
 
-    # what is known of rows is of the samples that are looked at
-    def _begin(self) -> None:
-        longest = max((layer.d for layer in self.layers), default=0)
+    # Grams and steps are of the samples that are looked at; costs stay
+    def _begin(self, costs: dict[int, Tensor]) -> None:
         # no more memory than the longest rows' features
-        self._known = Known(Grams(self.samples.m * longest), self._costs)
+        self._known = Known(Grams(self.samples.m * self._longest), costs)
         self._solved: dict[int, float] = {}  # `_moved` before a row's last step
 
     def _look_at(self, each_of: int) -> None:
         self.samples.look_at(each_of)
-        self._begin()
+        self._begin(self._known.costs)
+
+    @property
+    def _longest(self) -> int:
+        return max((layer.d for layer in self.layers), default=0)
 
     @property
     def equations(self) -> StateEquations:
@@ -162,8 +164,7 @@ class Sweeps:
         """
         start = max(self.nonzeros(), 1)
         if self.place is None:
-            longest = max((layer.d for layer in self.layers), default=0)
-            fewer = self.samples.m // max(FEWER, PER_FEATURE * longest)
+            fewer = self.samples.m // max(FEWER, PER_FEATURE * self._longest)
             if fewer > 1 and sweeps > REFITS:
                 self._look_at(fewer)
             self.place = Place(_falling(start, budget, sweeps - REFITS - 1), self._tied())
@@ -197,15 +198,13 @@ class Sweeps:
         Returns:
             All but the equations.
         """
-        samples = self.samples
-        kept = Kept(samples.write())
+        kept = Kept()
+        self.samples.write(kept)
         kept.tensors["random"] = self._random.get_state()
-        kept.put_rows("costs", self._costs)
+        kept.put_rows("costs", self._known.costs)
         self._known.grams.write(kept)
         kept.records |= {
             "place": None if self.place is None else vars(self.place),
-            "distances": [part.distance for part in samples.parts],
-            "each of": samples.each_of,
             "moved": self._moved,
             "solved": [*self._solved.items()],
         }
@@ -219,12 +218,10 @@ class Sweeps:
             layers: The equations as they were then.
         """
         self.every[:] = layers
-        self.samples.read(kept.records["each of"], kept.tensors, kept.records["distances"])
-        self._begin()
+        self.samples.read(kept)
         self._random.set_state(kept.tensors["random"])
         like = self.samples.parts[0].Y
-        self._costs.clear()
-        self._costs |= kept.get_rows("costs", like)
+        self._begin(kept.get_rows("costs", like))
         self._known.grams.read(kept, like)
         place = kept.records["place"]
         self.place = None if place is None else Place(**place)
@@ -244,10 +241,9 @@ class Sweeps:
             losing: Most of its weights that a row may lose in the next sweep, as a part of them.
         """
         keep: dict[int, int] = {}
-        if budget is not None and self._costs:
-            order = list(self._costs)
-            kept = spend([self._costs[k].cpu() for k in order], max(budget - self._tied(), 0))
-            keep = dict(zip(order, kept, strict=True))
+        if budget is not None and (costs := self._known.costs):
+            kept = spend([cost.cpu() for cost in costs.values()], max(budget - self._tied(), 0))
+            keep = dict(zip(costs, kept, strict=True))
         for layer in self.layers:
             counts = layer.rows.weights(self.every[layer.rows.index]).count_nonzero(2)
             together = rows_together(layer.pattern)
@@ -276,7 +272,7 @@ class Sweeps:
     def _still(self, number: int, weights: int, keep: dict[int, int], measure: bool) -> bool:
         if number not in self._solved or self.price or keep.get(number, weights) < weights:
             return False
-        known = number in self._costs or not measure
+        known = number in self._known.costs or not measure
         return known and self._moved - self._solved[number] <= STILL
 
     def _blocks(self, layer: Layer, bias: bool) -> Iterator[Block]:
@@ -284,7 +280,7 @@ class Sweeps:
         for group in range(layer.groups):
             V = [part[group] for part in features]
             squares = [v.square().sum(1) if v.ndim == 2 else v.square().sum((0, 1)) for v in V]
-            square = torch.stack(squares).sum(0).double().clamp_min(TINY)
+            square = summed(squares).double().clamp_min(TINY)
             together = rows_together(layer.pattern)
             size = max(TOGETHER // together, 1) * together
             for start in range(0, layer.K, size):
@@ -304,7 +300,7 @@ class Sweeps:
                 found.append(None)
                 continue
             sums = [phi.derivative(part.Z[k]).abs().sum(0) for part in self.samples.parts]
-            found.append(torch.stack(sums).sum(0) / self.samples.m)
+            found.append(summed(sums) / self.samples.m)
         return found
 
     def path_norm(self) -> float:
