@@ -64,8 +64,8 @@ def factor(G: Float[Tensor, "s s"], shift: float = 0.0) -> Float[Tensor, "s s"]:
     return found if exists else torch.linalg.cholesky(G)
 
 
-# A pivot is what of a feature's mean square the features before it do not explain. The bound is half
-# of the least that is added, which is what exactly dependent features are left with.
+# A pivot is what of a feature's mean square the features before it do not explain. The bound is
+# half of the least that is added, which is what exactly dependent features are left with.
 def _sound(lower: Tensor, G: Tensor, shift: float) -> bool:
     pivots = lower.diagonal().square()
     return bool((pivots >= ROUNDING / 2 * (G.diagonal() + shift)).all())
