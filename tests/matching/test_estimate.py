@@ -177,14 +177,14 @@ def test_what_does_not_fit_is_refused_with_the_most_that_would(kind, monkeypatch
     free = asked.estimate(len(u) // 3, NOMINAL).peak
     monkeypatch.setattr(memory, "available", lambda: free)
     with pytest.raises(InputError, match="calibration inputs: about .* GB are needed") as caught:
-        quick_fit(kind, recipe, u)
+        quick_fit(kind, recipe, u, workers=asked.workers)
     assert "\n" not in str(caught.value)
     found = re.search(r"accepted are at most ([\d,]+) of them", str(caught.value))
     assert found is not None
     most = int(found[1].replace(",", ""))
     assert most == largest(asked, NOMINAL, len(u), free) >= len(u) // 3
     with pytest.raises(InputError, match="calibration inputs: about"):
-        quick_fit(kind, recipe, u[: most + 1])
+        quick_fit(kind, recipe, u[: most + 1], workers=asked.workers)
     monkeypatch.setattr(memory, "available", lambda: 1e3)
     with pytest.raises(InputError, match="not even one would fit"):
         quick_fit(kind, recipe)

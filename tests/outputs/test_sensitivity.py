@@ -113,6 +113,19 @@ def test_the_numbers_do_not_depend_on_the_batches(monkeypatch, name):
         torch.testing.assert_close(found(size), whole)
 
 
+def test_of_many_samples_some_are_looked_at_spread_evenly(monkeypatch):
+    network, u = convolutional("functional"), images(30)
+    layers = rows_of(network)
+    some = sensitivity(network, network, layers, batches(u[::3], 30))
+    monkeypatch.setattr("simplicit.outputs.sensitivity.ENOUGH", 10)
+    for size in (30, 7, 2):
+        for one, other in zip(
+            sensitivity(network, network, layers, batches(u, size)), some, strict=True
+        ):
+            torch.testing.assert_close(one.coupling, other.coupling)
+            assert one.coherence == pytest.approx(other.coherence, abs=1e-5)
+
+
 class Live:
     """Bytes that autograd holds: now, and at most."""
 
@@ -136,6 +149,7 @@ class Live:
 @pytest.mark.parametrize("name", ["functional", "tokens", "encoder layer"])
 def test_a_batch_takes_the_memory_that_it_may_take(monkeypatch, name):
     equations, u = convolutional(name), images(3000)
+    monkeypatch.setattr("simplicit.outputs.sensitivity.ENOUGH", len(u))
     weights = sum(term.weight.nbytes for e in equations.layers for term in e.terms)
     taken = []
     for room in (2.0**18, 2.0**20):

@@ -88,9 +88,9 @@ class Rows:
         Returns:
             One number per sample and channel of each group.
         """
-        part = self._by_channel(equation, z)
-        part = part if positions is None else part[:, positions]
-        return part.permute(2, 0, 1, 3).flatten(1, 2)
+        part = self.by_channel(equation, z)
+        part = part if positions is None else part[:, :, positions]
+        return part.flatten(1, 2)
 
     def places(
         self, equation: Equation, group: int, channels: slice
@@ -107,11 +107,22 @@ class Rows:
         """
         device = equation.terms[0].weight.device
         every = torch.arange(equation.size, dtype=torch.float64, device=device)
-        return self._by_channel(equation, every[None])[0, :, group, channels].T.long()
+        return self.by_channel(equation, every[None])[group, 0, :, channels].T.long()
 
-    def _by_channel(self, equation: Equation, z: Tensor) -> Tensor:
+    def by_channel(
+        self, equation: Equation, z: Float[Tensor, "m rows"]
+    ) -> Float[Tensor, "groups m positions K"]:
+        """Sort pre-activations, or anything else per row of the equation, by channel.
+
+        Args:
+            equation: The equation.
+            z: One number per row and sample.
+
+        Returns:
+            A view of them.
+        """
         part = equation.terms[self.slots[0][0]].map.by_channel(z)
-        return part.unflatten(2, (self.groups, -1))  # a view: m, positions, groups, channels
+        return part.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
 
     def weights(self, equation: Equation) -> Float[Tensor, "groups K d"]:
         """Read the weights.

@@ -2,7 +2,7 @@
 
 Random directions of the outputs are followed back to all pre-activations at once. One batch of
 samples holds what autograd saves of the way forward and one slope for each pre-activation, never a
-Jacobian; batches are as large as fits into `MEMORY`.
+Jacobian; batches are as large as fits into `MEMORY`. Of many samples, some say enough.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,15 @@ from simplicit.workers.shards import shards
 PROBES = 2
 """Random directions of the outputs a sample."""
 
+ENOUGH = 1000
+"""Samples, spread evenly over all, that are looked at."""
+
 MEMORY = 2.0**27
 """Bytes that a batch may take, or one sample if it takes more. Batches of ResNet-18 that stay in
 the caches take 11 s where 1 GiB takes 14 s."""
 
-COPIES = 2
-"""Of a layer's slopes, while they are sorted by channel and written in float64."""
+COPIES = 1
+"""Of a layer's slopes, while they are sorted by channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +87,14 @@ def sensitivity(
     apart = [torch.zeros(groups, K, K, dtype=torch.float64) for groups, K in sizes]
     together = [0.0 for _ in layers]
     generator, count = torch.Generator().manual_seed(seed), at_once(network, stream.example)
+    m = looked_at(stream.m)
     T = torch.cat(list(run(partial(_outputs, network), _parts(stream, count), executor)))
     step_of = partial(_sums, _Task(network, equations, layers, Distance(T, network.returned)))
     parts = (
         (part, signs(len(part), network.q, PROBES, generator)) for part in _parts(stream, count)
     )
-    pieces = shards(parts, stream.m / count)
-    with progress.task("sensitivity of the outputs", total=stream.m) as step:
+    pieces = shards(parts, m / count)
+    with progress.task("sensitivity of the outputs", total=m) as step:
         for samples, products, sums in run(step_of, pieces, executor):
             for S, product in zip(apart, products, strict=True):
                 S += product
@@ -100,12 +104,30 @@ def sensitivity(
     for rows, S, summed in zip(layers, apart, together, strict=True):
         alone = float(S.diagonal(dim1=1, dim2=2).sum())
         coherence = _coherence(alone, summed, rows.positions(every[rows.index]))
-        found.append(Sensitivity(list((S / (stream.m * PROBES)).unbind(0)), coherence))
+        found.append(Sensitivity(list((S / (m * PROBES)).unbind(0)), coherence))
     return found
 
 
+def looked_at(m: int) -> int:
+    """Say how many samples are looked at.
+
+    Args:
+        m: How many there are.
+
+    Returns:
+        All, or `ENOUGH` of them.
+    """
+    return min(m, ENOUGH)
+
+
 def _parts(stream: Batches, count: int) -> Iterator[Tensor]:
-    return (part for batch in stream for part in batch.split(count))
+    some, start = looked_at(stream.m), 0
+    every = torch.arange(some) * stream.m // some
+    for batch in stream:
+        own = every[(every >= start) & (every < start + len(batch))] - start
+        start += len(batch)
+        if len(own):
+            yield from batch[own.to(batch.device)].split(count)
 
 
 @torch.no_grad()
@@ -139,10 +161,18 @@ def _part(task: _Task, u: Tensor, drawn: Tensor) -> _Sums:
             slopes = (torch.cat(slopes[-2::-1], 1), slopes[-1])
         for index, rows in enumerate(task.layers):
             for use in (rows, *rows.uses):  # a weight is felt wherever it is used
-                g = use.targets(every[use.index], slopes[use.index]).double()
-                apart[index] = apart[index] + (g.mT @ g).cpu()
-                together[index] += float(g.unflatten(1, (len(u), -1)).sum(2).square().sum())
+                g = use.by_channel(every[use.index], slopes[use.index])
+                apart[index] = apart[index] + _products(g).double().cpu()
+                together[index] += float(g.sum(2, dtype=torch.float64).square().sum())
     return len(u), apart, together
+
+
+# of channels, summed over samples and positions: short rows are not written out by channel
+def _products(g: Float[Tensor, "groups m positions K"]) -> Float[Tensor, "groups K K"]:
+    if g.shape[2] >= g.shape[3]:
+        return (g.mT @ g).sum(1)
+    every = g.flatten(1, 2)
+    return every.mT @ every
 
 
 @torch.enable_grad()
@@ -176,7 +206,7 @@ def at_once(network: StateEquations, example: Tensor) -> int:
         return sum(sizes.values())
 
     example, each = example[:1], [e.size for e in network.layers]
-    slopes = sum(each) * network.like.element_size() + COPIES * max(each) * 8
+    slopes = (sum(each) + COPIES * max(each)) * network.like.element_size()
     one = saved(2) - saved(1) + slopes
     return max(1, int(MEMORY // one))
 

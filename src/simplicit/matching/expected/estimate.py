@@ -191,8 +191,8 @@ class Work:
         phases: dict[str, list[float]] = {}
         if felt:
             squares = sum(size.coupling for size in sizes)
-            directions = sensitivity.PROBES
-            phases[SENSITIVITY] = [(2 + directions) * pass_ + directions * squares]
+            directions, part = sensitivity.PROBES, sensitivity.looked_at(m) / m
+            phases[SENSITIVITY] = [(2 + directions) * part * pass_ + directions * squares]
         if planned:
             phases[MOMENTS] = [layer.moments for layer in found]
         if planned and not is_full(self.recipe, self.equations):
@@ -355,7 +355,8 @@ class Work:
         whole = sum(e.size + e.states for e in self.equations.layers)
         most = max((layer.planning for layer in found), default=0.0)
         memory = {
-            SENSITIVITY: inputs + min(sensitivity.MEMORY, SAVED * item * m * whole),
+            SENSITIVITY: inputs
+            + min(sensitivity.MEMORY, SAVED * item * sensitivity.looked_at(m) * whole),
             MOMENTS: inputs + states[0] + grams + max(s.reading for s in sizes),
             PRICES: inputs + grams + most,
             LAYERS: inputs + states[own - 1] + max(layer.matching for layer in found),

@@ -94,7 +94,9 @@ def _stages(
     ]  # fmt: skip
     found: list[Stage] = []
     if SENSITIVITY in expected.phases:
-        found += _sensitivity(work, layers, whole, _cut(m, batch), at_once)
+        some = sensitivity.looked_at(m)
+        cut = _cut(some, -(-batch * some // m))
+        found += _sensitivity(work, layers, forward * some, cut, at_once)
     if MOMENTS in expected.phases:
         for layer in layers:
             found += [*layer.states(MOMENTS), layer.moments(MOMENTS)]

@@ -12,6 +12,7 @@ from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
+from simplicit.outputs.sensitivity import looked_at
 from simplicit.outputs.sweeps import sweeps
 from simplicit.outputs.sweeps.samples import PARTS, threaded
 from simplicit.solvers.loop import PRODUCTS
@@ -157,9 +158,10 @@ class Size:
     @property
     def coupling(self) -> float:
         """Seconds of the products of its slopes, for one direction of the outputs."""
-        count = self.groups * self.m * self.positions
-        one = 2.0 * count * self.K**2 / self.rates.float64 + self._moved(6.0 * count * self.K)
-        return one / self._side(self.m / BATCH)
+        m = looked_at(self.m)
+        count = self.groups * m * self.positions
+        one = self._product(2.0 * count * self.K**2) + self._moved(3.0 * count * self.K, self.item)
+        return one / self._side(m / BATCH)
 
     @property
     def moments(self) -> float:
