@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from simplicit.calibration.batches import Batches
-from simplicit.calibration.spool import Spool, Spooled, read
+from simplicit.calibration.spool import Spool, Spooled, beside, read
 from simplicit.equations.equation import Equation
 from simplicit.equations.layer_phi import StatePhi
 from simplicit.equations.network import StateEquations
@@ -31,7 +32,10 @@ Settle = Callable[[Equation, Tensor], Tensor]
 
 
 SAMPLES = 1000
-"""Samples of short batches that are joined: fewer of them cost a product of features each."""
+"""Samples that go side by side, at most."""
+
+FEWEST, TOGETHER = 100, 2**26
+"""Of large states fewer, so that theirs take so many bytes; but not less than `FEWEST`."""
 
 CACHE = 2**20
 """Bytes of pre-activations that are computed at once: a convolution of 16 channels on 32 × 32
@@ -42,7 +46,11 @@ IN_MEMORY = 2**29
 """Bytes of states that stay in memory; those of further equations are on disk. So are inputs of
 more than a quarter of it: they are read once an equation."""
 
+FREED = 2**24
+"""Bytes of states from which on the allocator is asked what it keeps: to answer, it counts."""
+
 Kept = Tensor | Spooled
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
 class Frontier:
@@ -82,17 +90,14 @@ class Frontier:
         self._folder = folder
         like = equations.like
         self._item = like.element_size()
+        self.m = stream.m
+        self._last = _last(equations)
+        sample = live(equations, own)
         many = stream.m * equations.p * self._item > IN_MEMORY / 4
         spool = Spool(folder) if many or stream.on_disk else None
-        inputs = _joined(batch.to(like).flatten(1) for batch in stream)
-        self._inputs = [_kept(u, spool) for u in inputs]
-        self.m = stream.m
-        self._last = [
-            max((k for k, e in enumerate(self._every) if i in e.sources), default=-1)
-            for i in range(len(equations.hidden))
-        ]
-        copies = 2 if own else 1
-        sample = max(copies * self._live(k) + e.size for k, e in enumerate(self._every))
+        given = (batch.to(like).flatten(1) for batch in stream)
+        self._on_disk = spool is not None
+        self._inputs = _all_kept(_cut(given, side_by_side(sample * self._item)), spool)
         most, batch = (
             float(sample * n * self._item) for n in (self.m, max(map(len, self._inputs)))
         )
@@ -105,11 +110,6 @@ class Frontier:
         self.index = 0
         self._targets = self._replay()
 
-    # states, new ones included, that are there while equation k is at work
-    def _live(self, k: int) -> int:
-        earlier = zip(self._every[: k + 1], [*self._last, len(self._every)], strict=False)
-        return sum(e.states for e, last in earlier if last >= k)
-
     def _reads_itself(self) -> bool:
         return self.index in self._every[self.index].sources
 
@@ -118,7 +118,10 @@ class Frontier:
         networks = [self._teacher] if self._model is self._teacher else [self._teacher, self._model]
         kept = [x for network in networks for states in network for x in states]
         held = sum(x.nbytes for x in (*kept, *self._targets) if isinstance(x, Tensor))
-        return None if held + size * self.m * self._item <= IN_MEMORY else Spool(self._folder)
+        if held + size * self.m * self._item <= IN_MEMORY:
+            return None
+        self._on_disk = True
+        return Spool(self._folder)
 
     # states that the next equation reads, and the input
     def _sources(self, states: list[Kept], u: Tensor) -> Sources:
@@ -133,17 +136,32 @@ class Frontier:
     def _replay(self) -> list[Kept]:
         if self.index == len(self._every):
             return []
-        equation, found = self._every[self.index], []
-        spool = self._room(equation.size)
-        for states, u in zip(self._teacher, map(read, self._inputs), strict=True):
-            sources = self._sources(states, u)
-            if self._reads_itself():
-                z = _settled(equation, sources[:-1], u)
-            else:
-                z = self._apply(partial(_preactivations, equation), sources, equation.size)
-            found.append(_kept(z, spool))
+        equation = self._every[self.index]
+        step = partial(_preactivations, equation)
+        found = (
+            _settled(equation, sources)
+            if self._reads_itself()
+            else self._apply(step, sources, equation.size)
+            for sources in self._read(self._teacher)
+        )
+        return self._written(found, equation.size)
+
+    # what the next equation reads, batch by batch
+    def _read(self, network: list[list[Kept]]) -> Iterator[Sources]:
+        def sources(pair: tuple[list[Kept], Kept]) -> Sources:
+            return self._sources(pair[0], read(pair[1]))
+
+        return self._look(sources, zip(network, self._inputs, strict=True))
+
+    def _look(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        return beside(function, items) if self._on_disk else map(function, items)
+
+    # `size` numbers a sample
+    def _written(self, found: Iterator[Tensor], size: int) -> list[Kept]:
+        kept = _all_kept(found, self._room(size))
+        if size * self.m * self._item >= FREED:
             give_back()
-        return found
+        return kept
 
     def batches(self) -> Iterator[tuple[list[Tensor], Float[Tensor, "m rows"]]]:
         """Pass over the batches.
@@ -152,10 +170,9 @@ class Frontier:
             What the model's next equation reads, and the teacher's pre-activations of it. An
             equation that reads itself reads the teacher's states.
         """
-        for states, given, target in zip(self._model, self._inputs, self._targets, strict=True):
-            u, z = read(given), read(target)
+        targets = self._look(read, self._targets)
+        for (*earlier, u), z in zip(self._read(self._model), targets, strict=True):
             own = [self._every[self.index].phi(z)] if self._reads_itself() else []
-            earlier = self._sources(states, u)[:-1]
             if self._left is not None:
                 rows, kept = self._left
                 z = z[:, rows[self.index]]
@@ -173,36 +190,55 @@ class Frontier:
         Args:
             equation: The model's.
         """
-        teacher, own = self._every[self.index], self._model is not self._teacher
-        spool = self._room((1 + own) * teacher.states)
-        for k, u in enumerate(map(read, self._inputs)):
-            if own:
-                if self._reads_itself():
-                    assert self._settle is not None
-                    x = self._settle(equation, u)
-                else:
-                    sources = self._sources(self._model[k], u)
-                    x = self._apply(partial(_states, equation), sources, equation.size)
-                self._model[k].append(_kept(x, spool))
-            z = read(self._targets[k])
-            x = self._apply(partial(_activated, teacher.phi), [z], teacher.size)
-            self._teacher[k].append(_kept(x, spool))
-            # batch by batch, so that not all of both are there at once
-            self._targets[k] = u.new_empty(0)
-            for states in (self._teacher[k], self._model[k]):
-                for i, last in enumerate(self._last[: len(states)]):
-                    if last <= self.index:
-                        states[i] = u.new_empty(len(u), 0)
-            give_back()
+        if self._model is not self._teacher:
+            self._go_on(self._model, self._own(equation), equation.states)
+        self._go_on(self._teacher, self._activated(), equation.states)
+        self._targets = []
         self.index += 1
         self._targets = self._replay()
+
+    def _own(self, equation: Equation) -> Iterator[Tensor]:
+        step = partial(_states, equation)
+        for sources in self._read(self._model):
+            if self._reads_itself():
+                assert self._settle is not None
+                yield self._settle(equation, sources[-1])
+            else:
+                yield self._apply(step, sources, equation.size)
+
+    def _activated(self) -> Iterator[Tensor]:
+        teacher = self._every[self.index]
+        for k, z in enumerate(self._look(read, self._targets)):
+            yield self._apply(partial(_activated, teacher.phi), [z], teacher.size)
+            self._targets[k] = z.new_empty(0)
+
+    # with the next states, batch by batch without those that are read no more
+    def _go_on(self, network: list[list[Kept]], found: Iterator[Tensor], size: int) -> None:
+        over = [i for i, last in enumerate(self._last) if i < self.index >= last]
+
+        def fewer() -> Iterator[Tensor]:
+            for states, x in zip(network, found, strict=True):
+                for i in over:
+                    states[i] = x.new_empty(len(x), 0)
+                yield x if self._last[self.index] > self.index else x[:, :0].clone()
+
+        for states, x in zip(network, self._written(fewer(), size), strict=True):
+            states.append(x)
 
     # `size` entries a sample, some samples after others
     def _apply(self, function: Callable[[Sources], Tensor], every: Sources, size: int) -> Tensor:
         count = max(1, CACHE // (size * every[-1].element_size()))
-        parts = zip(*(part.split(count) for part in every), strict=True)
-        found = list(run(function, map(list, parts), self._executor, work=0.0))
-        return torch.cat(found) if len(found) > 1 else found[0]
+        parts = list(zip(*(part.split(count) for part in every), strict=True))
+        answers = run(function, map(list, parts), self._executor, work=0.0)
+        if len(parts) == 1:
+            return next(answers)
+        whole, start = every[-1].new_empty(0), 0
+        for part in answers:
+            if not start:
+                whole = part.new_empty(len(every[-1]), *part.shape[1:])
+            whole[start : start + len(part)] = part
+            start += len(part)
+        return whole
 
 
 @torch.no_grad()
@@ -220,22 +256,63 @@ def _activated(phi: StatePhi, sources: Sources) -> Tensor:
     return phi(sources[0])
 
 
-def _kept(x: Tensor, spool: Spool | None) -> Kept:
-    return x if spool is None else spool.keep(x)
+def live(equations: StateEquations, own: bool) -> int:
+    """Count the numbers of a sample that are there at once.
+
+    Args:
+        equations: The network.
+        own: Whether the model has states of its own.
+
+    Returns:
+        States of both, new ones included, and the pre-activations of the equation at work.
+    """
+    every, last = equations.layers, [*_last(equations), len(equations.layers)]
+    most = 0
+    for k, equation in enumerate(every):
+        earlier = zip(every[: k + 1], last, strict=False)
+        states = sum(e.states for e, read in earlier if read >= k)
+        most = max(most, (2 if own else 1) * states + equation.size)
+    return most
 
 
-def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+# the last equation that reads each hidden one's states; −1 where none does
+def _last(equations: StateEquations) -> list[int]:
+    return [
+        max((k for k, e in enumerate(equations.layers) if i in e.sources), default=-1)
+        for i in range(len(equations.hidden))
+    ]
+
+
+def side_by_side(size: float) -> int:
+    """Say how many samples go side by side; of longer batches as many, of short ones some joined.
+
+    Args:
+        size: Bytes of a sample's states that are there at once.
+
+    Returns:
+        The most.
+    """
+    return min(max(int(TOGETHER // max(size, 1.0)), FEWEST), SAMPLES)
+
+
+def _all_kept(found: Iterable[Tensor], spool: Spool | None) -> list[Kept]:
+    return list(found) if spool is None else list(beside(spool.keep, found))
+
+
+def _cut(batches: Iterable[Tensor], most: int) -> Iterator[Tensor]:
     group: list[Tensor] = []
     for batch in batches:
-        if group and sum(map(len, group)) + len(batch) > SAMPLES:
-            yield torch.cat(group) if len(group) > 1 else group[0]
-            group = []
-        group.append(batch)
+        for part in batch.split(most):
+            if group and sum(map(len, group)) + len(part) > most:
+                yield torch.cat(group) if len(group) > 1 else group[0]
+                group = []
+            group.append(part)
     yield torch.cat(group) if len(group) > 1 else group[0]
 
 
 # The teacher has no feedback: its layers stand in one equation, and each pass settles one more.
-def _settled(equation: Equation, states: Sources, u: Tensor) -> Tensor:
+def _settled(equation: Equation, sources: Sources) -> Tensor:
+    *states, u = sources
     z = u.new_zeros(len(u), equation.size)
     passes = len(equation.phi.blocks) if isinstance(equation.phi, Stacked) else 1
     for _ in range(passes):

@@ -100,6 +100,9 @@ class _Block:
     samples: int
 
 
+_Batch = tuple[list[Tensor], Tensor]
+"""What an equation reads of some samples, and what it should give."""
+
 _Answer = tuple[int, list[Tensor], list[_Block]]
 """Rows of the data, sums over them, and the blocks where they are kept."""
 
@@ -215,7 +218,7 @@ class Readings:
 
     def _pieces(self) -> Iterator[_Piece]:
         size, index = self._block, 0
-        for sources, z in self.frontier.batches():
+        for sources, z in _gathered(self.frontier.batches(), size):
             for i in range(0, len(z), size):
                 yield _Piece(index, [s[i : i + size] for s in sources], z[i : i + size])
                 index += 1
@@ -262,6 +265,25 @@ def precision(samples: int, features: int, own: torch.dtype) -> torch.dtype:
         float64 where samples are so few that rounding would make the Gram indefinite.
     """
     return torch.float64 if samples <= FEW * features else own
+
+
+# short batches joined to blocks of at least a size
+def _gathered(batches: Iterable[_Batch], least: int) -> Iterator[_Batch]:
+    group: list[_Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(len(z) for _, z in group) >= least:
+            yield _joined(group)
+            group = []
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[_Batch]) -> _Batch:
+    if len(group) == 1:
+        return group[0]
+    sources = zip(*(own for own, _ in group), strict=True)
+    return [torch.cat(parts) for parts in sources], torch.cat([z for _, z in group])
 
 
 def _added_up(answers: Iterable[_Answer]) -> _Answer:

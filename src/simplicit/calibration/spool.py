@@ -3,11 +3,40 @@
 import os
 import tempfile
 import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+_thread = ThreadPoolExecutor(1, "spool")
+
+
+def beside(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Apply a function that waits for the disk, while the caller gets the next item ready.
+
+    Args:
+        function: Runs in the one thread that all calls share, so it must not call `beside`.
+        items: Asked for one after another, and one ahead of the answers.
+
+    Yields:
+        The answers, in the order of the items.
+    """
+    before: Future[Found] | None = None
+    for item in items:
+        now = _thread.submit(function, item)
+        if before is not None:
+            yield before.result()
+        before = now
+    if before is not None:
+        yield before.result()
 
 
 class Spool:
@@ -23,7 +52,7 @@ class Spool:
     def __init__(self, folder: Path | None = None) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file, self._lock = tempfile.TemporaryFile(dir=folder), Lock()
         weakref.finalize(self, self._file.close)
 
     def keep(self, x: Tensor) -> "Spooled":
@@ -35,9 +64,10 @@ class Spool:
         Returns:
             Its place.
         """
-        place = self._file.seek(0, os.SEEK_END)
-        self._file.write(_bytes(x.cpu().contiguous()))
-        self._file.flush()  # a full disk is an error here
+        with self._lock:
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(_bytes(x.cpu().contiguous()))
+            self._file.flush()  # a full disk is an error here
         return Spooled(self, place, x.shape, x.dtype, x.device)
 
     def read(self, kept: "Spooled") -> Tensor:
@@ -50,8 +80,9 @@ class Spool:
             A copy with the same bits.
         """
         x = torch.empty(kept.shape, dtype=kept.dtype)
-        self._file.seek(kept.place)
-        self._file.readinto(_bytes(x))
+        with self._lock:
+            self._file.seek(kept.place)
+            self._file.readinto(_bytes(x))
         return x.to(kept.device)
 
 

@@ -8,7 +8,7 @@ what is expected beside what then happens.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simplicit.calibration.frontier import IN_MEMORY, SAMPLES
+from simplicit.calibration.frontier import IN_MEMORY, live, side_by_side
 from simplicit.calibration.moments import BATCH
 from simplicit.calibration.rows import Rows, shared
 from simplicit.equations.equation import Equation
@@ -26,6 +26,9 @@ from simplicit.sparsity import coupled
 from simplicit.sparsity.budget import first_budget
 from simplicit.sparsity.choice import screened_first
 from simplicit.system.rates import Rates
+
+FLIGHT = 3.0
+"""Batches of states between memory and disk: read ahead, at work, and written."""
 
 SENSITIVITY = "sensitivity of the outputs"
 MOMENTS = "moments of the layers"
@@ -349,8 +352,8 @@ class Work:
         item = like.element_size()
         inputs = float(m * self.equations.p * item)
         grams = sum(size.gram for size in sizes)
-        live = [float(item * _live(self.equations, copies)) for copies in (1, 2)]
-        states = [min(m * one, IN_MEMORY + min(m, SAMPLES) * one) for one in live]
+        held = [float(item * live(self.equations, own)) for own in (False, True)]
+        states = [min(m * one, IN_MEMORY + FLIGHT * side_by_side(one) * one) for one in held]
         own = 2 if self.recipe.closed_loop else 1
         whole = sum(e.size + e.states for e in self.equations.layers)
         most = max((layer.planning for layer in found), default=0.0)
@@ -401,18 +404,3 @@ def is_relu(equation: Equation) -> bool:
     phi = equation.phi
     phis = [block.phi for block in phi.blocks] if isinstance(phi, Stacked) else [phi]
     return all(isinstance(own, Phi) and own.name == "relu" for own in phis)
-
-
-# numbers of a sample that are there at once, see `Frontier`
-def _live(equations: StateEquations, copies: int) -> int:
-    every = equations.layers
-    last = [
-        max((k for k, e in enumerate(every) if i in e.sources), default=-1)
-        for i in range(len(equations.hidden))
-    ]
-    most = 0
-    for k, equation in enumerate(every):
-        earlier = zip(every[: k + 1], [*last, len(every)], strict=False)
-        states = sum(e.states for e, read in earlier if read >= k)
-        most = max(most, copies * states + 2 * equation.size)
-    return most

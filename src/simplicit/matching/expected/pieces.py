@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from simplicit.calibration import moments
-from simplicit.calibration.frontier import CACHE, IN_MEMORY, SAMPLES
+from simplicit.calibration.frontier import CACHE, IN_MEMORY, SAMPLES, live, side_by_side
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.convex import shared as unit_scale
@@ -84,7 +84,9 @@ def _stages(
     recipe, every = work.recipe, work.equations.layers
     expected, fractions = work.estimate(m, rates, forward), work.fractions()
     counted, whole = max(float(sum(e.products for e in every)), 1.0), forward * m
-    together = batch * max(SAMPLES // batch, 1)
+    own = recipe.closed_loop
+    most = side_by_side(live(work.equations, own) * work.equations.like.element_size())
+    together = min(batch, most) * max(most // batch, 1)
     layers = [
         _Layer(
             work.equations, rows, size, m, _cut(m, together),
