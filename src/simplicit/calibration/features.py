@@ -36,9 +36,9 @@ class Listed:
         """Add up the rows of the data.
 
         Returns:
-            The sums, in float64.
+            The sums, taken in the features' precision, in float64.
         """
-        return self.V.sum(1, dtype=torch.float64)
+        return self.V.sum(1).double()
 
     def against(self, t: Float[Tensor, "groups samples K"]) -> Float[Tensor, "groups K d"]:
         """Multiply targets and features.

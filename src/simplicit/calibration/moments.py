@@ -92,11 +92,20 @@ class _Task:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Centred features and their weight, of single positions and of samples' means."""
+    """What the rows read in some samples, and what they should give.
+
+    Attributes:
+        features: Centred features and their weight, of single positions and of samples' means.
+        target: The teacher's pre-activations less what other summands give.
+        zero: What would give the pre-activation 0.
+        on: Where the teacher's pre-activation is above 0.
+        samples: How many.
+    """
 
     features: list[tuple[float, Listed | Shifted]]
-    teacher: Tensor
-    rest: Tensor
+    target: Tensor
+    zero: Tensor
+    on: Tensor
     samples: int
 
 
@@ -159,7 +168,8 @@ class Readings:
             self._task = replace(self._task, centre=centre)
             self._centre = centre.double()
         values = shifts.size if shifts else most * groups * d
-        self._small = frontier.m * (values + most * groups * 2 * K) * item <= KEPT
+        targets = most * groups * K
+        self._small = frontier.m * (values * item + targets * (2 * item + 1)) <= KEPT
         # a block that another process has read is read again: it takes less time than to send it
         self._small &= getattr(executor, "here", True)
         # multiply-adds of a block of the Gram; new targets cost a vector of it a channel
@@ -306,25 +316,24 @@ def _shard(step: Callable[[_Piece], _Answer], pieces: list[_Piece]) -> _Answer:
 @torch.no_grad()
 def _read(task: _Task, keep: bool, piece: _Piece) -> _Answer:
     block = _block(task, piece)
-    sums = _of_targets(block, block.teacher - block.rest)
+    sums = _of_targets(block, block.target)
     sums.append(_added([(weight, S.sum()) for weight, S in block.features]))
     weights = sum(weight * S.samples for weight, S in block.features)
-    sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.teacher.device))
+    sums.append(torch.full((1, 1), weights, dtype=torch.float64, device=block.target.device))
     sums.append(_added([(weight, S.gram()) for weight, S in block.features]))
     return block.features[0][1].samples, sums, [block] if keep else []
 
 
 @torch.no_grad()
 def _retarget(task: _Task, found: Candidate, block: _Block) -> _Answer:
-    V, W = block.features[0][1], found.W.to(block.teacher)
+    V, W = block.features[0][1], found.W.to(block.target)
     shift = found.shift.to(W)[:, None]
     if task.shifts:
         W = task.shifts.sorted(W)
     elif task.centre is not None:
         shift = shift + task.centre @ W.mT
-    given = V.given(W).add_(shift)
-    off = torch.minimum(given, -block.rest)
-    target = torch.where(block.teacher > 0, block.teacher - block.rest, off)
+    off = torch.minimum(V.given(W).add_(shift), block.zero)
+    target = torch.where(block.on, block.target, off)
     return V.samples, _of_targets(block, target), []
 
 
@@ -339,8 +348,8 @@ def _of_targets(block: _Block, target: Tensor) -> list[Tensor]:
     parts = [(weight, S, t) for (weight, S), t in zip(block.features, targets, strict=True)]
     return [
         _added([(weight, S.against(t)) for weight, S, t in parts]),
-        _added([(weight, t.sum(1, dtype=torch.float64)) for weight, _, t in parts]),
-        _added([(weight, t.double().square().sum(1)) for weight, _, t in parts]),
+        _added([(weight, t.sum(1).double()) for weight, _, t in parts]),
+        _added([(weight, t.square().sum(1).double()) for weight, _, t in parts]),
     ]
 
 
@@ -368,7 +377,7 @@ def _block(task: _Task, piece: _Piece) -> _Block:
         V = Listed(listed if task.centre is None else listed - task.centre)
     others = equation.preactivation(piece.sources, without=rows.terms)
     rest, teacher = (rows.targets(equation, t, chosen).to(task.dtype) for t in (others, z))
-    return _Block(_weighed(task, V, len(z)), teacher, rest, len(z))
+    return _Block(_weighed(task, V, len(z)), teacher - rest, -rest, teacher > 0, len(z))
 
 
 # The mean over n of P positions overcounts their variance; this subtracts the excess from the

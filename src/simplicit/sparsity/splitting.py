@@ -50,9 +50,8 @@ FEW = 16
 """A row needs no inverse of more features than so many times the rows that share it: triangular
 solves in all steps take less time."""
 
-TILE, NARROW = 64, 32
-"""Rows side by side, of short rows fewer, whatever the number of workers: their bits do not depend
-on it."""
+TILE = 64
+"""Rows side by side, whatever the number of workers: their bits do not depend on it."""
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -98,7 +97,7 @@ def supports(
         R = weighed(R, worth / worth.max().clamp_min(TINY))
     keep = pattern.even(keep) if isinstance(pattern, Blocks) else keep
     together = rows_together(pattern)
-    size = max(tile(len(G)) // together, 1) * together
+    size = max(TILE // together, 1) * together
     wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(size)
     states = [_State.first(part) for part in R.split(size)]
     once, work = partial(_System.of, G, len(R)), STEPS * min(size, len(R)) * float(len(G)) ** 2
@@ -190,18 +189,6 @@ def inverted(rows: int, features: int) -> bool:
         Whether it takes less time than triangular solves for all steps.
     """
     return rows * FEW >= features
-
-
-def tile(features: int) -> int:
-    """Say how many rows go side by side.
-
-    Args:
-        features: Of each.
-
-    Returns:
-        The number: where the system stays in the caches, few rows use it as well as many.
-    """
-    return NARROW if features <= SHORT else TILE
 
 
 @dataclass(frozen=True)

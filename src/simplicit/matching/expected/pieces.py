@@ -258,7 +258,7 @@ class _Layer:
         values = drawn * (size.N - 1)
         if shifts := Shifts.of(self.rows, self.equation, drawn):
             values, drawn = shifts.size, size.positions
-        own = size.groups * (size.item * values + 2.0 * self.item * drawn * size.K)
+        own = size.groups * (size.item * values + (2.0 * self.item + 1) * drawn * size.K)
         return own, self.m * own <= moments.KEPT
 
     # blocks of samples, whose sums the caller adds up
