@@ -1,21 +1,22 @@
 """Features of a convolution with a long kernel: shifts of its image, which are never written out.
 
 Along one axis a kernel of k entries reads every value k times. The patches are not written out
-there. With x_s the values at place s of the axis, s = 0 … L − 1, and T places of the kernel, the
-Gram of what entries i and i + δ read is
+there. With x_s the values at place s of the axis and T places of the kernel, the Gram of what
+entries i and i + δ read is
 
-    Σ_{s=i}^{i+T−1} x_s x'_{s+δ} = D_δ − Σ_{s<i} x_s x'_{s+δ} − Σ_{s≥i+T} x_s x'_{s+δ},
+    Σ_{s=i}^{i+T−1} x_s x'_{s+δ},
 
-with D_δ the sum over all s: k products of the image with itself in place of k², and what comes in
-and goes out at the ends.
+so that a product x_s x'_{s+δ} serves all k entries. The axis is cut where a sum of T terms begins:
+each sum is the end of one part and the start of the next. Nothing is subtracted: what comes in and
+goes out at the ends may be far larger than what stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from simplicit.calibration.features import Listed
@@ -28,6 +29,9 @@ STILL = 1e-10
 """Variance, relative to the mean square, up to which a feature is a constant: what its shifts leave
 of it is rounding."""
 
+WIDE = 32
+"""Rows that a product of matrices has at least: of few channels, those of places side by side."""
+
 WORTH = 0.5
 """Part of the multiplications of written patches that those of shifts must stay below."""
 
@@ -37,8 +41,8 @@ class Shifts:
     """How the patches of a convolution are shifts of its input along one axis.
 
     Features are in the order (entry of the kernel along the axis, column). Columns are the input
-    channels times the entries along the other axes. All products are taken in float64: what comes
-    in and goes out at the ends may be far larger than what stays.
+    channels times the entries along the other axes. All products are taken in float64, as they are
+    not centred.
 
     Args:
         conv: The convolution.
@@ -92,8 +96,14 @@ class Shifts:
     @property
     def cost(self) -> float:
         """Multiplications for the Gram, relative to those of one triangle of patches."""
-        ends = (self.entries - 1) * self.step
-        return 2 * (self.length + ends) / (self.places * self.entries)
+        parts = [_parts(T, self.entries) for T in self.by_residue]
+        products = sum(len(end) + len(start) for each in parts for end, start in each)
+        return 2 * products / (self.places * self.entries)
+
+    @property
+    def by_residue(self) -> list[int]:
+        """Places of the kernel that are `step` apart: what they read has no holes."""
+        return [len(range(r, self.places, self.step)) for r in range(self.step)]
 
     @property
     def others(self) -> int:
@@ -124,7 +134,7 @@ class Shifts:
         places[along] = self.length
         return Shifted(self._along(columns.flatten(0, 1), len(x), places), self, len(x))
 
-    def by_place(self, t: Float[Tensor, "groups samples K"], m: int) -> Float[Tensor, "T n K"]:
+    def along(self, t: Float[Tensor, "1 samples K"], m: int) -> Float[Tensor, "n T K"]:
         """Sort targets like the image.
 
         Args:
@@ -132,16 +142,16 @@ class Shifts:
             m: Samples.
 
         Returns:
-            A row per place along the axis, sample, and place along the others.
+            A row per sample and place along the other axes, and place along this one.
         """
         return self._along(t[0], m, self.conv.output_shape[1:])
 
     def _along(self, rows: Tensor, m: int, places: Sequence[int]) -> Tensor:
-        each = rows.unflatten(0, (m, *places))
-        return each.movedim(1 + self.axis, 0).flatten(1, -2).contiguous()
+        each = rows.unflatten(0, (m, *places)).movedim(1 + self.axis, -2)
+        return each.flatten(0, -3).contiguous()
 
-    def by_sample(self, t: Float[Tensor, "T n K"], m: int) -> Float[Tensor, "groups samples K"]:
-        """Undo `by_place`.
+    def by_sample(self, t: Float[Tensor, "n T K"], m: int) -> Float[Tensor, "1 samples K"]:
+        """Undo `along`.
 
         Args:
             t: Sorted like the image.
@@ -151,7 +161,7 @@ class Shifts:
             A row per sample and position.
         """
         others = [s for a, s in enumerate(self.conv.output_shape[1:]) if a != self.axis]
-        each = t.unflatten(1, (m, *others)).movedim(0, 1 + self.axis)
+        each = t.unflatten(0, (m, *others)).movedim(-2, 1 + self.axis)
         return each.flatten(0, -2)[None]
 
     def sorted(self, W: Float[Tensor, "1 K d"]) -> Float[Tensor, "1 K d"]:
@@ -210,22 +220,26 @@ class Shifted:
     """Features of a convolution along one axis, as its image.
 
     Args:
-        X: Values by place along the axis, sample and other place, column.
+        X: Values by sample and place along the other axes, place along this one, column.
         shifts: How the features are shifts of it.
         m: Samples.
     """
 
-    X: Float[Tensor, "L n columns"]
+    X: Float[Tensor, "n L columns"]
     shifts: Shifts
     m: int
 
     @property
     def samples(self) -> int:
         """Rows of the data."""
-        return self.shifts.places * self.X.shape[1]
+        return self.X.shape[0] * self.shifts.places
 
-    def _window(self, i: int) -> Tensor:
-        return self.X[slice(*self._windows[i])].flatten(0, 1)
+    # what places that are `step` apart read, and how many of the kernel's
+    @cached_property
+    def _by_residue(self) -> list[tuple[Tensor, int]]:
+        step = self.shifts.step
+        every = enumerate(self.shifts.by_residue)
+        return [(self.X[:, r::step].contiguous(), T) for r, T in every]
 
     def gram(self) -> Float[Tensor, "1 features features"]:
         """Multiply features.
@@ -233,55 +247,29 @@ class Shifted:
         Returns:
             V'V; below the diagonal are zeros.
         """
-        shifts, X = self.shifts, self.X
-        k, e, T = shifts.entries, shifts.step, shifts.places
-        L, n, Q = X.shape
-        flat = X.flatten(0, 1)
-        inside = X.new_empty(Q, k, Q)
-        for d in range(k):
-            inside[:, d] = times(flat[: (L - d * e) * n].T, flat[d * e * n :])
-        for s in range(T, L):
-            self._end(s, inside, -1)
-        whole = X.new_zeros(k, Q, k, Q)
-        for i in range(k):
-            whole[i, :, i:] = inside[:, : k - i]
-            for s in range(i * e, (i + 1) * e if i + 1 < k else 0):
-                self._end(s, inside, -1)
-                self._end(s + T, inside, 1)
-        G = whole.view(1, k * Q, k * Q)
-        never = self._never
-        G[:, never], G[:, :, never] = 0.0, 0.0
-        return G
-
-    # features that are zero at all places, of which shifts leave rounding
-    @property
-    def _never(self) -> Bool[Tensor, " d"]:
-        counts = (self.X != 0).sum(1)
-        before = torch.cat([torch.zeros_like(counts[:1]), counts]).cumsum(0)
-        return torch.stack([before[b] == before[a] for a, b in self._windows]).flatten()
-
-    @property
-    def _windows(self) -> list[tuple[int, int]]:
-        starts = range(0, self.shifts.entries * self.shifts.step, self.shifts.step)
-        return [(start, start + self.shifts.places) for start in starts]
-
-    # with this order of the axes, values of places that follow each other lie side by side
-    @cached_property
-    def _by_sample(self) -> Float[Tensor, "n L columns"]:
-        return self.X.movedim(0, 1).contiguous()
-
-    # add or take away what place s gives to each distance
-    def _end(self, s: int, inside: Tensor, sign: int) -> None:
-        X, e = self.X, self.shifts.step
-        if not bool(X[s].any()):  # around the input
-            return
-        behind = self._by_sample[:, s::e][:, : inside.shape[1]].flatten(1)
-        inside.flatten(1)[:, : behind.shape[1]].addmm_(X[s].T, behind, alpha=sign)
+        k, Q = self.shifts.entries, self.X.shape[2]
+        whole = self.X.new_zeros(k, Q, k * Q)
+        for X, T in self._by_residue:
+            for end, start in _parts(T, k):
+                total = X.new_zeros(Q, k * Q)
+                for s, part in _products(X, X, end, k):
+                    total[:, : part.shape[1]] += part
+                    if s < k:
+                        whole[s, :, s * Q :] += total[:, : (k - s) * Q]
+                total.zero_()
+                for s, part in _products(X, X, start, k):
+                    total[:, : part.shape[1]] += part
+                    i = s - T + 1
+                    whole[i, :, i * Q :] += total[:, : (k - i) * Q]
+        return whole.view(1, k * Q, k * Q)
 
     @cached_property
-    def _sums(self) -> Float[Tensor, "k n columns"]:
-        before = torch.cat([torch.zeros_like(self.X[:1]), self.X]).cumsum(0)
-        return torch.stack([before[b] - before[a] for a, b in self._windows])
+    def _sums(self) -> Float[Tensor, "n k columns"]:
+        shifts = self.shifts
+        before = torch.cat([torch.zeros_like(self.X[:, :1]), self.X], 1).cumsum(1)
+        last = (shifts.entries - 1) * shifts.step + 1
+        behind, ahead = before[:, :last], before[:, shifts.places :]
+        return (ahead - behind)[:, :: shifts.step]
 
     def sum(self) -> Float[Tensor, "1 features"]:
         """Add up the rows of the data.
@@ -289,7 +277,7 @@ class Shifted:
         Returns:
             The sums, in float64.
         """
-        return self._sums.sum(1).flatten()[None]
+        return self._sums.sum(0).flatten()[None]
 
     def against(self, t: Float[Tensor, "1 samples K"]) -> Float[Tensor, "1 K features"]:
         """Multiply targets and features.
@@ -300,9 +288,13 @@ class Shifted:
         Returns:
             t'V.
         """
-        by_place = self.shifts.by_place(t.double(), self.m).flatten(0, 1)
-        parts = [times(by_place.T, self._window(i)) for i in range(self.shifts.entries)]
-        return torch.cat(parts, 1)[None]
+        k, step = self.shifts.entries, self.shifts.step
+        sorted_like = self.shifts.along(t.double(), self.m)
+        total = self.X.new_zeros(t.shape[2], k * self.X.shape[2])
+        for r, (X, T) in enumerate(self._by_residue):
+            for _, part in _products(sorted_like[:, r::step].contiguous(), X, range(T), k):
+                total += part
+        return total[None]
 
     def given(self, W: Float[Tensor, "1 K features"]) -> Float[Tensor, "1 samples K"]:
         """Predict.
@@ -313,11 +305,19 @@ class Shifted:
         Returns:
             V W'.
         """
-        parts = W[0].double().unflatten(1, (self.shifts.entries, -1)).unbind(1)
-        total = times(self._window(0), parts[0].T)
-        for i, part in enumerate(parts[1:], 1):
-            total += times(self._window(i), part.T)
-        return self.shifts.by_sample(total.unflatten(0, (self.shifts.places, -1)), self.m)
+        k, Q, K = self.shifts.entries, self.X.shape[2], W.shape[1]
+        side = _side(K, k)
+        band = self.X.new_zeros((side + k - 1) * Q, side * K)
+        for a in range(side):
+            band[a * Q : (a + k) * Q, a * K : (a + 1) * K] = W[0].T
+        found = self.X.new_empty(len(self.X), self.shifts.places, K)
+        for r, (X, T) in enumerate(self._by_residue):
+            own = found[:, r :: self.shifts.step]
+            for s in range(0, T, side):
+                n = min(side, T - s)
+                read = X[:, s : s + n + k - 1].flatten(1)
+                own[:, s : s + n] = times(read, band[: read.shape[1], : n * K]).unflatten(1, (n, K))
+        return self.shifts.by_sample(found, self.m)
 
     def means(self, samples: int) -> Listed:
         """Average over the positions of each sample.
@@ -328,5 +328,35 @@ class Shifted:
         Returns:
             Features with a row per sample.
         """
-        each = self._sums.unflatten(1, (samples, -1)).mean(2) / self.shifts.places
-        return Listed(each.movedim(1, 0).flatten(1)[None])
+        each = self._sums.unflatten(0, (samples, -1)).mean(1) / self.shifts.places
+        return Listed(each.flatten(1)[None])
+
+
+# Where sums of T terms that start at 0 … k − 1 begin and end: of each part of the axis the places
+# from its last to its first, and those behind it.
+def _parts(T: int, k: int) -> list[tuple[range, range]]:
+    found = []
+    for first in range(0, k if T else 0, T or 1):
+        behind = first + T
+        found.append((range(behind - 1, first - 1, -1), range(behind, min(behind, k) + T - 1)))
+    return found
+
+
+# places whose products are taken at once
+def _side(rows: int, k: int) -> int:
+    return min(-(-WIDE // rows), k)
+
+
+# of the values at each place with those at it and at the k − 1 behind it that there are
+def _products(
+    A: Float[Tensor, "n _ rows"], X: Float[Tensor, "n L Q"], places: range, k: int
+) -> Iterator[tuple[int, Float[Tensor, "rows _"]]]:
+    rows, Q = A.shape[2], X.shape[2]
+    side = _side(rows, k)
+    for some in (places[i : i + side] for i in range(0, len(places), side)):
+        first, last = min(some), max(some)
+        own, read = A[:, first : last + 1].flatten(1), X[:, first : last + k].flatten(1)
+        every = times(own.T, read)
+        for s in some:
+            a = s - first
+            yield s, every[a * rows : (a + 1) * rows, a * Q : (a + k) * Q]
