@@ -50,7 +50,8 @@ FREED = 2**24
 """Bytes of states from which on the allocator is asked what it keeps: to answer, it counts."""
 
 Kept = Tensor | Spooled
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Frontier:
