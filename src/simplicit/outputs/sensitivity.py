@@ -213,5 +213,6 @@ def at_once(network: StateEquations, example: Tensor) -> int:
 
 # E (Σ g)² = P a + P² b and E Σ g² = P (a + b) for slopes g at P positions with E gg' = aI + b11'
 def _coherence(alone: float, summed: float, positions: int) -> float:
-    ratio = summed / alone if alone else 1.0
-    return min(max((ratio - 1) / max(positions - 1, 1), 0.0), 1.0)
+    if positions == 1 or not alone:
+        return 0.0
+    return min(max((summed / alone - 1) / (positions - 1), 0.0), 1.0)

@@ -66,13 +66,23 @@ def without_free(
     Returns:
         G, positive definite, and R.
     """
-    G, R = normal_equations(problem, anchor)
     free, own = problem.free.nonzero()[:, 0], (~problem.free).nonzero()[:, 0]
-    if len(free):
-        slopes = G[own][:, free] @ pseudo_inverse(G[free][:, free])
-        R = R[:, own] - R[:, free] @ slopes.T
-        G = G[own][:, own] - slopes @ G[free][:, own]
-    return G, R
+    if not len(free):
+        return normal_equations(problem, anchor)
+    whole, small = problem.gram.G, ridge(problem)
+    R = problem.gram.R if anchor is None else problem.gram.R + small * anchor
+    G = _among(whole, own)
+    G.diagonal().add_(small[own])
+    between = whole[free][:, own]
+    slopes = pseudo_inverse(_among(whole, free) + small[free].diag()) @ between
+    return G.addmm_(between.T, slopes, alpha=-1), R[:, own] - R[:, free] @ slopes
+
+
+# a copy; of the first features, one copy
+def _among(G: Tensor, features: Tensor) -> Tensor:
+    n = len(features)
+    first = bool((features == torch.arange(n, device=features.device)).all())
+    return G[:n, :n].clone() if first else G[features][:, features]
 
 
 def refit_all(problem: RowProblem, anchor: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:

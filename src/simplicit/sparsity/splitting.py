@@ -11,7 +11,7 @@ here costs the cube of a row's length for every row, as `elimination` does. ρ r
 level, and supports settle. The problem is not convex: `choice.bounded` bounds what is found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simplicit.convex.cholesky import factor, solve_factored
+from simplicit.convex.cholesky import LONG, factor, solve_factored
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.products import times
 from simplicit.sparsity.budget import shares
@@ -51,7 +51,7 @@ FEW = 16
 solves in all steps take less time."""
 
 TILE = 64
-"""Rows side by side, whatever the number of workers: their bits do not depend on it."""
+"""Rows side by side at most, whatever the number of workers: their bits do not depend on it."""
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -97,11 +97,11 @@ def supports(
         R = weighed(R, worth / worth.max().clamp_min(TINY))
     keep = pattern.even(keep) if isinstance(pattern, Blocks) else keep
     together = rows_together(pattern)
-    size = max(TILE // together, 1) * together
+    size = tile(len(R), together)
     wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(size)
     states = [_State.first(part) for part in R.split(size)]
-    once, work = partial(_System.of, G, len(R)), STEPS * min(size, len(R)) * float(len(G)) ** 2
-    for level, system in enumerate(run(once, LEVELS, executor, work=float(len(G)) ** 3)):
+    work = STEPS * min(size, len(R)) * float(len(G)) ** 2
+    for level, system in enumerate(_systems(G, len(R), executor)):
         tiles = zip(states, wanted, strict=True)
         states = list(run(partial(_tile, level, system, pattern), tiles, executor, work=work))
         if all(state.settled for state in states):
@@ -156,9 +156,7 @@ def screen(
     sizes: list[Tensor] = []
     for level in range(len(LEVELS)):
         pieces = [*zip(parts, states, counts, worth, patterns, strict=True)]
-        work = max(map(_operations, pieces), default=0.0)
-        one = partial(_problem, level)
-        states = list(run(one, pieces, executor, cost=_operations, work=work))
+        states = list(_problems(level, pieces, executor))
         sizes = [_sizes(p, s.Y) for p, s in zip(patterns, states, strict=True)]
         chosen = _best(sizes, worth, budget)
         counts = [int(c.sum()) for c in chosen]
@@ -175,7 +173,7 @@ def _sizes(pattern: Pattern, Y: Tensor) -> Tensor:
 def _of_unit_length(problem: RowProblem, anchor: Anchor) -> tuple[Tensor, Tensor]:
     G, R = without_free(problem, anchor)
     length = G.diagonal().clamp_min(torch.finfo(G.dtype).tiny).sqrt()
-    return (G / length / length[:, None]).float(), (R / length).float()
+    return G.div_(length).div_(length[:, None]).float(), (R / length).float()
 
 
 def inverted(rows: int, features: int) -> bool:
@@ -191,6 +189,34 @@ def inverted(rows: int, features: int) -> bool:
     return rows * FEW >= features
 
 
+def tile(rows: int, together: int = 1) -> int:
+    """Say how many rows go side by side.
+
+    Args:
+        rows: Of a layer.
+        together: So many share their places.
+
+    Returns:
+        The number: two workers have some each.
+    """
+    half = -(-rows // 2)
+    return max(-(-min(half, TILE) // together), 1) * together
+
+
+def at_once(rows: int, features: int) -> bool:
+    """Say whether the systems of several levels, or of several problems, are made side by side.
+
+    Args:
+        rows: Of the layer.
+        features: Of a row.
+
+    Returns:
+        False for the longest rows: all threads make one after the other, and the last levels may
+        not be needed.
+    """
+    return features < LONG or inverted(rows, features)
+
+
 @dataclass(frozen=True)
 class _System:
     """G + ρ I: the whole inverse, or a Cholesky factor where rows are few."""
@@ -199,16 +225,24 @@ class _System:
     whole: bool
 
     @classmethod
-    def of(cls, G: Tensor, rows: int, rho: float) -> "_System":
-        lower, whole = factor(G, rho), inverted(rows, len(G))
+    def of(cls, G: Tensor, rows: int, rho: float, executor: Executor | None = None) -> "_System":
+        lower, whole = factor(G, rho, executor), inverted(rows, len(G))
         return cls(torch.cholesky_inverse(lower) if whole else lower, whole)
 
-    def solved(self, right: Tensor, added: Tensor | None = None) -> Tensor:
+    def solved(self, right: Tensor) -> Tensor:
         if self.whole:
-            found = times(right, self.matrix)
-            return found if added is None else found.add_(added)
-        found = solve_factored(self.matrix, right.T).T
-        return found if added is None else found.add_(added)
+            return times(right, self.matrix)
+        return solve_factored(self.matrix, right.T).T
+
+
+# level by level; of the longest rows one at a time, by all: the last ones may not be needed
+def _systems(G: Tensor, rows: int, executor: Executor | None) -> Iterator[_System]:
+    if at_once(rows, len(G)):
+        once = partial(_System.of, G, rows)
+        yield from run(once, LEVELS, executor, work=float(len(G)) ** 3)
+        return
+    for rho in LEVELS:
+        yield _System.of(G, rows, rho, executor)
 
 
 def _tile(level: int, system: _System, pattern: Pattern, piece: tuple[_State, Tensor]) -> _State:
@@ -216,22 +250,49 @@ def _tile(level: int, system: _System, pattern: Pattern, piece: tuple[_State, Te
     if state.settled:  # whatever other tiles need
         return state
     found = _steps(level, system, state, wanted, pattern)
-    if len(system.matrix) <= SHORT:
-        return found
-    moved = int(((found.Z != 0) != (state.Z != 0)).sum())
-    return replace(found, settled=moved <= SETTLED * int(wanted.sum()))
+    return _settled(found, state, len(system.matrix), int(wanted.sum()))
 
 
-def _operations(piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor, Pattern]) -> float:
+# features and targets in unit length, state, weights that stay, worth of rows, pattern
+_Posed = tuple[tuple[Tensor, Tensor], _State, int, Tensor, Pattern]
+
+
+# side by side; of the longest rows one problem after the other, by all
+def _problems(level: int, posed: list[_Posed], executor: Executor | None) -> Iterator[_State]:
+    short = [piece for piece in posed if _together(piece)]
+    work = max(map(_operations, short), default=0.0)
+    once = partial(_problem, level)
+    found = run(once, short, executor, cost=_operations, work=work)
+    for piece in posed:
+        yield next(found) if _together(piece) else _problem(level, piece, executor)
+
+
+def _together(piece: _Posed) -> bool:
+    (G, R), *_ = piece
+    return at_once(len(R), len(G))
+
+
+def _operations(piece: _Posed) -> float:
     G, rows = len(piece[0][0]), len(piece[1].R)
     return float(G) ** 2 * (G + STEPS * rows)
 
 
-def _problem(
-    level: int, piece: tuple[tuple[Tensor, Tensor], _State, int, Tensor, Pattern]
-) -> _State:
+def _problem(level: int, piece: _Posed, executor: Executor | None = None) -> _State:
     (G, _), state, count, worth, pattern = piece
-    return _steps(level, _System.of(G, len(state.R), LEVELS[level]), state, count, pattern, worth)
+    if state.settled:  # X = Z, and the multipliers ρU of that stay
+        U = state.U * (LEVELS[level - 1] / LEVELS[level])
+        return replace(state, U=U, Y=state.Z + U)
+    system = _System.of(G, len(state.R), LEVELS[level], executor)
+    found = _steps(level, system, state, count, pattern, worth)
+    return _settled(found, state, len(G), count)
+
+
+# whether rows are long and their last level changed next to nothing
+def _settled(found: _State, before: _State, features: int, count: int) -> _State:
+    if features <= SHORT:
+        return found
+    moved = int(((found.Z != 0) != (before.Z != 0)).sum())
+    return replace(found, settled=moved <= SETTLED * count)
 
 
 def _steps(
@@ -248,7 +309,7 @@ def _steps(
     else:
         U = U * (LEVELS[level - 1] / rho)
     for step in range(STEPS):
-        Y = system.solved(R + rho * (Z - U), U)
+        Y = system.solved(R + rho * (Z - U)).add_(U)
         size = pattern.scores(Y)
         if step % HELD == 0:
             smallest = _smallest(size, keep, worth)

@@ -306,16 +306,19 @@ class _Layer:
     def split(self) -> list[Stage]:
         size, n, name = self.size, self.penalised, self.rows.name
         levels, matrix = len(splitting.LEVELS), 4.0 * n**2
-        inverses = (Pieces(levels, 1, size.system, 8.0, matrix),)
-        tiles = _parts(_cut(size.K, splitting.TILE), size.steps, 16.0 * n + 8, 16.0 * n)
+        together = splitting.at_once(size.K, n)
+        inverses = (Pieces(levels, 1, size.system, 8.0, matrix),) if together else ()
+        one_by_one = 0.0 if together else levels * size.system
+        rows = splitting.tile(size.K)
+        tiles = _parts(_cut(size.K, rows), size.steps, 16.0 * n + 8, 16.0 * n)
         return [
             Stage(
                 LAYERS, name, "systems of splitting", inverses, float(size.groups),
-                shared=matrix, held=matrix,
+                alone=one_by_one, shared=matrix, held=matrix,
             ),
             Stage(
                 LAYERS, name, "splitting", tiles, float(levels * size.groups),
-                shared=matrix, held=32.0 * splitting.TILE * n,
+                shared=matrix, held=32.0 * rows * n,
             ),
         ]  # fmt: skip
 
@@ -423,10 +426,12 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
     wide = [splits and screened_first(layer.size.K, layer.size.N) for layer in layers]
     found: list[Stage] = []
     if any(wide):
-        problems = tuple(layer.screened() for layer in layers)
+        short = [x.screened() for x in layers if splitting.at_once(x.size.K, x.penalised)]
+        long = [x.screened() for x in layers if not splitting.at_once(x.size.K, x.penalised)]
         levels = float(len(splitting.LEVELS))
         held = max(4.0 * layer.size.N**2 for layer in layers)
-        found.append(Stage(PRICES, "", "rough prices", problems, levels, held=held))
+        alone = sum(problems.count * problems.seconds for problems in long)
+        found.append(Stage(PRICES, "", "rough prices", (*short,), levels, alone=alone, held=held))
     for layer, screen in zip(layers, wide, strict=True):
         found += [layer.among()] if screen else layer.eliminated(PRICES)
     if recipe.rank is None:

@@ -207,7 +207,7 @@ class Size:
     @property
     def split(self) -> float:
         """Seconds of one choice of supports by splitting."""
-        side = self._side(self.K / splitting.TILE)
+        side = self._side(self.K / splitting.tile(self.K))
         once = self.steps / side + self.system / self._side(2)
         return self.groups * len(splitting.LEVELS) * once
 
