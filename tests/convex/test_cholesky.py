@@ -1,5 +1,7 @@
 """Factors of Grams."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -36,6 +38,13 @@ def test_blocks_give_the_factor(n, dtype, shift):
     found = solve_factored(L, right)
     error = 1e4 * torch.finfo(dtype).eps
     torch.testing.assert_close(wanted @ (wanted.T @ found), right, rtol=0, atol=error)
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_threads_change_no_bit_of_it():
+    G = positive(37, torch.float32)
+    with ThreadPoolExecutor(2) as executor:
+        assert torch.equal(cholesky(G, 0.5, executor)[0], cholesky(G, 0.5)[0])
 
 
 @pytest.mark.usefixtures("in_blocks")

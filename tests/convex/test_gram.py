@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import normal
-from simplicit.convex.gram import Gram
+from simplicit.convex.gram import Gram, among
 from simplicit.errors import InputError
 
 
@@ -96,3 +96,18 @@ def test_rotating_the_samples_changes_nothing():
 def test_shapes_that_do_not_fit_are_named(v, t):
     with pytest.raises(InputError, match=r"features .* targets .* accepted are \(m, 7\)"):
         Gram(7, 3).update(v, t)
+
+
+@pytest.mark.parametrize("features", [[], [0], [0, 1, 2], [1, 2], [0, 2], list(range(7))])
+def test_the_part_of_some_features(features):
+    G, some = Gram.from_data(V, T).G, torch.tensor(features, dtype=torch.long)
+    found = among(G, some)
+    assert torch.equal(found, G[some][:, some])
+    shares = found.untyped_storage().data_ptr() == G.untyped_storage().data_ptr()
+    assert shares == (features == list(range(len(features))))
+
+
+def test_a_sum_that_overflows_is_of_finite_entries():
+    gram = Gram.from_data(V, T)
+    gram.G = torch.full_like(gram.G, 1e308)
+    assert gram.finite

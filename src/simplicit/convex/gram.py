@@ -46,8 +46,9 @@ class Gram:
     @property
     def finite(self) -> bool:
         """Whether G is finite; looked at once for all problems that share it."""
-        if self._finite is None:
-            self._finite = bool(torch.isfinite(self.G).all())
+        if self._finite is None:  # a sum that is not finite may have overflowed
+            whole = bool(torch.isfinite(self.G.sum()))
+            self._finite = whole or bool(torch.isfinite(self.G).all())
         return self._finite
 
     @classmethod
@@ -163,6 +164,22 @@ class Gram:
         gram = Gram.of(self.G, R, t2, self.m)
         gram._finite = self._finite
         return gram
+
+
+def among(G: Float[Tensor, "N N"], features: Int[Tensor, " n"]) -> Float[Tensor, "n n"]:
+    """Select the rows and columns of some features.
+
+    Args:
+        G: Symmetric.
+        features: Their numbers, ascending.
+
+    Returns:
+        Their part of G: a view if these features are the first ones, a copy otherwise.
+    """
+    n = len(features)
+    if not n or int(features[-1]) == n - 1:
+        return G[:n, :n]
+    return G[features][:, features]
 
 
 def fit_free(

@@ -74,16 +74,17 @@ def _dense(A: Tensor) -> bool:
     return 1 in A.stride()[-2:]
 
 
-def fill(rows: Int[Tensor, " k"]) -> Int[Tensor, " b"]:
+def fill(rows: Int[Tensor, " k"], block: int = BLOCK) -> Int[Tensor, " b"]:
     """Repeat the last of some rows until they make whole blocks.
 
     Args:
         rows: Row numbers, (k,).
+        block: Rows of a block.
 
     Returns:
-        Row numbers, a multiple of `BLOCK`.
+        Row numbers, a multiple of `block`.
     """
-    return torch.cat([rows, rows[-1:].expand(-len(rows) % BLOCK)])
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % block)])
 
 
 def product(

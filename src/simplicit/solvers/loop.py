@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simplicit.convex.problem import RowProblem
 from simplicit.convex.products import BLOCK
-from simplicit.convex.shared import ScaledGram
+from simplicit.convex.shared import WIDE, ScaledGram
 from simplicit.convex.solution import Solution, Status
 from simplicit.errors import InputError
 from simplicit.solvers import working_set
@@ -27,9 +27,9 @@ from simplicit.workers.run import run
 PRODUCTS = 100.0
 """Products of a row with the Gram, about, until it is certified; fitted to times."""
 
-WIDE = 8
-"""Rows of a tile that are too wide for working sets: their systems take longer than the products,
-which are of 32 rows in any case."""
+FIRST = 3
+"""Times as many steps, for rows that are too wide for working sets, before their systems: these are
+large as long as many weights are to be zero yet."""
 
 __all__ = ["Callback", "Progress", "solve"]
 
@@ -91,9 +91,13 @@ def solve(
     call = Call(tol, max_iterations, watch, settings or DEFAULTS, device)
     # rows apart by which features are free, cold and warm ones apart, in tiles
     every = torch.arange(K, device=start.W.device)
-    cut = [(part, _tiles(every[mask], start, call, many)) for mask, part in problem.parts]
+    large = [working_set.pays(part, call.settings) for _, part in problem.parts]
+    cut = [
+        (part, _tiles(every[mask], start, call, many, WIDE if many_features else BLOCK))
+        for (mask, part), many_features in zip(problem.parts, large, strict=True)
+    ]
     with ExitStack() as stack:
-        wide = any(working_set.pays(part, call.settings) for part, _ in cut)
+        wide = any(large)
         pieces = K if wide else sum(len(rows) for _, rows in cut)
         executor = executor or stack.enter_context(pool(many, pieces))
         if executor is not None:
@@ -207,6 +211,17 @@ def _finish(
         return found
     own = Start(found.W, found.multiplier, found.iterations)
     tiles = [some for tile in _tiles(mine, own, call, 1) for some in tile.split(WIDE)]
+    given = call.settings
+    steps = FIRST * given.first_steps
+    settings = replace(
+        given,
+        first_steps=steps,
+        most_steps=max(given.most_steps, steps),
+        root_steps=max(given.root_steps, steps),
+        descent=0.0,  # has left them before
+        near=0.0,  # Newton would begin with a working set's weights
+    )
+    call = replace(call, settings=settings)
     return _again(_Group(group.problem, tiles, shared), own, found, call, executor)[0]
 
 
@@ -221,13 +236,15 @@ def _again(
     return Solution.concatenate([found, more]).rows(place), left
 
 
-def _tiles(rows: Int[Tensor, " k"], start: Start, call: Call, many: int) -> list[Int[Tensor, " t"]]:
+def _tiles(
+    rows: Int[Tensor, " k"], start: Start, call: Call, many: int, block: int = BLOCK
+) -> list[Int[Tensor, " t"]]:
     # cold and warm rows apart: no row's schedule depends on another's
     warm = (start.W[rows] != 0).any(1)
     found: list[Tensor] = []
     for part in (rows[~warm], rows[warm]):
         # few rows are cut so that all who work have some, but no block of a product
-        some = -(-len(part) // (many * BLOCK)) * BLOCK
+        some = -(-len(part) // (many * block)) * block
         found += part.split(min(call.settings.tile, max(some, 1)))
     return [tile for tile in found if len(tile)]
 

@@ -133,14 +133,16 @@ class WorkingSets:
             relative = float(best.gap) / unit if unit > 0 else 0.0
             if look(relative, now.iterations, done) or done or now.iterations >= most:
                 break
-            kept, score = _scores(problem, now)
+            (kept, score), far = _scores(problem, now), False
             if now.iterations:
-                beyond = int(kept.sum()) + int(((score > 1 + 1e-9) & ~kept).sum())
-                stays = stays + 1 if beyond <= n and stays < settings.stays else 0
+                needed = int(kept.sum()) + int(((score > 1 + 1e-9) & ~kept).sum())
+                stays = stays + 1 if needed <= n and stays < settings.stays else 0
                 n = n if stays else 2 * n
+                far = needed > limit and 2 * n > limit  # the largest set would not be enough
             while n < int(kept.sum()):
                 n *= 2
-            if n > limit or int(torch.isinf(score).sum()) > limit:  # of no price, say
+            # features of no price have to come in, too
+            if far or n > limit or int(torch.isinf(score).sum()) > limit:
                 best.wide = True
                 break
             chosen = score.masked_fill(kept, torch.inf).topk(n).indices.sort().values

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simplicit.convex.cholesky import factor, solve_factored
-from simplicit.convex.gram import pseudo_inverse
+from simplicit.convex.gram import among, pseudo_inverse
 from simplicit.convex.problem import RowProblem
 from simplicit.workers.run import run
 
@@ -71,18 +71,11 @@ def without_free(
         return normal_equations(problem, anchor)
     whole, small = problem.gram.G, ridge(problem)
     R = problem.gram.R if anchor is None else problem.gram.R + small * anchor
-    G = _among(whole, own)
+    G = among(whole, own).clone()
     G.diagonal().add_(small[own])
     between = whole[free][:, own]
-    slopes = pseudo_inverse(_among(whole, free) + small[free].diag()) @ between
+    slopes = pseudo_inverse(among(whole, free) + small[free].diag()) @ between
     return G.addmm_(between.T, slopes, alpha=-1), R[:, own] - R[:, free] @ slopes
-
-
-# a copy; of the first features, one copy
-def _among(G: Tensor, features: Tensor) -> Tensor:
-    n = len(features)
-    first = bool((features == torch.arange(n, device=features.device)).all())
-    return G[:n, :n].clone() if first else G[features][:, features]
 
 
 def refit_all(problem: RowProblem, anchor: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:

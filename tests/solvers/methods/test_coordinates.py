@@ -66,7 +66,7 @@ def test_few_features_need_neither_an_inverse_nor_a_first_order_step(name):
     design = ScaledGram(problem)
     solution = solve(problem, tol=1e-9, design=design)
     assert solution.solved.all()
-    assert not design._inverses
+    assert not design._made
     assert int(solution.iterations.max()) < 16
 
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simplicit.convex.products import product
 from simplicit.convex.scaled import ScaledRows
 
 
@@ -124,14 +123,13 @@ class Admm:
         self, problem: ScaledRows, B: Tensor, rho: Tensor, A: Tensor | None = None
     ) -> Tensor:
         # B (G + ρ I)⁻¹, or A + ρ B (G + ρ I)⁻¹; rows of one ρ together
+        def of(B: Tensor, A: Tensor | None, value: float) -> Tensor:
+            return problem.shared.solved(B, value, A, 1.0 if A is None else value)
+
         if bool((rho == rho[0]).all()):
-            return self._shifted(problem, B, float(rho[0]), A)
+            return of(B, A, float(rho[0]))
         X = torch.empty_like(B)
         for value in rho.unique().tolist():
             rows = (rho[:, 0] == value).nonzero()[:, 0]
-            X[rows] = self._shifted(problem, B[rows], value, None if A is None else A[rows])
+            X[rows] = of(B[rows], None if A is None else A[rows], value)
         return X
-
-    def _shifted(self, problem: ScaledRows, B: Tensor, rho: float, A: Tensor | None) -> Tensor:
-        inverse = problem.shared.inverse(rho, self.dtype)
-        return product(B, inverse) if A is None else product(B, inverse, A, rho)
