@@ -36,7 +36,8 @@ BATCH, ALONE = 100, 1000
 float32. So many where a sample has one position."""
 
 IMAGES = 2**25
-"""Bytes of a block of images, where patches are not written out and more samples fit."""
+"""Bytes of a block of images, where patches are not written out and more samples fit; or a quarter
+of its Gram's, which takes long to add up."""
 
 POSITIONS = 64
 """Positions that a sample contributes at most, drawn anew for every block."""
@@ -157,9 +158,7 @@ class Readings:
         N = d + int(bias)
         size = groups * (K * N + K + N * N) * (8.0 + (flight - 1) * item)
         memory.require(size, f"moments of {equation.name}", W.device)
-        self._block = ALONE if self._positions == 1 else BATCH
-        if shifts:
-            self._block = max(BATCH, IMAGES // (8 * shifts.size))
+        self._block = in_block(frontier.m, self._positions, d, shifts)
         self._centre = W.new_zeros(groups, 1, d, dtype=torch.float64)
         if dtype != torch.float64:
             first = _block(self._task, next(self._pieces()))
@@ -246,6 +245,24 @@ class Readings:
         shifts, c = self._shifts, self._centre
         R = shifts.original(tS) if shifts else tS + t[:, :, None] * c
         return torch.cat([R, t[:, :, None]], 2) if self.bias else R
+
+
+def in_block(m: int, positions: int, features: int, shifts: Shifts | None) -> int:
+    """Say how many samples a block has.
+
+    Args:
+        m: Samples.
+        positions: Of each sample.
+        features: At each position.
+        shifts: How features are read, where they are not written out.
+
+    Returns:
+        The number; of shifts not more than half of all samples, so that two can work.
+    """
+    if shifts is None:
+        return ALONE if positions == 1 else BATCH
+    fit = max(IMAGES, 2 * features**2) // (8 * shifts.size)
+    return max(BATCH, min(fit, -(-m // 2)))
 
 
 def drawn(m: int, positions: int, features: int) -> int:

@@ -229,10 +229,13 @@ class _System:
         lower, whole = factor(G, rho, executor), inverted(rows, len(G))
         return cls(torch.cholesky_inverse(lower) if whole else lower, whole)
 
-    def solved(self, right: Tensor) -> Tensor:
+    def solved(self, right: Tensor, executor: Executor | None = None) -> Tensor:
         if self.whole:
             return times(right, self.matrix)
-        return solve_factored(self.matrix, right.T).T
+        if executor is None:
+            return solve_factored(self.matrix, right.T).T
+        parts = right.split(tile(len(right)))
+        return torch.cat([*run(self.solved, parts, executor, work=0.0)])
 
 
 # level by level; of the longest rows one at a time, by all: the last ones may not be needed
@@ -283,7 +286,7 @@ def _problem(level: int, piece: _Posed, executor: Executor | None = None) -> _St
         U = state.U * (LEVELS[level - 1] / LEVELS[level])
         return replace(state, U=U, Y=state.Z + U)
     system = _System.of(G, len(state.R), LEVELS[level], executor)
-    found = _steps(level, system, state, count, pattern, worth)
+    found = _steps(level, system, state, count, pattern, worth, executor)
     return _settled(found, state, len(G), count)
 
 
@@ -302,14 +305,15 @@ def _steps(
     keep: Tensor | int,
     pattern: Pattern,
     worth: Tensor | None = None,
+    executor: Executor | None = None,
 ) -> _State:
     rho, R, Z, U, Y = LEVELS[level], state.R, state.Z, state.U, state.Y
     if level == 0:
-        Z = system.solved(R)
+        Z = system.solved(R, executor)
     else:
         U = U * (LEVELS[level - 1] / rho)
     for step in range(STEPS):
-        Y = system.solved(R + rho * (Z - U)).add_(U)
+        Y = system.solved(R + rho * (Z - U), executor).add_(U)
         size = pattern.scores(Y)
         if step % HELD == 0:
             smallest = _smallest(size, keep, worth)

@@ -242,9 +242,8 @@ class _Layer:
 
     @property
     def _blocks(self) -> Sequence[tuple[int, int]]:
-        samples = moments.ALONE if self.size.positions == 1 else moments.BATCH
-        if shifts := Shifts.of(self.rows, self.equation, self._drawn):
-            samples = max(moments.BATCH, moments.IMAGES // (8 * shifts.size))
+        size, shifts = self.size, Shifts.of(self.rows, self.equation, self._drawn)
+        samples = moments.in_block(self.m, size.positions, size.N - 1, shifts)
         return _sharded(_cut_each(self.batches, samples))
 
     @property

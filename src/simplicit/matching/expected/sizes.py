@@ -7,7 +7,7 @@ gives were fitted to the networks of `benchmarks/estimate.py`.
 from dataclasses import dataclass
 from math import ceil
 
-from simplicit.calibration.moments import ALONE, BATCH, IMAGES, KEPT, drawn, precision
+from simplicit.calibration.moments import ALONE, BATCH, KEPT, drawn, in_block, precision
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.equations.equation import Equation
@@ -134,7 +134,7 @@ class Size:
         block = 3.0 * item * samples * (n / m) * (N + 2 * K)
         if shifts := Shifts.of(rows, equation, n // m):
             n, square, item = m * P, shifts.cost * N**2 / 2, 8
-            block = 3.0 * max(IMAGES, 8 * min(m, BATCH) * (shifts.size + 2 * P * K))
+            block = 3.0 * 8 * min(m, in_block(m, P, d, shifts)) * (shifts.size + 2 * P * K)
         alone = of_rows.by_itself(W, UNSTRUCTURED) and not patterned
         least = 1 if alone else of_rows.LEAST
         return cls(groups, K, N, P, m, n, square, block, kept, least, item, workers, rates)
