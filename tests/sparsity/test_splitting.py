@@ -68,3 +68,23 @@ def test_features_that_are_never_on_and_rows_without_targets_are_no_obstacle():
     found = splitting.supports(dead, [5, 5, 20])
     assert found[:, :-1].sum(1).tolist() == [5, 5, 20] and not found[0, [4, 5]].any()
     assert splitting.supports(dead, [0, 0, 0])[:, :-1].sum() == 0
+
+
+def test_the_longest_rows_are_split_alike_by_all_threads_and_with_known_systems(monkeypatch):
+    rows, keep = problem(K=4), [10, 20, 30, 40]
+    one_by_one = splitting.supports(rows, keep)
+    monkeypatch.setattr(splitting, "LONG", 100)
+    known: splitting.Known = {}
+    with ThreadPoolExecutor(2) as executor:
+        for _ in range(2):
+            found = splitting.supports(rows, keep, executor, known=known)
+            assert torch.equal(found, one_by_one)
+        worth = [torch.ones(4).double()]
+        spent = splitting.screen([rows], worth, 100, executor)
+    assert len(known) == len(splitting.LEVELS)
+    (scores, counts), (others, same) = *spent, *splitting.screen([rows], worth, 100)
+    assert counts == same and torch.allclose(scores, others, rtol=1e-3, atol=1e-5)
+    monkeypatch.setattr(splitting, "KEPT", 3 * 4 * 120**2)
+    known.clear()
+    assert torch.equal(splitting.supports(rows, keep, known=known), one_by_one)
+    assert set(known) == {0, 1, 2}

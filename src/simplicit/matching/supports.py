@@ -20,6 +20,7 @@ from simplicit.sparsity.choice import bounded, choose
 from simplicit.sparsity.near import refit_all, refit_near
 from simplicit.sparsity.pattern import UNSTRUCTURED, Pattern
 from simplicit.sparsity.refit import REFILLS, fit_to_budget, refit, trim
+from simplicit.sparsity.splitting import Known
 
 CHOICES = (2.0, 1.4, 1.0)
 """Parts of its share that a row keeps, each time its support is chosen; chosen on held-out training
@@ -88,11 +89,12 @@ class Choice:
             The rows with their last targets, and the weights.
         """
         W: list[Tensor] = []
+        known: list[Known] = [{} for _ in problems]
         for part in self.steps:
             if W and self.aware:
                 grams = retarget(W, [problem.gram for problem in problems])
                 problems = [replace(p, gram=g) for p, g in zip(problems, grams, strict=True)]
-            groups = zip(problems, shares, anchors, W or [None] * len(problems), strict=True)
+            groups = zip(problems, shares, anchors, W or [None] * len(problems), known, strict=True)
             W = [self._group(*group, part) for group in groups]
         return problems, W
 
@@ -103,6 +105,7 @@ class Choice:
         share: Share,
         start: Tensor,
         before: Tensor | None,
+        known: Known,
         part: float | None,
     ) -> Tensor:
         if self.recipe.units:  # all weights of what is left stay
@@ -115,7 +118,7 @@ class Choice:
             if before is not None and self.coupled and coupled.kept(before):
                 gram = coupled.shifted(gram, before, share.coupling)
             keep = [round(part * n) for n in share.keep]
-            W = self._choose(replace(problem, gram=gram), keep, start, share.importance)
+            W = self._choose(replace(problem, gram=gram), keep, start, share.importance, known)
         else:
             assert before is not None
             W = refit_near(problem, before != 0, start, self.executor)
@@ -151,8 +154,10 @@ class Choice:
         keep: list[int],
         anchor: Tensor | None = None,
         worth: Tensor | None = None,
+        known: Known | None = None,
     ) -> Tensor:
-        return choose(problem, keep, self.recipe.method, self.executor, anchor, self.pattern, worth)
+        method, executor = self.recipe.method, self.executor
+        return choose(problem, keep, method, executor, anchor, self.pattern, worth, known)
 
     def certified(
         self, problem: RowProblem, plan: Plan | None, share: Share | None, W: Tensor, look: Callback

@@ -201,6 +201,7 @@ def choose(
     anchor: Anchor = None,
     pattern: Pattern = UNSTRUCTURED,
     worth: Float[Tensor, " K"] | None = None,
+    known: splitting.Known | None = None,
 ) -> Float[Tensor, "K N"]:
     """Choose the weights of each row, and refit.
 
@@ -213,11 +214,12 @@ def choose(
         pattern: Which weights may be zero together. It holds where no row keeps more than it has
             room for.
         worth: What a unit of each row's loss is worth beside the others of its block.
+        known: What splitting made of the same features before, see `splitting.supports`.
 
     Returns:
         Weights (K, N).
     """
-    support = supports(problem, keep, method, executor, anchor, pattern, worth)
+    support = supports(problem, keep, method, executor, anchor, pattern, worth, known)
     if anchor is None:
         return refit(problem, support)
     return refit_near(problem, support, anchor, executor)
@@ -231,6 +233,7 @@ def supports(
     anchor: Anchor = None,
     pattern: Pattern = UNSTRUCTURED,
     worth: Float[Tensor, " K"] | None = None,
+    known: splitting.Known | None = None,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
@@ -242,12 +245,13 @@ def supports(
         anchor: Weights that the data may leave as they are; zero without.
         pattern: Which weights may be zero together, see `choose`.
         worth: What a unit of each row's loss is worth beside the others of its block.
+        known: What splitting made of the same features before, see `splitting.supports`.
 
     Returns:
         Which weights may be non-zero, free features among them.
     """
     if method == "splitting":
-        return splitting.supports(problem, keep, executor, anchor, pattern, worth)
+        return splitting.supports(problem, keep, executor, anchor, pattern, worth, known)
     if isinstance(pattern, Blocks):
         worth = torch.ones_like(problem.gram.t2) if worth is None else worth
         return of_blocks.supports(problem, keep, pattern, worth, executor, anchor)

@@ -53,6 +53,10 @@ solves in all steps take less time."""
 TILE = 64
 """Rows side by side at most, whatever the number of workers: their bits do not depend on it."""
 
+KEPT = 3 * 2**28
+"""Bytes of factors of the longest rows, at most, that are kept from one choice of supports to the
+next."""
+
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -78,6 +82,7 @@ def supports(
     anchor: Anchor = None,
     pattern: Pattern = UNSTRUCTURED,
     worth: Float[Tensor, " K"] | None = None,
+    known: "Known | None" = None,
 ) -> Bool[Tensor, "K N"]:
     """Choose which weights each row keeps.
 
@@ -88,6 +93,8 @@ def supports(
         anchor: Weights that the data may leave as they are; zero without.
         pattern: Which weights may be zero together.
         worth: What a unit of each row's loss is worth beside the others of its block.
+        known: Of an earlier choice on the same features, or empty; what takes long to make is kept
+            there.
 
     Returns:
         Which weights may be non-zero, free features among them.
@@ -101,7 +108,7 @@ def supports(
     wanted = torch.as_tensor(keep, device=R.device).clamp(0, R.shape[1]).split(size)
     states = [_State.first(part) for part in R.split(size)]
     work = STEPS * min(size, len(R)) * float(len(G)) ** 2
-    for level, system in enumerate(_systems(G, len(R), executor)):
+    for level, system in enumerate(_systems(G, len(R), executor, {} if known is None else known)):
         tiles = zip(states, wanted, strict=True)
         states = list(run(partial(_tile, level, system, pattern), tiles, executor, work=work))
         if all(state.settled for state in states):
@@ -238,14 +245,33 @@ class _System:
         return torch.cat([*run(self.solved, parts, executor, work=0.0)])
 
 
+Known = dict[int, _System]
+"""Systems of the longest rows, by level."""
+
+
 # level by level; of the longest rows one at a time, by all: the last ones may not be needed
-def _systems(G: Tensor, rows: int, executor: Executor | None) -> Iterator[_System]:
+def _systems(G: Tensor, rows: int, executor: Executor | None, known: Known) -> Iterator[_System]:
     if at_once(rows, len(G)):
         once = partial(_System.of, G, rows)
         yield from run(once, LEVELS, executor, work=float(len(G)) ** 3)
         return
-    for rho in LEVELS:
-        yield _System.of(G, rows, rho, executor)
+    for level, rho in enumerate(LEVELS):
+        system = known.get(level) or _System.of(G, rows, rho, executor)
+        if level < kept(len(G)):
+            known[level] = system
+        yield system
+
+
+def kept(features: int) -> int:
+    """Say how many levels of the longest rows are kept from one choice to the next.
+
+    Args:
+        features: Of a row.
+
+    Returns:
+        The first ones.
+    """
+    return int(KEPT // (4 * features**2))
 
 
 def _tile(level: int, system: _System, pattern: Pattern, piece: tuple[_State, Tensor]) -> _State:
