@@ -277,7 +277,8 @@ class Work:
         certificate = size.certificate
         if chosen:
             prices = self._price(size, screened)
-            once = size.eliminated if recipe.method == "elimination" else size.split
+            splits = recipe.method != "elimination"
+            once = size.split() if splits else size.eliminated
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
             aware = recipe.relu_aware and is_relu(equation)
@@ -297,7 +298,7 @@ class Work:
                 again = REFITS if aware else 0
                 for part in earlier:
                     together = recipe.sensitivity and size.factors(part) <= coupled.KEPT
-                    further += once + size.refit(part)
+                    further += (size.split(again=True) if splits else once) + size.refit(part)
                     further += size.coupled(part) if together else 0.0
                 further += again * last
                 further += (len(earlier) + again) * size.retargeted if aware else 0.0
@@ -343,7 +344,7 @@ class Work:
 
     def _price(self, size: "Size", screened: bool) -> float:
         exact = screened and screened_first(size.K, size.N)
-        return screened * size.split + (size.among if exact else size.eliminated)
+        return screened * size.split() + (size.among if exact else size.eliminated)
 
     def _memory(
         self, m: int, found: Sequence[Layer], rates: Rates, phases: set[str]

@@ -34,7 +34,6 @@ from simplicit.matching.ways import low_rank
 from simplicit.matching.ways.low_rank_full import is_full
 from simplicit.outputs import sensitivity
 from simplicit.outputs.sweeps.samples import PARTS
-from simplicit.solvers.settings import DEFAULTS
 from simplicit.sparsity import coupled, splitting
 from simplicit.sparsity.choice import screened_first
 from simplicit.system.rates import Rates
@@ -302,21 +301,18 @@ class _Layer:
             )
         ]  # fmt: skip
 
-    def split(self) -> list[Stage]:
+    def split(self, again: bool = False) -> list[Stage]:
         size, n, name = self.size, self.penalised, self.rows.name
-        levels, matrix = len(splitting.LEVELS), 4.0 * n**2
-        together = splitting.at_once(size.K, n)
-        inverses = (Pieces(levels, 1, size.system, 8.0, matrix),) if together else ()
-        one_by_one = 0.0 if together else levels * size.system
-        rows = splitting.tile(size.K)
+        levels, matrix, rows = len(splitting.LEVELS), 4.0 * n**2, splitting.tile(size.K)
+        own = (Pieces(levels, 1, size.system, 8.0, matrix),) if size.side_by_side else ()
         tiles = _parts(_cut(size.K, rows), size.steps, 16.0 * n + 8, 16.0 * n)
         return [
             Stage(
-                LAYERS, name, "systems of splitting", inverses, float(size.groups),
-                alone=one_by_one, shared=matrix, held=matrix,
+                LAYERS, name, "systems of splitting", own, float(size.groups),
+                alone=0.0 if own else size.made(again) * size.system, shared=matrix, held=matrix,
             ),
             Stage(
-                LAYERS, name, "splitting", tiles, float(levels * size.groups),
+                LAYERS, name, "splitting", tiles, float(size.levels * size.groups),
                 shared=matrix, held=32.0 * rows * n,
             ),
         ]  # fmt: skip
@@ -365,7 +361,7 @@ class _Layer:
         return found
 
     def certificate(self, phase: str, times: float = 1.0) -> Stage:
-        size, N, tile = self.size, self.size.N, DEFAULTS.tile
+        size, N, tile = self.size, self.size.N, self.size.solved_together
         own = _parts(_cut(size.K, tile), size.solved, 16.0 * N + 40, 8.0 * N + 32)
         # the Gram, and its copy in unit scale; its inverses are made by each worker
         return Stage(
@@ -425,11 +421,11 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
     wide = [splits and screened_first(layer.size.K, layer.size.N) for layer in layers]
     found: list[Stage] = []
     if any(wide):
-        short = [x.screened() for x in layers if splitting.at_once(x.size.K, x.penalised)]
-        long = [x.screened() for x in layers if not splitting.at_once(x.size.K, x.penalised)]
+        short = [layer.screened() for layer in layers if layer.size.side_by_side]
+        long = [(layer.size, layer.screened()) for layer in layers if not layer.size.side_by_side]
         levels = float(len(splitting.LEVELS))
         held = max(4.0 * layer.size.N**2 for layer in layers)
-        alone = sum(problems.count * problems.seconds for problems in long)
+        alone = sum(own.count * own.seconds * size.levels / levels for size, own in long)
         found.append(Stage(PRICES, "", "rough prices", (*short,), levels, alone=alone, held=held))
     for layer, screen in zip(layers, wide, strict=True):
         found += [layer.among()] if screen else layer.eliminated(PRICES)
@@ -440,9 +436,9 @@ def _prices(work: Work, layers: Sequence[_Layer]) -> list[Stage]:
 
 
 # one choice of supports, refitted
-def _choice(work: Work, layer: _Layer, part: float) -> list[Stage]:
+def _choice(work: Work, layer: _Layer, part: float, again: bool = False) -> list[Stage]:
     recipe, size = work.recipe, layer.size
-    chosen = layer.eliminated(LAYERS) if recipe.method == "elimination" else layer.split()
+    chosen = layer.eliminated(LAYERS) if recipe.method == "elimination" else layer.split(again)
     fits = part == CHOICES[-1] or size.factors(part) <= coupled.KEPT
     return [*chosen, *layer.refit(part, recipe.sensitivity and fits)]
 
@@ -477,6 +473,6 @@ def _matched(work: Work, layer: _Layer) -> list[Stage]:
         return _choice(work, layer, 1.0)
     earlier = CHOICES[:-1] if aware or recipe.sensitivity else ()
     found = layer.retargeted(len(earlier) + again if aware else 0)
-    for part in (*earlier, 1.0):
-        found += _choice(work, layer, part)
+    for number, part in enumerate((*earlier, 1.0)):
+        found += _choice(work, layer, part, number > 0)
     return [*found, *_repeated(layer.refit(1.0, recipe.sensitivity), again)]

@@ -10,6 +10,7 @@ from math import ceil
 from simplicit.calibration.moments import ALONE, BATCH, KEPT, drawn, in_block, precision
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
+from simplicit.convex import shared as unit_scale
 from simplicit.equations.equation import Equation
 from simplicit.matching.supports import CHOICES
 from simplicit.outputs.sensitivity import looked_at
@@ -61,6 +62,13 @@ Fashion-MNIST."""
 REFITTED = 100.0
 """Steps of a refit within a row space: 20 to 300 there."""
 
+EACH = 800.0
+"""Products with the Gram for each row that is too wide for working sets. Fitted."""
+
+SETTLED = 0.5
+"""Part of splitting's levels after which the longest rows have settled. Measured on 8,192 features.
+"""
+
 STAGES = 15_000.0
 """Operations on next to nothing of a certified solve. Fitted."""
 
@@ -77,7 +85,8 @@ class Size:
         m: Samples.
         n: Rows of the data.
         square: Multiplications of each for the Gram.
-        block: Bytes of a block of features, of each group.
+        samples: Of a block.
+        block: Bytes of its features, of each group.
         kept: Weights of a row.
         least: Rows of a piece of an elimination, at least.
         item: Bytes of a number.
@@ -92,6 +101,7 @@ class Size:
     m: int
     n: int
     square: float
+    samples: int
     block: float
     kept: float
     least: int
@@ -130,14 +140,15 @@ class Size:
         kept, N, n = max(part * d, 1.0), d + 1, m * drawn(m, P, d)
         item = precision(n, d, W.dtype).itemsize
         square = N * (N + 1) / 2
-        samples = min(m, ALONE if P == 1 else BATCH)
+        samples = min(m, in_block(m, P, d, None))
         block = 3.0 * item * samples * (n / m) * (N + 2 * K)
         if shifts := Shifts.of(rows, equation, n // m):
             n, square, item = m * P, shifts.cost * N**2 / 2, 8
-            block = 3.0 * 8 * min(m, in_block(m, P, d, shifts)) * (shifts.size + 2 * P * K)
+            samples = min(m, in_block(m, P, d, shifts))
+            block = 3.0 * 8 * samples * (shifts.size + 2 * P * K)
         alone = of_rows.by_itself(W, UNSTRUCTURED) and not patterned
         least = 1 if alone else of_rows.LEAST
-        return cls(groups, K, N, P, m, n, square, block, kept, least, item, workers, rates)
+        return cls(groups, K, N, P, m, n, square, samples, block, kept, least, item, workers, rates)
 
     # pieces side by side
     def _side(self, pieces: float) -> float:
@@ -201,15 +212,50 @@ class Size:
     @property
     def system(self) -> float:
         """Seconds until a level of splitting can be solved."""
+        if not self.side_by_side:
+            return self._long
         inverse = self.N**3 / (2 * self.rates.factor)
         return inverse if splitting.inverted(self.K, self.N) else inverse / 3
 
+    # a factor of many features, in float32 and in blocks: two thirds as fast as a product
     @property
-    def split(self) -> float:
-        """Seconds of one choice of supports by splitting."""
+    def _long(self) -> float:
+        return self.N**3 / 2 / self.rates.float32
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether systems are made side by side."""
+        return splitting.at_once(self.K, self.N)
+
+    @property
+    def levels(self) -> float:
+        """Levels of splitting until rows have settled."""
+        return len(splitting.LEVELS) * (1.0 if self.side_by_side else SETTLED)
+
+    def made(self, again: bool) -> float:
+        """Say how many levels' systems are made for a choice of supports.
+
+        Args:
+            again: Whether there was one before; of the longest rows, what was kept is not made.
+
+        Returns:
+            The number.
+        """
+        known = splitting.kept(self.N) if again and not self.side_by_side else 0
+        return max(self.levels - known, 0.0)
+
+    def split(self, again: bool = False) -> float:
+        """Price one choice of supports by splitting.
+
+        Args:
+            again: Whether there was one before.
+
+        Returns:
+            Seconds.
+        """
         side = self._side(self.K / splitting.tile(self.K))
-        once = self.steps / side + self.system / self._side(2)
-        return self.groups * len(splitting.LEVELS) * once
+        systems = self.made(again) * self.system / self._side(2)
+        return self.groups * (self.levels * self.steps / side + systems)
 
     def _removed(self, features: float, left: float) -> float:
         removals = max(features - left, 0.0)
@@ -387,17 +433,29 @@ class Size:
     @property
     def solved(self) -> float:
         """Seconds of the certified solve of a group's rows, what they share apart."""
-        return 2.0 * PRODUCTS * self.K * self.N**2 / self.rates.float64
+        each = EACH if self.wide else PRODUCTS
+        return 2.0 * each * self.K * self.N**2 / self.rates.float64
+
+    @property
+    def wide(self) -> bool:
+        """Whether the certified solve begins with working sets."""
+        return self.N - 1 >= DEFAULTS.large
+
+    @property
+    def solved_together(self) -> int:
+        """Rows of the certified solve that go together."""
+        return unit_scale.WIDE if self.wide else DEFAULTS.tile
 
     @property
     def prepared(self) -> float:
         """Seconds of the inverses, and of the stages, of a certified solve."""
-        return INVERSES * self.inverse + STAGES * self.rates.call
+        shared = self._long if self.wide else INVERSES * self.inverse
+        return shared + STAGES * self.rates.call
 
     @property
     def certificate(self) -> float:
         """Seconds of the certified solve."""
-        tiles = -(-self.K // DEFAULTS.tile)
+        tiles = -(-self.K // self.solved_together)
         return self.groups * (self.solved / self._side(tiles) + self.prepared)
 
     def swept(self, part: float, outputs: int, behind: float) -> float:
@@ -460,7 +518,7 @@ class Size:
     @property
     def reading(self) -> float:
         """Bytes of the blocks of features on their way."""
-        flight = 2.0 * self.workers + 1
+        flight = min(2 * self.workers, -(-self.m // self.samples)) + 1.0
         sums = self.item * (self.N**2 + self.K * self.N)
         return self.groups * flight * (self.block + sums)
 
@@ -480,7 +538,8 @@ class Size:
         factors = min(self.factors(CHOICES[0]), float(coupled.KEPT))
         inverses = 4.0 * (2 * self.workers + 2) * self.N**2
         solved = 8.0 * (4 * self.N**2 + 12 * self.K * self.N)
-        return 2 * self.gram + self.reading + features + max(factors, inverses) + solved
+        found = max(factors, inverses) + solved
+        return 2 * self.gram + features + max(self.reading, found)
 
     @property
     def features(self) -> float:
