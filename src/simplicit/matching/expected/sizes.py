@@ -84,7 +84,8 @@ class Size:
         positions: Positions of a sample.
         m: Samples.
         n: Rows of the data.
-        square: Multiplications of each for the Gram.
+        numbers: Features and targets that are read, without patches of shifted images.
+        square: Multiplications of each row of the data for the Gram.
         samples: Of a block.
         block: Bytes of its features, of each group.
         kept: Weights of a row.
@@ -100,6 +101,7 @@ class Size:
     positions: int
     m: int
     n: int
+    numbers: float
     square: float
     samples: int
     block: float
@@ -139,16 +141,19 @@ class Size:
         P = rows.positions(equation)
         kept, N, n = max(part * d, 1.0), d + 1, m * drawn(m, P, d)
         item = precision(n, d, W.dtype).itemsize
-        square = N * (N + 1) / 2
+        square, numbers = N * (N + 1) / 2, float(n * (N + K))
         samples = min(m, in_block(m, P, d, None))
         block = 3.0 * item * samples * (n / m) * (N + 2 * K)
         if shifts := Shifts.of(rows, equation, n // m):
             n, square, item = m * P, shifts.cost * N**2 / 2, 8
-            samples = min(m, in_block(m, P, d, shifts))
+            samples, numbers = min(m, in_block(m, P, d, shifts)), float(m * shifts.size + n * K)
             block = 3.0 * 8 * samples * (shifts.size + 2 * P * K)
         alone = of_rows.by_itself(W, UNSTRUCTURED) and not patterned
         least = 1 if alone else of_rows.LEAST
-        return cls(groups, K, N, P, m, n, square, samples, block, kept, least, item, workers, rates)
+        return cls(
+            groups, K, N, P, m, n, numbers, square, samples, block, kept, least, item, workers,
+            rates,
+        )  # fmt: skip
 
     # pieces side by side
     def _side(self, pieces: float) -> float:
@@ -178,7 +183,7 @@ class Size:
     def moments(self) -> float:
         """Seconds of its Grams."""
         products = self._product(2.0 * self.n * (self.square + self.N * self.K))
-        moved = self._moved(PASSES * self.n * (self.N + self.K), self.item)
+        moved = self._moved(PASSES * self.numbers, self.item)
         pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
         return self.groups * (products + moved) / self._side(pieces)
 
