@@ -1,9 +1,10 @@
-"""Cholesky factors: LAPACK as torch brings it beside ours, seconds on one thread.
+"""Cholesky factors: LAPACK as torch brings it beside ours; and what solves with them. One thread.
 
     python benchmarks/solver/factors.py [--sizes 1024 2048 4096 8192]
 
-Says from how many features on blocks pay (`convex.cholesky.LONG`), and which (`BLOCK`): best of
-three turns, one after the other. It gates nothing.
+Says from how many features on blocks pay (`convex.cholesky.LONG`), and which (`BLOCK`), and what an
+inverse takes beside steps of `convex.shared.WIDE` rows (`FACTORED`): seconds, best of three turns,
+one after the other. It gates nothing.
 """
 
 import argparse
@@ -15,17 +16,20 @@ import torch
 from torch import Tensor
 
 from simplicit.convex import cholesky
+from simplicit.convex.cholesky import solve_factored
+from simplicit.convex.products import product
+from simplicit.convex.shared import WIDE
 
 TURNS = 3
 BLOCKS = (256, 512, 1024)
 
 
 def seconds(work: Callable[[Tensor], object], G: Tensor) -> float:
-    """Time a factorisation.
+    """Time one piece of work.
 
     Args:
         work: What is done.
-        G: The matrix.
+        G: With which matrix.
 
     Returns:
         Seconds.
@@ -41,19 +45,26 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print("| features | precision | LAPACK |", " | ".join(f"blocks of {b}" for b in BLOCKS), "|")
-    print("|---|---|" + "---:|" * (1 + len(BLOCKS)))
+    factors = ["LAPACK", *(f"blocks of {b}" for b in BLOCKS)]
+    names = [*factors, "inverse", "step by it", "step by the factor"]
+    print("| features | precision |", " | ".join(names), "|")
+    print("|---|---|" + "---:|" * len(names))
     for n in asked.sizes:
         for dtype in (torch.float32, torch.float64):
             V = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
             G = V @ V.T / n
             G.diagonal().add_(1)
-            times: list[list[float]] = [[] for _ in range(1 + len(BLOCKS))]
+            lower, B = torch.linalg.cholesky(G), torch.randn(WIDE, n, dtype=dtype)
+            inverse = torch.cholesky_inverse(lower)
+            times: list[list[float]] = [[] for _ in names]
             for _ in range(TURNS):
                 times[0].append(seconds(torch.linalg.cholesky, G))
-                for own, block in zip(times[1:], BLOCKS, strict=True):
+                for own, block in zip(times[1:], BLOCKS, strict=False):
                     with patch.multiple(cholesky, LONG=0, BLOCK=block):
                         own.append(seconds(cholesky.cholesky, G))
+                times[-3].append(seconds(torch.cholesky_inverse, lower))
+                times[-2].append(seconds(lambda B, inverse=inverse: product(B, inverse), B))
+                times[-1].append(seconds(lambda B, L=lower: solve_factored(L, B.T), B))
             figures = " | ".join(f"{min(own):.3f}" for own in times)
             print(f"| {n:,} | {str(dtype)[6:]} | {figures} |", flush=True)
 

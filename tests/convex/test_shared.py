@@ -14,10 +14,14 @@ from simplicit.convex.shared import ScaledGram
 
 @pytest.fixture(params=[False, True], ids=["inverse", "factor"])
 def gram(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ScaledGram:
-    """30 features are few, or many."""
-    monkeypatch.setattr(file, "FACTORED", 30 if request.param else 31)
+    """31 features are few, or many."""
+    monkeypatch.setattr(file, "FACTORED", 31 if request.param else 32)
     data = Gram.from_data(normal(90, 31, seed=0), normal(90, 2, seed=1))
-    return ScaledGram(RowProblem(data, Penalty(l1=1e-3)))
+    found = ScaledGram(RowProblem(data, Penalty(l1=1e-3)))
+    found.solved(normal(1, 31, seed=4), 3.0)
+    (made,) = found._made.values()  # an inverse is symmetric, a factor is not
+    assert bool(made.triu(1).any()) != request.param
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -194,6 +194,18 @@ def test_a_row_too_wide_for_sets_is_solved_on_all_features():
     assert torch.equal(alone.W, found.W[5:]) and torch.equal(alone.gap, found.gap[5:])
 
 
+def test_a_set_that_cannot_be_enough_is_not_solved(monkeypatch):
+    row, sizes, restrict = wide().select(slice(5, 6)), [], RowProblem.restrict
+
+    def noted(problem: RowProblem, chosen: torch.Tensor) -> RowProblem:
+        sizes.append(len(chosen))
+        return restrict(problem, chosen)
+
+    monkeypatch.setattr(RowProblem, "restrict", noted)
+    assert by_sets(row, first=4, share=15).solved.all()
+    assert sizes == [4, 8]  # 16 of at most 20, where more than 20 matter
+
+
 def test_a_row_too_wide_for_memory_says_so_and_the_others_are_solved(monkeypatch):
     problem, require = wide(), memory.require
     whole = solve(problem.select(slice(5, 6)), tol=1e-9)

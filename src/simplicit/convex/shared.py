@@ -69,7 +69,7 @@ class ScaledGram:
         before, whole = G.diagonal()[penalised], among(G, penalised)
         if len(self.free):
             cross = G[self.free][:, penalised]
-            whole = whole - cross.T @ (self.inverse_free @ cross)
+            whole = torch.addmm(whole, cross.T, self.inverse_free @ cross, alpha=-1)
         alive = whole.diagonal() > (before * ROUNDING).clamp_min(UNDERFLOW)
         if not bool(alive.all()):
             whole = whole[alive][:, alive]

@@ -111,7 +111,7 @@ class Choice:
         if self.recipe.units:  # all weights of what is left stay
             return refit_all(problem, start)
         if problem.terms.has_ball:
-            return self._in_ball(problem, share, before, part)
+            return self._in_ball(problem, share, before, known, part)
         if part is not None:
             gram = problem.gram
             # rows that were not refitted together would all make up for the same error
@@ -131,13 +131,18 @@ class Choice:
     # The ball is not seen by the choice. Where it sets weights of the refit to zero, the row
     # is given more, and what is too much then goes over all rows together.
     def _in_ball(
-        self, problem: RowProblem, share: Share, before: Tensor | None, part: float | None
+        self,
+        problem: RowProblem,
+        share: Share,
+        before: Tensor | None,
+        known: Known,
+        part: float | None,
     ) -> Tensor:
         if part is None:
             assert before is not None
             return refit(problem, before != 0)
         wanted, most = torch.tensor(share.keep), int((~problem.free).sum())
-        budget, W = sum(share.keep), self._choose(problem, share.keep)
+        budget, W = sum(share.keep), self._choose(problem, share.keep, known=known)
         for _ in range(REFILLS):
             W = refit(problem, W != 0)
             left = torch.count_nonzero(W[:, ~problem.free], dim=1).cpu()
@@ -145,7 +150,7 @@ class Choice:
             if int(left.sum()) >= budget or bool((more == wanted).all()):
                 break
             wanted = more
-            W = self._choose(problem, wanted.tolist())
+            W = self._choose(problem, wanted.tolist(), known=known)
         return trim(problem, W, budget)
 
     def _choose(

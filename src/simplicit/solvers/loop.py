@@ -93,8 +93,8 @@ def solve(
     every = torch.arange(K, device=start.W.device)
     large = [working_set.pays(part, call.settings) for _, part in problem.parts]
     cut = [
-        (part, _tiles(every[mask], start, call, many, WIDE if many_features else BLOCK))
-        for (mask, part), many_features in zip(problem.parts, large, strict=True)
+        (part, _tiles(every[mask], start, call, many, WIDE if pays else BLOCK))
+        for (mask, part), pays in zip(problem.parts, large, strict=True)
     ]
     with ExitStack() as stack:
         wide = any(large)

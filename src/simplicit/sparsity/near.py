@@ -51,7 +51,12 @@ def normal_equations(
     """
     G, small = problem.gram.G.clone(), ridge(problem)
     G.diagonal().add_(small)
-    return G, problem.gram.R if anchor is None else problem.gram.R + small * anchor
+    return G, _right(problem, anchor, small)
+
+
+# R of the normal equations
+def _right(problem: RowProblem, anchor: Anchor, small: Tensor) -> Tensor:
+    return problem.gram.R if anchor is None else problem.gram.R + small * anchor
 
 
 def without_free(
@@ -70,7 +75,7 @@ def without_free(
     if not len(free):
         return normal_equations(problem, anchor)
     whole, small = problem.gram.G, ridge(problem)
-    R = problem.gram.R if anchor is None else problem.gram.R + small * anchor
+    R = _right(problem, anchor, small)
     G = among(whole, own).clone()
     G.diagonal().add_(small[own])
     between = whole[free][:, own]

@@ -277,8 +277,9 @@ class Work:
         certificate = size.certificate
         if chosen:
             prices = self._price(size, screened)
-            splits = recipe.method != "elimination"
-            once = size.split() if splits else size.eliminated
+            once, more = size.split(), size.split(again=True)
+            if recipe.method == "elimination":
+                once = more = size.eliminated
             last = size.refit(1.0) + (size.coupled(1.0) if recipe.sensitivity else 0.0)
             first = once + last
             aware = recipe.relu_aware and is_relu(equation)
@@ -298,7 +299,7 @@ class Work:
                 again = REFITS if aware else 0
                 for part in earlier:
                     together = recipe.sensitivity and size.factors(part) <= coupled.KEPT
-                    further += (size.split(again=True) if splits else once) + size.refit(part)
+                    further += more + size.refit(part)
                     further += size.coupled(part) if together else 0.0
                 further += again * last
                 further += (len(earlier) + again) * size.retargeted if aware else 0.0

@@ -7,7 +7,7 @@ gives were fitted to the networks of `benchmarks/estimate.py`.
 from dataclasses import dataclass
 from math import ceil
 
-from simplicit.calibration.moments import ALONE, BATCH, KEPT, drawn, in_block, precision
+from simplicit.calibration.moments import BATCH, KEPT, drawn, in_block, precision
 from simplicit.calibration.rows import Rows
 from simplicit.calibration.shifts import Shifts
 from simplicit.convex import shared as unit_scale
@@ -65,7 +65,7 @@ REFITTED = 100.0
 EACH = 800.0
 """Products with the Gram for each row that is too wide for working sets. Fitted."""
 
-SETTLED = 0.5
+CLIMBED = 0.5
 """Part of splitting's levels after which the longest rows have settled. Measured on 8,192 features.
 """
 
@@ -184,8 +184,7 @@ class Size:
         """Seconds of its Grams."""
         products = self._product(2.0 * self.n * (self.square + self.N * self.K))
         moved = self._moved(PASSES * self.numbers, self.item)
-        pieces = max(self.m / (ALONE if self.positions == 1 else BATCH), 1.0)
-        return self.groups * (products + moved) / self._side(pieces)
+        return self.groups * (products + moved) / self._side(self.m / self.samples)
 
     def added(self, numbers: float) -> float:
         """Price a piece's answer, in its own precision, that is added to a sum in float64.
@@ -203,7 +202,7 @@ class Size:
         """Seconds of moments with new targets."""
         products = self._product(4.0 * self.n * self.N * self.K)
         moved = self._moved(10.0 * self.n * self.K, self.item)
-        return self.groups * (products + moved) / self._side(self.m / BATCH)
+        return self.groups * (products + moved) / self._side(self.m / self.samples)
 
     @property
     def steps(self) -> float:
@@ -235,7 +234,7 @@ class Size:
     @property
     def levels(self) -> float:
         """Levels of splitting until rows have settled."""
-        return len(splitting.LEVELS) * (1.0 if self.side_by_side else SETTLED)
+        return len(splitting.LEVELS) * (1.0 if self.side_by_side else CLIMBED)
 
     def made(self, again: bool) -> float:
         """Say how many levels' systems are made for a choice of supports.
