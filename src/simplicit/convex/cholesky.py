@@ -11,8 +11,9 @@ from simplicit.convex.gram import ROUNDING
 from simplicit.workers.run import run
 
 LONG = 2048
-"""Features from which on columns are taken in blocks. LAPACK, as torch brings it, then takes 1.3 to
-2.6 times as long on one thread (`benchmarks/solver/factors.py`)."""
+"""Features from which on columns are taken in blocks, whose rows several threads share. On one
+thread LAPACK, as torch brings it, takes up to 2.6 times as long, on some processors as long
+(`benchmarks/solver/factors.py`)."""
 
 BLOCK = 512
 """Columns of a block, and rows of a piece of it. Chosen: 256 take as long."""

@@ -26,7 +26,8 @@ ROUNDING = 1e-12
 """A projected mean square this much smaller than it was is rounding error, and counts as zero."""
 
 FACTORED = 8000
-"""Features from which ADMM solves by a factor: to invert it takes as long as a hundred steps."""
+"""Features from which ADMM solves by a factor: to invert it takes as long as a hundred steps of
+`WIDE` rows (`benchmarks/solver/factors.py`)."""
 
 WIDE = 8
 """Rows that a factor solves together, whatever the number of rows."""
